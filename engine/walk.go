@@ -1,0 +1,183 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// StepState is a step's state in the journal.
+type StepState string
+
+// The states of a step. A running step of a dead process is begun again.
+const (
+	StepPending StepState = "pending"
+	StepRunning StepState = "running"
+	StepDone    StepState = "done"
+	StepFailed  StepState = "failed"
+)
+
+// StepRecord is what the journal knows of a step.
+type StepRecord struct {
+	ID          StepID
+	State       StepState
+	Fingerprint string
+	Started     time.Time
+	Ended       time.Time
+	Error       string
+}
+
+// Approval is a person's yes.
+type Approval struct {
+	Name       string
+	By         string
+	At         time.Time
+	PlanDigest string
+}
+
+// Journal is the durable record that the walk writes. engine/journal implements it on the target.
+type Journal interface {
+	// Begin records that a step starts, or returns the record of one that is done. A done step
+	// whose fingerprint differs is an error of ClassStale.
+	Begin(ctx context.Context, s Step) (StepRecord, error)
+	// End records how a step ended; cause is nil for done.
+	End(ctx context.Context, id StepID, cause error) error
+	// Approval looks for an approval of this name, bound to this plan digest.
+	Approval(ctx context.Context, name, planDigest string) (Approval, bool, error)
+	// Approve records one.
+	Approve(ctx context.Context, a Approval) error
+	// Checkpoint gives the step's durable progress.
+	Checkpoint(id StepID, sink Sink) Checkpoint
+}
+
+// AskFunc asks a person on the terminal. It returns who said yes, or an error of ClassApproval.
+type AskFunc func(ctx context.Context, r ApprovalRequest) (by string, err error)
+
+// Walk is one run of a plan's steps.
+type Walk struct {
+	Plan    *Plan
+	Digest  string // of the plan as accepted
+	Steps   []Step // in the plan's order
+	Journal Journal
+	Sink    Sink
+	Ask     AskFunc          // nil: nobody can be asked
+	Until   StepID           // inclusive; empty walks all
+	Now     func() time.Time // Defaults to time.Now
+}
+
+// Outcome is one step's part in a walk, for the closing table.
+type Outcome struct {
+	ID      StepID        `json:"id"`
+	Phase   Phase         `json:"phase"`
+	State   StepState     `json:"state"`
+	Skipped bool          `json:"skipped,omitempty"` // done before this process
+	Elapsed time.Duration `json:"elapsed"`
+}
+
+// Run applies the steps in order and returns one outcome a step, also on failure.
+func (w *Walk) Run(ctx context.Context) ([]Outcome, error) {
+	if w.Now == nil {
+		w.Now = time.Now
+	}
+	outcomes := make([]Outcome, 0, len(w.Steps))
+	for i, s := range w.Steps {
+		o, err := w.step(ctx, s)
+		outcomes = append(outcomes, o)
+		if err != nil || s.ID() == w.Until {
+			for _, rest := range w.Steps[i+1:] {
+				outcomes = append(outcomes, Outcome{ID: rest.ID(), Phase: rest.Phase(), State: StepPending})
+			}
+			return outcomes, err
+		}
+	}
+	return outcomes, nil
+}
+
+func (w *Walk) step(ctx context.Context, s Step) (Outcome, error) {
+	o := Outcome{ID: s.ID(), Phase: s.Phase(), State: StepRunning}
+	if err := ctx.Err(); err != nil {
+		o.State = StepPending
+		return o, context.Cause(ctx)
+	}
+	p, ok := w.Plan.Step(s.ID())
+	if !ok {
+		return o, Errorf(ClassStale, "Run plan again.", "step %s is not in the plan", s.ID())
+	}
+	rec, err := w.Journal.Begin(ctx, s)
+	if err != nil {
+		return o, err
+	}
+	if rec.State == StepDone {
+		o.State, o.Skipped, o.Elapsed = StepDone, true, rec.Ended.Sub(rec.Started)
+		w.emit(Event{Kind: EventStepSkipped, Step: s.ID(), Phase: s.Phase(), Message: "already done: " + p.Title})
+		return o, nil
+	}
+	start := w.Now()
+	w.emit(Event{Kind: EventStepStarted, Step: s.ID(), Phase: s.Phase(), Message: p.Title})
+	err = w.approve(ctx, s)
+	if err == nil {
+		err = s.Apply(ctx, p, w.Journal.Checkpoint(s.ID(), w.Sink))
+	}
+	o.Elapsed = w.Now().Sub(start)
+	// The end is recorded even when the walk is being stopped, or the record would say "running" for ever.
+	endCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 3*time.Second)
+	defer cancel()
+	endErr := w.Journal.End(endCtx, s.ID(), err)
+	if err != nil {
+		o.State = StepFailed
+		w.emit(Event{Kind: EventStepFailed, Step: s.ID(), Phase: s.Phase(), Level: "error", Message: err.Error(), Elapsed: o.Elapsed, Hint: HintOf(err)})
+		return o, named(s.ID(), err)
+	}
+	if endErr != nil {
+		o.State = StepFailed
+		return o, named(s.ID(), fmt.Errorf("recording the end: %w", endErr))
+	}
+	o.State = StepDone
+	w.emit(Event{Kind: EventStepDone, Step: s.ID(), Phase: s.Phase(), Message: p.Title, Elapsed: o.Elapsed})
+	return o, nil
+}
+
+// approve makes sure that a person said yes to a step that needs it.
+func (w *Walk) approve(ctx context.Context, s Step) error {
+	a, ok := s.(Approver)
+	if !ok {
+		return nil
+	}
+	req := a.Approval()
+	got, found, err := w.Journal.Approval(ctx, req.Name, w.Digest)
+	if err != nil {
+		return err
+	}
+	if found && (req.Expires == 0 || w.Now().Sub(got.At) <= req.Expires) {
+		w.emit(Event{Kind: EventApproval, Step: s.ID(), Phase: s.Phase(), Message: fmt.Sprintf("%s approved by %s", req.Name, got.By)})
+		return nil
+	}
+	if w.Ask == nil {
+		hint := fmt.Sprintf("Approve it in the next job: pgrunbook apply --approve %s --by WHO, or from anywhere: pgrunbook approve %s --by WHO", req.Name, req.Name)
+		cause := fmt.Errorf("%q needs an approval: %s", req.Name, req.Message)
+		if found {
+			cause = fmt.Errorf("the approval of %q by %s at %s has expired: %s", req.Name, got.By, got.At.Format(time.RFC3339), req.Message)
+		}
+		return &Error{Class: ClassApproval, Hint: hint, Err: cause}
+	}
+	by, err := w.Ask(ctx, req)
+	if err != nil {
+		return err
+	}
+	return w.Journal.Approve(ctx, Approval{Name: req.Name, By: by, At: w.Now(), PlanDigest: w.Digest})
+}
+
+func (w *Walk) emit(e Event) {
+	e.At = w.Now()
+	w.Sink.Emit(e)
+}
+
+func named(id StepID, err error) error {
+	var e *Error
+	if errors.As(err, &e) && e.Step == "" {
+		e.Step = id
+		return err
+	}
+	return fmt.Errorf("step %s: %w", id, err)
+}
