@@ -201,7 +201,8 @@ func lockFile(ctx context.Context, path string) (unlock func(), err error) {
 	}
 }
 
-// tryLock opens path and locks it, or fails with EWOULDBLOCK when it is held.
+// tryLock opens path and locks it, or fails with EWOULDBLOCK when it is held or
+// was deleted by its holder in between.
 func tryLock(path string) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600) //nolint:gosec // made of our own parts
 	if err != nil {
@@ -210,6 +211,12 @@ func tryLock(path string) (*os.File, error) {
 	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil { //nolint:gosec // a descriptor fits an int
 		_ = f.Close()
 		return nil, err
+	}
+	held, errHeld := f.Stat()
+	named, errNamed := os.Stat(path)
+	if errHeld != nil || errNamed != nil || !os.SameFile(held, named) {
+		_ = f.Close()
+		return nil, syscall.EWOULDBLOCK
 	}
 	return f, nil
 }

@@ -1,0 +1,214 @@
+package testpg
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// TB is what the helpers need of testing.TB.
+type TB interface {
+	Helper()
+	Name() string
+	Cleanup(func())
+	Logf(format string, args ...any)
+	Errorf(format string, args ...any)
+	Fatalf(format string, args ...any)
+}
+
+// shared holds this test binary's clusters by major.
+var shared struct {
+	sync.Mutex
+	clusters map[int]*Cluster
+}
+
+// Shared returns this test binary's cluster of a major, started on first use.
+// Tests that stop, pause or reconfigure a server start their own instead.
+// Main removes it; without Main it dies with the process and its files are
+// swept by the next run.
+func Shared(t TB, major int) *Cluster {
+	t.Helper()
+	shared.Lock()
+	defer shared.Unlock()
+	if c := shared.clusters[major]; c != nil {
+		return c
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute) // a download may be needed
+	defer cancel()
+	c, err := Start(ctx, Options{Major: major})
+	if err != nil {
+		t.Fatalf("no PostgreSQL %d to test with: %v", major, err)
+		return nil
+	}
+	if shared.clusters == nil {
+		shared.clusters = map[int]*Cluster{}
+	}
+	shared.clusters[major] = c
+	return c
+}
+
+// Main runs the tests of a package and removes the shared clusters:
+//
+//	func TestMain(m *testing.M) { testpg.Main(m) }
+func Main(m interface{ Run() int }) {
+	code := m.Run()
+	shared.Lock()
+	defer shared.Unlock()
+	for _, c := range shared.clusters {
+		if err := c.Remove(); err != nil {
+			fmt.Fprintln(os.Stderr, "removing a test cluster:", err)
+			code = max(code, 1)
+		}
+	}
+	os.Exit(code)
+}
+
+// StartT starts a cluster of the test's own and removes it at its end. The
+// server's log is shown when the start fails.
+func StartT(t TB, o Options) *Cluster {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
+	defer cancel()
+	c, err := Start(ctx, o)
+	if err != nil {
+		t.Fatalf("%v", err)
+		return nil
+	}
+	t.Cleanup(func() {
+		if err := c.Remove(); err != nil {
+			t.Errorf("removing a test cluster: %v", err)
+		}
+	})
+	return c
+}
+
+// TempDir makes a directory that the server's user can reach (t.TempDir's is
+// private to its owner), for Options.Dir, tablespaces and mounts.
+func TempDir(t TB) string {
+	t.Helper()
+	acc, err := serverAccount()
+	if err != nil {
+		t.Fatalf("%v", err)
+		return ""
+	}
+	w, err := newWorkdir(acc)
+	if err != nil {
+		t.Fatalf("%v", err)
+		return ""
+	}
+	t.Cleanup(func() {
+		if err := w.remove(); err != nil {
+			t.Errorf("removing a test directory: %v", err)
+		}
+	})
+	return w.path
+}
+
+// PairMajors are the majors that Pair uses: 15 to 18, or PGRUNBOOK_TEST_PAIR,
+// like "12:18".
+func PairMajors() (source, target int, err error) {
+	s := orDefault(os.Getenv("PGRUNBOOK_TEST_PAIR"), "15:18")
+	from, to, ok := strings.Cut(s, ":")
+	source, errFrom := strconv.Atoi(from)
+	target, errTo := strconv.Atoi(to)
+	if err := errors.Join(errFrom, errTo); err != nil || !ok {
+		return 0, 0, fmt.Errorf("PGRUNBOOK_TEST_PAIR is %q: want two majors like 12:18", s)
+	}
+	return source, target, nil
+}
+
+// Pair returns the URLs of two fresh databases on shared clusters of two majors.
+func Pair(t TB) (sourceURL, targetURL string) {
+	t.Helper()
+	source, target, err := PairMajors()
+	if err != nil {
+		t.Fatalf("%v", err)
+		return "", ""
+	}
+	return NewDB(t, Shared(t, source)), NewDB(t, Shared(t, target))
+}
+
+var dbCount atomic.Int64
+
+// NewDB makes a fresh database and returns the superuser's URL. It is dropped,
+// with whoever is still connected, when the test ends.
+func NewDB(t TB, c *Cluster) string {
+	t.Helper()
+	name := fmt.Sprintf("t%d_%s", dbCount.Add(1), simpleName(t.Name()))
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	if err := c.Exec(ctx, "postgres", "CREATE DATABASE "+pgx.Identifier{name}.Sanitize()); err != nil {
+		t.Fatalf("making a test database: %v", err)
+		return ""
+	}
+	t.Cleanup(func() {
+		if !c.Running() {
+			return
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		if err := c.DropDB(ctx, name); err != nil {
+			t.Errorf("dropping a test database: %v", err)
+		}
+	})
+	return c.URL(name, c.Superuser)
+}
+
+func simpleName(s string) string {
+	s = strings.Map(func(r rune) rune {
+		if r >= 'a' && r <= 'z' || r >= '0' && r <= '9' {
+			return r
+		}
+		return '_'
+	}, strings.ToLower(s))
+	return s[:min(len(s), 40)]
+}
+
+// preparedQuery lists what a dead transaction manager left in this database.
+const preparedQuery = `SELECT gid FROM pg_catalog.pg_prepared_xacts WHERE database = pg_catalog.current_database()`
+
+// DropDB ends the sessions of a database, rolls back its prepared transactions
+// and drops it.
+func (c *Cluster) DropDB(ctx context.Context, name string) error {
+	if err := c.rollBackPrepared(ctx, name); err != nil {
+		return err
+	}
+	ident := pgx.Identifier{name}.Sanitize()
+	if c.Major >= 13 {
+		return c.Exec(ctx, "postgres", "DROP DATABASE "+ident+" WITH (FORCE)")
+	}
+	return c.Exec(ctx, "postgres",
+		"ALTER DATABASE "+ident+" ALLOW_CONNECTIONS false",
+		"SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity WHERE datname = '"+name+"'",
+		"DROP DATABASE "+ident)
+}
+
+func (c *Cluster) rollBackPrepared(ctx context.Context, name string) error {
+	conn, err := pgx.Connect(ctx, c.URL(name, c.Superuser))
+	if err != nil {
+		return fmt.Errorf("connecting to %s: %w", name, err)
+	}
+	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
+	rows, err := conn.Query(ctx, preparedQuery)
+	if err != nil {
+		return fmt.Errorf("listing prepared transactions: %w", err)
+	}
+	gids, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return fmt.Errorf("listing prepared transactions: %w", err)
+	}
+	for _, gid := range gids {
+		if _, err := conn.Exec(ctx, "ROLLBACK PREPARED '"+strings.ReplaceAll(gid, "'", "''")+"'"); err != nil {
+			return fmt.Errorf("rolling back prepared transaction %s: %w", gid, err)
+		}
+	}
+	return nil
+}
