@@ -1,0 +1,105 @@
+//go:build failpoint
+
+package failpoint
+
+import (
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// A rule acts at the n-th hit of a name.
+type rule struct {
+	name string
+	at   int // 1 is the first hit; 0 is every hit
+	act  string
+}
+
+var (
+	mu    sync.Mutex
+	hits  = map[string]int{}
+	rules = parse(os.Getenv("PGRUNBOOK_FAILPOINTS"))
+	trace = os.Getenv("PGRUNBOOK_FAILPOINT_TRACE") // file that every hit is appended to
+)
+
+// Enabled reports whether failpoints are compiled in.
+const Enabled = true
+
+// Hit passes a boundary. Rules come from PGRUNBOOK_FAILPOINTS, "name@n:act" separated by ";":
+// kill (SIGKILL), stop=10s (SIGSTOP, continued from outside or never), sleep=1s, panic.
+func Hit(name string) {
+	mu.Lock()
+	hits[name]++
+	n := hits[name]
+	record(name, n)
+	var act string
+	for _, r := range rules {
+		if r.name == name && (r.at == 0 || r.at == n) {
+			act = r.act
+		}
+	}
+	mu.Unlock()
+	if act != "" {
+		do(name, act)
+	}
+}
+
+func record(name string, n int) {
+	if trace == "" {
+		return
+	}
+	f, err := os.OpenFile(trace, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		panic(err)
+	}
+	fmt.Fprintf(f, "%s %d\n", name, n)
+	_ = f.Close()
+}
+
+func do(name, act string) {
+	verb, arg, _ := strings.Cut(act, "=")
+	switch verb {
+	case "kill":
+		_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
+		select {} // the signal is on its way
+	case "stop":
+		_ = syscall.Kill(os.Getpid(), syscall.SIGSTOP)
+	case "sleep":
+		d, err := time.ParseDuration(arg)
+		if err != nil {
+			panic(err)
+		}
+		time.Sleep(d)
+	case "panic":
+		panic("failpoint " + name)
+	default:
+		panic("unknown failpoint act " + act)
+	}
+}
+
+func parse(s string) []rule {
+	var list []rule
+	for _, part := range strings.Split(s, ";") {
+		if part == "" {
+			continue
+		}
+		where, act, ok := strings.Cut(part, ":")
+		if !ok {
+			panic("malformed failpoint " + part)
+		}
+		r := rule{name: where, act: act}
+		if name, n, ok := strings.Cut(where, "@"); ok {
+			at, err := strconv.Atoi(n)
+			if err != nil {
+				panic(err)
+			}
+			r.name, r.at = name, at
+		}
+		list = append(list, r)
+	}
+	return list
+}

@@ -1,0 +1,278 @@
+package freeze
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pgrunbook/pgrunbook/internal/failpoint"
+	"github.com/pgrunbook/pgrunbook/internal/pg"
+	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
+)
+
+// Pass is the final exact pass. It is prepared before the hold: its transaction has begun and its
+// table locks are taken, but not its snapshot, so that a TRUNCATE that queues at the gate with
+// ACCESS EXCLUSIVE in hand cannot stop it.
+type Pass interface {
+	// Run takes the snapshot, carries everything over and forgets it.
+	Run(ctx context.Context) (PassResult, error)
+	// Close ends the pass's transactions, whatever happened.
+	Close(ctx context.Context)
+}
+
+// SwitchStep repoints something while writes are held on both sides.
+type SwitchStep struct {
+	Name    string
+	Timeout time.Duration
+	Do      func(ctx context.Context) error
+	Undo    func(ctx context.Context) error
+}
+
+// Freeze is one cutover or rollback. All hooks are called with the hold in hand unless said
+// otherwise; none may run anything long on the hold's connection.
+type Freeze struct {
+	From, To *pg.Server
+	Run      scope.Run
+	Budget   time.Duration // longest write block
+	Tables   []scope.Table // every gated table
+	Switch   []SwitchStep
+
+	Prepare   func(ctx context.Context) (Pass, error)        // before the hold
+	Sequences func(ctx context.Context) (int, error)         // sets to's sequences from from's; returns how many
+	Pending   func(ctx context.Context) (int64, error)       // rows left in from's deltas; must be 0
+	Check     func(ctx context.Context) error                // fingerprints of from's catalog
+	Decide    func(ctx context.Context) error                // durable: "flip of epoch e decided"
+	AtOpen    func(ctx context.Context, exec ExecFunc) error // statements in to's hold, committed with its opening
+	Mark      func(name, message string)                     // progress
+	Compare   func(ctx context.Context) (string, error)      // what changed since the live verification
+}
+
+// ExecFunc runs one short statement.
+type ExecFunc func(ctx context.Context, sql string, args ...any) error
+
+// conns are opened before a freeze starts: during a hold the application's pools may grow to
+// max_connections and shut us out.
+type conns struct {
+	from, to, look, watch *pgx.Conn
+	oids                  []uint32
+}
+
+// ErrNotNow wraps every reason for which an attempt was given up with from writable and nothing
+// changed for good; another attempt may just work.
+var ErrNotNow = errors.New("no cutover this time")
+
+// Attempt tries once. On success the certificate is complete and to takes writes. An error that
+// is ErrNotNow leaves from writable; ErrUnknown means that Resolve has to look; any other error
+// before the flip leaves from writable too.
+func (f *Freeze) Attempt(ctx context.Context, n int) (*Certificate, error) {
+	c, err := f.open(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer c.close(ctx)
+	cert := &Certificate{From: f.From.Side(), To: f.To.Side(), Epoch: f.Run.Epoch, Attempt: n, Budget: f.Budget, Tables: len(f.Tables)}
+	if left, err := look(ctx, c.look, f.Run, c.oids); err != nil {
+		return nil, err
+	} else if len(left) > 0 {
+		return nil, fmt.Errorf("%w: %w", ErrNotNow, &BlockedError{Blockers: left})
+	}
+	pass, err := f.Prepare(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("%w: preparing the final pass: %w", ErrNotNow, err)
+	}
+	defer pass.Close(context.WithoutCancel(ctx))
+	failpoint.Hit("freeze.prepared")
+
+	// to is held as well, with the flag that will open it: clients that are repointed wait there
+	// instead of failing.
+	toHold, err := take(ctx, c.to, f.To.Side(), f.Run, flagOpen)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrNotNow, err)
+	}
+	defer toHold.Release(ctx)
+	hold, err := take(ctx, c.from, f.From.Side(), f.Run, flagClosed)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrNotNow, err)
+	}
+	defer hold.Release(ctx)
+	cert.Began, cert.Drain = hold.Since, hold.Took
+	failpoint.Hit("freeze.held")
+	return cert, f.held(ctx, c, hold, toHold, pass, cert)
+}
+
+// held does everything that writers wait for, within the budget and only while the hold is there.
+func (f *Freeze) held(ctx context.Context, c *conns, hold, toHold *Hold, pass Pass, cert *Certificate) error {
+	ctx, cancel := f.bounded(ctx, hold, toHold)
+	defer cancel(nil)
+	mark := func(name, message string) {
+		cert.Marks = append(cert.Marks, Mark{Name: name, After: time.Since(hold.Since)})
+		f.Mark(name, message)
+	}
+	mark("hold", fmt.Sprintf("writes are held on the %s, drained in %s", f.From.Side(), hold.Took.Round(100*time.Microsecond)))
+	if err := f.carry(ctx, c, pass, cert, mark); err != nil {
+		return f.why(ctx, err)
+	}
+	undo, err := f.repoint(ctx, mark)
+	if err == nil {
+		err = f.ready(ctx, c, toHold, cert)
+	}
+	if err != nil {
+		undo()
+		return f.why(ctx, err)
+	}
+	return f.flip(ctx, c, hold, toHold, cert, mark, undo)
+}
+
+// bounded gives a context that dies with the budget or with either hold.
+func (f *Freeze) bounded(ctx context.Context, hold, toHold *Hold) (context.Context, context.CancelCauseFunc) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	timer := time.AfterFunc(f.Budget-time.Since(hold.Since), func() {
+		cancel(fmt.Errorf("the write block reached its budget of %s", f.Budget))
+	})
+	go func() {
+		defer timer.Stop()
+		select {
+		case <-hold.Lost():
+			cancel(hold.Cause())
+		case <-toHold.Lost():
+			cancel(toHold.Cause())
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, cancel
+}
+
+// carry proves that no older writer is left and brings to up to from's last commit.
+func (f *Freeze) carry(ctx context.Context, c *conns, pass Pass, cert *Certificate, mark func(string, string)) error {
+	tries, err := prove(ctx, c.look, f.Run, c.oids)
+	if err != nil {
+		return err
+	}
+	cert.Proof = Proof{Looks: tries, Text: "pg_locks shows no transaction that wrote to a table in scope without having passed the gate"}
+	mark("proof", fmt.Sprintf("no older writer is left (look %d)", tries))
+	failpoint.Hit("freeze.proved")
+	cert.Pass, err = pass.Run(ctx)
+	if err != nil {
+		return fmt.Errorf("final pass: %w", err)
+	}
+	mark("pass", fmt.Sprintf("final pass carried %d rows", cert.Pass.Rows))
+	failpoint.Hit("freeze.passed")
+	if cert.Pending, err = f.Pending(ctx); err != nil {
+		return err
+	}
+	if cert.Pending != 0 {
+		return fmt.Errorf("%d changes are left after the final pass", cert.Pending)
+	}
+	if err := f.Check(ctx); err != nil {
+		return err
+	}
+	if cert.Sequences, err = f.Sequences(ctx); err != nil {
+		return fmt.Errorf("setting the sequences: %w", err)
+	}
+	mark("sequences", fmt.Sprintf("%d sequences set", cert.Sequences))
+	failpoint.Hit("freeze.sequences")
+	cert.Compared, err = f.Compare(ctx)
+	return err
+}
+
+// repoint runs the switch steps. undo takes back, in reverse order, every one that was begun: a
+// step that ran into its timeout may have acted all the same.
+func (f *Freeze) repoint(ctx context.Context, mark func(string, string)) (undo func(), err error) {
+	begun := 0
+	undo = func() {
+		for i := begun - 1; i >= 0; i-- {
+			s := f.Switch[i]
+			undoCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.Timeout)
+			if err := s.Undo(undoCtx); err != nil {
+				f.Mark("undo", fmt.Sprintf("undoing %s failed: %v: check by hand where it points", s.Name, err))
+			} else {
+				f.Mark("undo", "undid "+s.Name)
+			}
+			cancel()
+		}
+	}
+	for i, s := range f.Switch {
+		if ctx.Err() != nil { // the hold is gone or the budget is used up: no step may start
+			return undo, context.Cause(ctx)
+		}
+		begun = i + 1
+		stepCtx, cancel := context.WithTimeout(ctx, s.Timeout)
+		err := s.Do(stepCtx)
+		cancel()
+		if err != nil {
+			return undo, fmt.Errorf("switch step %s: %w", s.Name, err)
+		}
+		mark("switch", "did "+s.Name)
+		failpoint.Hit("freeze.switched")
+	}
+	return undo, nil
+}
+
+// why says why an attempt ended, with the budget or the lost hold as the reason where it was one.
+func (f *Freeze) why(ctx context.Context, err error) error {
+	if cause := context.Cause(ctx); cause != nil && !errors.Is(err, cause) {
+		return fmt.Errorf("%w: %w (%w)", ErrNotNow, cause, err)
+	}
+	return fmt.Errorf("%w: %w", ErrNotNow, err)
+}
+
+func (f *Freeze) open(ctx context.Context) (*conns, error) {
+	c := &conns{}
+	var err error
+	for _, o := range []struct {
+		conn **pgx.Conn
+		srv  *pg.Server
+		use  pg.Use
+	}{
+		{&c.from, f.From, pg.Use{Name: "hold", Marked: true}},
+		{&c.to, f.To, pg.Use{Name: "hold", Marked: true}},
+		{&c.look, f.From, pg.Use{Name: "freeze look", LockTimeout: drainTimeout}},
+		{&c.watch, f.To, pg.Use{Name: "freeze look", LockTimeout: drainTimeout}},
+	} {
+		if *o.conn, err = o.srv.Connect(ctx, o.use); err != nil {
+			c.close(ctx)
+			return nil, err
+		}
+	}
+	c.oids, err = relations(ctx, c.look, f.Tables)
+	if err != nil {
+		c.close(ctx)
+		return nil, err
+	}
+	return c, nil
+}
+
+func (c *conns) close(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+	defer cancel()
+	for _, conn := range []*pgx.Conn{c.from, c.to, c.look, c.watch} {
+		if conn != nil {
+			_ = conn.Close(ctx)
+		}
+	}
+}
+
+// relations gives the oids, on this side, of every table in scope with its partitions.
+func relations(ctx context.Context, conn *pgx.Conn, tables []scope.Table) ([]uint32, error) {
+	var schemas, names []string
+	for _, t := range tables {
+		schemas, names = append(schemas, t.Schema), append(names, t.Name.Name)
+		for _, m := range t.Members {
+			schemas, names = append(schemas, m.Schema), append(names, m.Name.Name)
+		}
+	}
+	rows, err := conn.Query(ctx, `
+SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+  JOIN unnest($1::text[], $2::text[]) AS w (s, t) ON n.nspname = w.s AND c.relname = w.t`, schemas, names)
+	if err != nil {
+		return nil, fmt.Errorf("reading the tables' oids: %w", err)
+	}
+	oids, err := pgx.CollectRows(rows, pgx.RowTo[uint32])
+	if err != nil {
+		return nil, fmt.Errorf("reading the tables' oids: %w", err)
+	}
+	return oids, nil
+}

@@ -1,0 +1,43 @@
+package freeze
+
+import "time"
+
+// Certificate is the record of one freeze: who was drained, the proof that no older writer was
+// left, what was carried over last, and when. It is kept in the journal.
+type Certificate struct {
+	From      string        `json:"from"` // "source" in a cutover, "target" in a rollback
+	To        string        `json:"to"`
+	Epoch     int64         `json:"epoch"`
+	Attempt   int           `json:"attempt"`
+	Began     time.Time     `json:"began"`   // writers began to wait, by the runner's clock
+	Flipped   time.Time     `json:"flipped"` // to's COMMIT returned
+	Blocked   time.Duration `json:"write_block"`
+	Budget    time.Duration `json:"budget"`
+	Drain     time.Duration `json:"drain"` // until the gate was held
+	Proof     Proof         `json:"proof"`
+	Pass      PassResult    `json:"pass"`
+	Pending   int64         `json:"pending"` // rows left in the deltas after the exact pass: 0
+	Tables    int           `json:"tables"`
+	Sequences int           `json:"sequences"`
+	Compared  string        `json:"compared"`                 // what was compared, in a sentence
+	Ended     []string      `json:"ended_sessions,omitempty"` // to's sessions with a snapshot older than the flip
+	Marks     []Mark        `json:"marks"`
+}
+
+// Proof says how the absence of older writers was shown.
+type Proof struct {
+	Looks int    `json:"looks"` // how often pg_locks was read until it was clean
+	Text  string `json:"text"`
+}
+
+// PassResult is what the final exact pass carried.
+type PassResult struct {
+	ID   string `json:"id"`
+	Rows int64  `json:"rows"` // rows and deletions applied
+}
+
+// Mark is one boundary of the freeze with its distance from Began.
+type Mark struct {
+	Name  string        `json:"name"`
+	After time.Duration `json:"after"`
+}

@@ -1,0 +1,160 @@
+package freeze
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/pgrunbook/pgrunbook/internal/failpoint"
+	"github.com/pgrunbook/pgrunbook/internal/pg"
+)
+
+// ErrUnknown says that the outcome of from's COMMIT is not known: Resolve must look.
+var ErrUnknown = errors.New("the outcome of the flip is not known yet")
+
+// oldSnapshotsSQL ends to's sessions that still see the data as it was before the final pass:
+// what they computed from it must not be committed after the flip.
+const oldSnapshotsSQL = `
+SELECT pid, coalesce(application_name, ''), pg_terminate_backend(pid)
+  FROM pg_stat_activity
+ WHERE datname = current_database() AND backend_type = 'client backend'
+   AND backend_xmin IS NOT NULL AND pid <> pg_backend_pid() AND application_name NOT LIKE 'pgrunbook%'
+   AND xact_start < now()`
+
+// ready does what must stand between the last switch step and the two COMMITs.
+func (f *Freeze) ready(ctx context.Context, c *conns, toHold *Hold, cert *Certificate) error {
+	if err := f.Check(ctx); err != nil {
+		return err
+	}
+	rows, err := c.watch.Query(ctx, oldSnapshotsSQL)
+	if err != nil {
+		return fmt.Errorf("ending sessions on the %s that have an old snapshot: %w", f.To.Side(), err)
+	}
+	cert.Ended, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (string, error) {
+		var pid int32
+		var app string
+		var done bool
+		err := row.Scan(&pid, &app, &done)
+		return fmt.Sprintf("pid %d, application %q", pid, app), err
+	})
+	if err != nil {
+		return fmt.Errorf("ending sessions on the %s that have an old snapshot: %w", f.To.Side(), err)
+	}
+	if err := f.AtOpen(ctx, toHold.Exec); err != nil {
+		return fmt.Errorf("preparing the opening of the %s: %w", f.To.Side(), err)
+	}
+	if err := f.Decide(ctx); err != nil {
+		return fmt.Errorf("recording the decision: %w", err)
+	}
+	failpoint.Hit("freeze.decided")
+	return nil
+}
+
+// flip is the two COMMITs. Before the first, from is writable whatever happens; after the second,
+// to is. Between them neither is, and Resolve ends that state.
+func (f *Freeze) flip(ctx context.Context, c *conns, hold, toHold *Hold, cert *Certificate, mark func(string, string), undo func()) error {
+	witness, err := f.witness(ctx, c)
+	if err != nil {
+		undo()
+		return f.why(ctx, err)
+	}
+	defer func() { _ = witness.Close(context.WithoutCancel(ctx)) }()
+	if cause := context.Cause(ctx); cause != nil {
+		undo()
+		return fmt.Errorf("%w: %w", ErrNotNow, cause)
+	}
+	// From here on a signal or the budget must not cut a COMMIT in half.
+	flipCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	if err := hold.Commit(flipCtx); err != nil {
+		if refused(err) {
+			undo()
+			return fmt.Errorf("%w: %w", ErrNotNow, err)
+		}
+		return fmt.Errorf("%w: %w", ErrUnknown, err)
+	}
+	failpoint.Hit("freeze.between")
+	// from is closed now. A failover to a standby that had not got that would have opened it
+	// again: the witness, a connection made a moment ago by from's own name, must see it closed.
+	if err := f.closedAt(flipCtx, witness); err != nil {
+		return fmt.Errorf("%w: %w", ErrUnknown, err)
+	}
+	if err := toHold.Commit(flipCtx); err != nil {
+		return fmt.Errorf("%w: %w", ErrUnknown, err)
+	}
+	cert.Flipped = time.Now()
+	cert.Blocked = cert.Flipped.Sub(hold.Since)
+	mark("flip", fmt.Sprintf("the %s takes writes; they were blocked for %s", f.To.Side(), cert.Blocked.Round(time.Millisecond)))
+	failpoint.Hit("freeze.flipped")
+	return nil
+}
+
+// refused reports whether the server itself said that a COMMIT did not happen.
+func refused(err error) bool {
+	var pgErr *pgconn.PgError
+	if errors.As(err, &pgErr) {
+		// 57P01..57P03: the backend was ended while it may have been committing.
+		return pgErr.Code[:2] != "57" && pgErr.Code[:2] != "08"
+	}
+	return false
+}
+
+const placeSQL = `
+SELECT pg_is_in_recovery(), pg_postmaster_start_time()::text`
+
+// witness opens a new connection to from and makes sure that it is the same server as the hold's.
+func (f *Freeze) witness(ctx context.Context, c *conns) (*pgx.Conn, error) {
+	conn, err := f.From.Connect(ctx, pg.Use{Name: "freeze witness", LockTimeout: drainTimeout})
+	if err != nil {
+		return nil, err
+	}
+	var standby [2]bool
+	var start [2]string
+	for i, on := range []*pgx.Conn{c.look, conn} {
+		if err := on.QueryRow(ctx, placeSQL).Scan(&standby[i], &start[i]); err != nil {
+			_ = conn.Close(ctx)
+			return nil, err
+		}
+	}
+	if standby[1] || start[0] != start[1] {
+		_ = conn.Close(ctx)
+		return nil, fmt.Errorf("a new connection to the %s reaches another server than the hold: a failover is under way", f.From.Side())
+	}
+	return conn, nil
+}
+
+// closedAt takes the gate's key before it reads the flag: a COMMIT that waits for a standby shows
+// the old flag and keeps the key.
+func (f *Freeze) closedAt(ctx context.Context, conn *pgx.Conn) error {
+	flag, err := readFlag(ctx, conn, f.Run.GateKey)
+	if err != nil {
+		return err
+	}
+	if flag == flagOpen {
+		return fmt.Errorf("the %s still shows an open gate after the COMMIT that closed it", f.From.Side())
+	}
+	return nil
+}
+
+const readFlagSQL = "SELECT last_value FROM pgrunbook.gate_flag"
+
+// readFlag reads a side's flag with the gate's key in hand, shared.
+func readFlag(ctx context.Context, conn *pgx.Conn, key int64) (int64, error) {
+	tx, err := conn.Begin(ctx)
+	if err != nil {
+		return 0, fmt.Errorf("reading the gate: %w", err)
+	}
+	defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }()
+	if _, err := tx.Exec(ctx, "SELECT pg_advisory_xact_lock_shared($1)", key); err != nil {
+		return 0, fmt.Errorf("reading the gate: %w", err)
+	}
+	var flag int64
+	if err := tx.QueryRow(ctx, readFlagSQL).Scan(&flag); err != nil {
+		return 0, fmt.Errorf("reading the gate: %w", err)
+	}
+	return flag, nil
+}

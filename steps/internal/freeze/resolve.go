@@ -1,0 +1,101 @@
+package freeze
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pgrunbook/pgrunbook/internal/pg"
+)
+
+// resolveWait is how long Resolve waits for the gate's key: a COMMIT of a dead runner that waits
+// for a standby keeps it.
+const resolveWait = 10 * time.Second
+
+// State is where the two gates stand.
+type State struct {
+	FromClosed bool
+	ToClosed   bool
+}
+
+// Look reads both gates, each with its key in hand.
+func (f *Freeze) Look(ctx context.Context) (State, error) {
+	var s State
+	for _, side := range []struct {
+		srv    *pg.Server
+		closed *bool
+	}{{f.From, &s.FromClosed}, {f.To, &s.ToClosed}} {
+		conn, err := side.srv.Connect(ctx, pg.Use{Name: "gate look", LockTimeout: resolveWait})
+		if err != nil {
+			return s, err
+		}
+		flag, err := readFlag(ctx, conn, f.Run.GateKey)
+		_ = conn.Close(ctx)
+		if err != nil {
+			return s, err
+		}
+		*side.closed = flag != flagOpen
+	}
+	return s, nil
+}
+
+// Resolve ends the state between the two COMMITs, for a flip that is recorded as decided: it takes
+// from's key first, then reads the flag. Closed means that from's COMMIT happened, so to is opened;
+// open means that it did not, so nothing is changed and the freeze starts over. It reports whether
+// to takes writes now. Calling it again, or from two processes, does no harm.
+func (f *Freeze) Resolve(ctx context.Context) (opened bool, err error) {
+	from, err := f.From.Connect(ctx, pg.Use{Name: "resolve", LockTimeout: resolveWait})
+	if err != nil {
+		return false, err
+	}
+	defer func() { _ = from.Close(context.WithoutCancel(ctx)) }()
+	flag, err := readFlag(ctx, from, f.Run.GateKey)
+	if err != nil || flag == flagOpen {
+		return false, err
+	}
+	var standby bool
+	if err := from.QueryRow(ctx, "SELECT pg_is_in_recovery()").Scan(&standby); err != nil {
+		return false, err
+	}
+	if standby {
+		return false, fmt.Errorf("the %s is in recovery: it cannot prove that it is closed for good", f.From.Side())
+	}
+	to, err := f.To.Connect(ctx, pg.Use{Name: "resolve", LockTimeout: resolveWait, Marked: true})
+	if err != nil {
+		return false, err
+	}
+	defer func() { _ = to.Close(context.WithoutCancel(ctx)) }()
+	return true, f.openTo(ctx, to)
+}
+
+// openTo opens to's gate in one transaction, with what belongs to the opening.
+func (f *Freeze) openTo(ctx context.Context, to *pgx.Conn) error {
+	flag, err := readFlag(ctx, to, f.Run.GateKey)
+	if err != nil || flag == flagOpen {
+		return err
+	}
+	tx, err := to.Begin(ctx)
+	if err != nil {
+		return fmt.Errorf("opening the %s: %w", f.To.Side(), err)
+	}
+	defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }()
+	if _, err := tx.Exec(ctx, "SELECT pg_advisory_xact_lock($1)", f.Run.GateKey); err != nil {
+		return fmt.Errorf("opening the %s: %w", f.To.Side(), err)
+	}
+	if _, err := tx.Exec(ctx, fmt.Sprintf("ALTER SEQUENCE pgrunbook.gate_flag RESTART %d", flagOpen)); err != nil {
+		return fmt.Errorf("opening the %s: %w", f.To.Side(), err)
+	}
+	exec := func(ctx context.Context, sql string, args ...any) error {
+		_, err := tx.Exec(ctx, sql, args...)
+		return err
+	}
+	if err := f.AtOpen(ctx, exec); err != nil {
+		return fmt.Errorf("opening the %s: %w", f.To.Side(), err)
+	}
+	if err := tx.Commit(ctx); err != nil {
+		return fmt.Errorf("opening the %s: %w", f.To.Side(), err)
+	}
+	return nil
+}
