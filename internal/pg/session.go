@@ -47,7 +47,7 @@ var pinned = [][2]string{
 // pinSQL sets what this server knows, in one round trip.
 const pinSQL = `
 SELECT pg_catalog.set_config(s.name, w.value, false)
-  FROM pg_catalog.unnest($1::text[], $2::text[]) AS w (name, value)
+  FROM ROWS FROM (pg_catalog.unnest($1::text[]), pg_catalog.unnest($2::text[])) AS w (name, value)
   JOIN pg_catalog.pg_settings s ON pg_catalog.lower(s.name) OPERATOR(pg_catalog.=) pg_catalog.lower(w.name)
  WHERE s.context IN ('user', 'superuser') AND s.setting IS DISTINCT FROM w.value`
 
