@@ -36,7 +36,9 @@ type Runbook struct {
 	// Hooks holds the before and after steps of every phase, the cutover included.
 	Hooks map[string]Hooks // by phase name: schema, capture, copy, catch_up, verify, cutover, rollback, finish
 
-	eval *hcl.EvalContext
+	eval    *hcl.EvalContext
+	sources *sources   // what diagnostics print from
+	secrets *secretSet // what must never be printed
 }
 
 // Variable is one declared variable after evaluation. Value is empty for sensitive ones.
@@ -183,4 +185,7 @@ type StepBlock struct {
 	Range hcl.Range
 	// KindRange and NameRange are the two labels, for diagnostics.
 	KindRange, NameRange hcl.Range
+
+	files   *fileSet
+	secrets *secretSet
 }

@@ -1,0 +1,66 @@
+package runbook
+
+import (
+	"time"
+
+	"github.com/hashicorp/hcl/v2"
+)
+
+func (l *loader) loadCutover(b *Body, at hcl.Range) {
+	c := &l.rb.Cutover
+	c.Range = at
+	c.Enabled = b.Bool("enabled", c.Enabled)
+	c.MaxWriteBlock = b.Duration("max_write_block", c.MaxWriteBlock)
+	c.Attempts = int(b.Int("attempts", int64(c.Attempts), 1))
+	c.RetryEvery = b.Duration("retry_every", c.RetryEvery)
+	c.SequenceMargin = b.Int("sequence_margin", c.SequenceMargin, 0)
+	c.ClosedError = b.Enum("closed_error", c.ClosedError, "25006", "57014")
+	c.LargeObjects = b.Enum("large_objects", c.LargeObjects, "refuse", "ignore")
+	c.ReadOnly = b.Bool("read_only", c.ReadOnly)
+	c.EndSessions = b.Bool("end_sessions", c.EndSessions)
+	if c.Window = b.String("window"); b.Known("window") {
+		if _, err := ParseWindow(c.Window); err != nil {
+			b.Errorf("window", "Bad window", "%s.", capitalize(err.Error()))
+		}
+	}
+	if message := b.String("closed_message"); b.Known("closed_message") {
+		if message == "" {
+			b.Errorf("closed_message", "Empty message", "closed_message is what a refused writer reads. Write a sentence, or leave it out for the standard one.")
+		}
+		c.ClosedMessage = message
+	}
+}
+
+// poolerKinds are the connection poolers that a cutover can drive.
+var poolerKinds = []string{"pgbouncer"}
+
+func (l *loader) loadPoolers(content *hcl.BodyContent) {
+	seen := map[string]hcl.Range{}
+	for _, block := range content.Blocks.OfType("pooler") {
+		p := Pooler{Kind: block.Labels[0], Name: block.Labels[1], Range: block.DefRange}
+		if p.Kind != poolerKinds[0] {
+			l.errorf(block.LabelRanges[0], "Unknown pooler", "There is no pooler kind %q. %s For another one write exec steps in before, switch and after.", p.Kind, didYouMean(p.Kind, poolerKinds))
+		}
+		l.checkName(block.LabelRanges[1], "pooler", p.Name)
+		if first, ok := seen[p.Name]; ok {
+			l.errorf(block.LabelRanges[1], "Duplicate pooler", "A pooler %q stands at %s already. Give this one another name.", p.Name, first)
+		} else {
+			seen[p.Name] = block.DefRange
+		}
+		b := l.newBody(l.content(block.Body, poolerSchema, "pooler"), block.DefRange)
+		b.Require("admin", "database")
+		p.Admin, _ = l.connString(b, "admin", "pooler_admin")
+		p.Database = b.String("database")
+		p.ConfigFile = b.String("config_file")
+		p.Connect = b.String("connect")
+		p.Timeout = b.Duration("timeout", 5*time.Second)
+		if b.Has("config_file") != b.Has("connect") {
+			l.errorf(block.DefRange, "Half a switch", "config_file is the file that is rewritten in the switch and connect is what the database entry says afterwards. Write both, or neither and repoint with steps.")
+		}
+		if pw, _ := connPassword(p.Connect); pw != "" {
+			l.refusePassword(b.attrs["connect"].Expr, p.Connect, "connect", "pooler_connect")
+		}
+		l.add(b.Done())
+		l.rb.Cutover.Poolers = append(l.rb.Cutover.Poolers, p)
+	}
+}

@@ -1,0 +1,215 @@
+package runbook
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/hashicorp/hcl/v2"
+	"github.com/hashicorp/hcl/v2/hclsyntax"
+	"github.com/hashicorp/hcl/v2/json"
+)
+
+// maxFile is the largest runbook, variable file or file() that is read, in bytes. It keeps a
+// mistyped path to a dump from filling memory and every saved plan.
+const maxFile = 4 << 20
+
+// Options says where the values of a runbook come from. The zero value reads the process
+// environment and the disk and demands every value, as a run does.
+type Options struct {
+	// Vars holds the values of -var by variable name. They win over everything else.
+	Vars map[string]string
+	// VarFiles are the files of -var-file in their order; a later one wins.
+	VarFiles []string
+	// Getenv looks up PGRUNBOOK_VAR_name and env(). Defaults to os.LookupEnv.
+	Getenv func(string) (string, bool)
+	// Validate makes a value that only a run needs unknown instead of missing: an unset variable,
+	// an unset env(), a file() that is not there.
+	Validate bool
+	// ToolVersion is checked against required_version. Empty or "dev" fits every constraint.
+	ToolVersion string
+	// Pinned holds files by the path that the runbook names, as kept by a saved plan. A file that
+	// is in it is not read from disk.
+	Pinned map[string][]byte
+}
+
+// Load reads and decodes the runbook at path, native syntax or, for a name that ends in .json,
+// its JSON twin. Variable files named *.auto.vars.hcl beside it are read too.
+//
+// The Runbook is never nil: with errors in the diagnostics it holds what could be decoded and
+// the sources that WriteDiagnostics prints from, and must not be run.
+func Load(path string, opts Options) (*Runbook, hcl.Diagnostics) {
+	src, err := readFile(path)
+	if err != nil {
+		rb := emptyRunbook(path, nil)
+		return rb, hcl.Diagnostics{{
+			Severity: hcl.DiagError,
+			Summary:  "Cannot read the runbook",
+			Detail:   fmt.Sprintf("%s. Name a file that exists, for example erp.runbook.hcl; `pgrunbook init` writes one.", capitalize(cause(err))),
+		}}
+	}
+	return Parse(path, src, opts)
+}
+
+// Parse decodes a runbook that is already in memory. The name decides the syntax, stands in
+// diagnostics, and its directory is where relative paths and *.auto.vars.hcl files are looked up.
+func Parse(filename string, src []byte, opts Options) (*Runbook, hcl.Diagnostics) {
+	if opts.Getenv == nil {
+		opts.Getenv = os.LookupEnv
+	}
+	l := &loader{opts: opts, rb: emptyRunbook(filename, src)}
+	l.files = &fileSet{dir: l.rb.Dir, rb: l.rb, pinned: opts.Pinned, optional: opts.Validate}
+	l.scope = newScope(l)
+	l.load(src)
+	return l.rb, l.finish()
+}
+
+// loader carries one Parse: the value that is built and everything found on the way.
+type loader struct {
+	opts  Options
+	rb    *Runbook
+	diags hcl.Diagnostics
+	scope *scope
+	files *fileSet
+}
+
+func emptyRunbook(path string, src []byte) *Runbook {
+	rb := &Runbook{
+		Path:    path,
+		Dir:     filepath.Dir(path),
+		Text:    src,
+		Files:   map[string][]byte{},
+		Hooks:   map[string]Hooks{},
+		sources: newSources(),
+		secrets: &secretSet{},
+	}
+	if src != nil {
+		rb.Files[filepath.Base(path)] = src
+		rb.sources.add(path, &hcl.File{Bytes: src})
+	}
+	setDefaults(rb)
+	return rb
+}
+
+func (l *loader) load(src []byte) {
+	file, diags := parseSyntax(l.rb.Path, src)
+	l.add(diags)
+	if file == nil || file.Body == nil {
+		return
+	}
+	l.rb.sources.add(l.rb.Path, &hcl.File{Bytes: src, Nav: file.Nav})
+	if diags.HasErrors() {
+		// The tree of a broken file misses what stands after the break: complaints about that
+		// would send people to the wrong place.
+		return
+	}
+	body, ok := file.Body.(*hclsyntax.Body)
+	if ok {
+		l.checkDynamic(body)
+		l.checkEnvCalls(body)
+	}
+	content := l.content(file.Body, rootSchema, "the top level of a runbook")
+	l.loadValues(content)
+	l.loadBlocks(content)
+}
+
+// finish pins the result and brings the diagnostics into the order of the file, free of secrets.
+func (l *loader) finish() hcl.Diagnostics {
+	l.rb.Digest = l.rb.digest()
+	l.rb.sources.secrets = l.rb.secrets
+	diags := tidy(l.diags)
+	for _, d := range diags {
+		l.rb.secrets.scrub(d)
+	}
+	return diags
+}
+
+func (l *loader) add(diags hcl.Diagnostics) { l.diags = append(l.diags, diags...) }
+
+// errorf notes one mistake: what is wrong in a few words, and the cause and the fix in sentences.
+func (l *loader) errorf(at hcl.Range, summary, detail string, args ...any) {
+	l.diags = append(l.diags, newError(at, summary, fmt.Sprintf(detail, args...)))
+}
+
+func newError(at hcl.Range, summary, detail string) *hcl.Diagnostic {
+	return &hcl.Diagnostic{Severity: hcl.DiagError, Summary: summary, Detail: detail, Subject: &at}
+}
+
+// parseSyntax parses native or JSON syntax. It explains the one layout rule that surprises
+// people: a block's brace stands on the line of its name.
+func parseSyntax(filename string, src []byte) (*hcl.File, hcl.Diagnostics) {
+	if isJSON(filename) {
+		return json.Parse(src, filename)
+	}
+	file, diags := hclsyntax.ParseConfig(src, filename, hcl.InitialPos)
+	for _, d := range diags {
+		if d.Summary == "Invalid block definition" && strings.Contains(d.Detail, "must be on the same line") {
+			continue
+		}
+		if d.Summary == "Invalid block definition" {
+			d.Detail += " The opening brace stands on the line of the block's name: cutover {"
+		}
+	}
+	return file, diags
+}
+
+func isJSON(filename string) bool { return strings.EqualFold(filepath.Ext(filename), ".json") }
+
+func readFile(path string) ([]byte, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("%s is not a file", path)
+	}
+	if info.Size() > maxFile {
+		return nil, fmt.Errorf("%s has %d bytes, more than the %d that are read", path, info.Size(), maxFile)
+	}
+	return os.ReadFile(path)
+}
+
+// cause names the file and the reason without Go's "open" and "stat".
+func cause(err error) string {
+	var path *fs.PathError
+	if errors.As(err, &path) {
+		return fmt.Sprintf("%s: %s", path.Path, path.Err)
+	}
+	return err.Error()
+}
+
+// digest hashes what decides the run: names and bytes of the files that were read and the
+// variables' values. A sensitive variable counts by its name alone.
+func (r *Runbook) digest() string {
+	h := sha256.New()
+	write := func(parts ...string) {
+		for _, p := range parts {
+			fmt.Fprintf(h, "%d:%s;", len(p), p)
+		}
+	}
+	names := make([]string, 0, len(r.Files))
+	for name := range r.Files {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	for _, name := range names {
+		write("file", name, string(r.Files[name]))
+	}
+	for _, v := range r.Variables {
+		switch {
+		case v.Sensitive:
+			write("sensitive", v.Name)
+		case v.Known:
+			write("variable", v.Name, v.Value)
+		default:
+			write("unknown", v.Name)
+		}
+	}
+	return hex.EncodeToString(h.Sum(nil))
+}
