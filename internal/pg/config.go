@@ -1,66 +1,109 @@
 package pg
 
 import (
-	"bytes"
-	"context"
 	"errors"
 	"fmt"
-	"os/exec"
 	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// parseConfig makes a connection config without the TLS, host and password values ever reaching
-// an error text.
-func parseConfig(cfg Config) (*pgx.ConnConfig, error) {
+// Config says how to reach one side. It may hold secrets; it has no String method on purpose and
+// must not be printed.
+type Config struct {
+	Side                string // "source" or "target": for messages and application_name
+	URL                 string
+	Service             string
+	InheritEnv          bool          // PG* variables fill what URL and Service leave out
+	PasswordCommand     []string      // run before each connection; its first line of output is the password
+	PasswordTimeout     time.Duration // of PasswordCommand. Defaults to 30s
+	Dir                 string        // working directory of PasswordCommand
+	ReplicaRoleFunction string        // "schema.function"; empty means SET session_replication_role
+	RunID               string        // part of application_name, so that a new runner finds what a dead one left
+	Mark                string        // the run's token; sessions opened with Use.Marked carry it in pgrunbook.mark
+}
+
+// connectTimeout is used where the connection string has no connect_timeout.
+const connectTimeout = 10 * time.Second
+
+// parseConfig makes a connection config without the connection string, which can hold a password,
+// ever reaching an error text. The warnings name what was left out of it.
+func parseConfig(cfg Config) (*pgx.ConnConfig, []string, error) {
 	dsn := cfg.URL
-	if dsn == "" && cfg.Service != "" {
-		dsn = "service=" + Literal(cfg.Service)
+	if cfg.Service != "" {
+		if dsn != "" {
+			return nil, nil, fmt.Errorf("the %s block has both url and service: remove one", cfg.Side)
+		}
+		dsn = "service=" + keywordValue(cfg.Service)
 	}
 	if dsn == "" && !cfg.InheritEnv {
-		return nil, fmt.Errorf("the %s block names no server", cfg.Side)
+		return nil, nil, fmt.Errorf("the %s block names no server: set url, service or inherit_env", cfg.Side)
 	}
-	conf, err := pgx.ParseConfig(dsn)
+	conf, err := parseInEnv(dsn, cfg.InheritEnv)
 	if err != nil {
-		return nil, fmt.Errorf("reading the %s's connection string: %w", cfg.Side, redact(err))
+		return nil, nil, fmt.Errorf("reading the %s's connection string: %w", cfg.Side, parseFailure(err))
 	}
+	warnings, err := settleKeywords(conf)
+	if err != nil {
+		return nil, nil, fmt.Errorf("reading the %s's connection string: %w", cfg.Side, err)
+	}
+	warnings = append(warnings, envWarnings(cfg)...)
+	warnings = append(warnings, passfileWarning()...)
 	// Statements are sent without a server-side name, so that DDL in the middle of a run cannot
 	// make a cached plan fail.
 	conf.DefaultQueryExecMode = pgx.QueryExecModeExec
+	conf.StatementCacheCapacity, conf.DescriptionCacheCapacity = 0, 0
 	if conf.ConnectTimeout == 0 {
-		conf.ConnectTimeout = 10 * time.Second
+		conf.ConnectTimeout = connectTimeout
 	}
-	return conf, nil
+	return conf, warnings, nil
 }
 
-// password runs PasswordCommand, where there is one.
-func (s *Server) password(ctx context.Context, conf *pgx.ConnConfig) error {
-	if len(s.cfg.PasswordCommand) == 0 {
-		return nil
-	}
-	cmd := exec.CommandContext(ctx, s.cfg.PasswordCommand[0], s.cfg.PasswordCommand[1:]...) //nolint:gosec // the command is the runbook's own
-	cmd.Dir = s.cfg.Dir
-	var out bytes.Buffer
-	cmd.Stdout = &out
-	if err := cmd.Run(); err != nil {
-		return fmt.Errorf("running %s: %w", s.cfg.PasswordCommand[0], err)
-	}
-	line, _, _ := strings.Cut(out.String(), "\n")
-	if line = strings.TrimRight(line, "\r"); line == "" {
-		return fmt.Errorf("%s printed no password", s.cfg.PasswordCommand[0])
-	}
-	conf.Password = line
-	return nil
+// keywordValue quotes a value of a keyword=value connection string
+// (https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-CONNSTRING-KEYWORD-VALUE).
+func keywordValue(s string) string {
+	return `'` + strings.NewReplacer(`\`, `\\`, `'`, `\'`).Replace(s) + `'`
 }
 
-// redact keeps the SQLSTATE and the reason and drops what could hold the connection string.
-func redact(err error) error {
-	var parse *pgconn.ParseConfigError
-	if errors.As(err, &parse) {
+// parseFailures are the driver's complaints by how they begin. Their own text is not used: it may
+// quote a piece of the connection string, and in a malformed one that piece can be the password.
+var parseFailures = [][2]string{
+	{"failed to parse as URL", "it is no valid postgresql:// URL; special characters in user and password must be percent-encoded"},
+	{"failed to parse as keyword/value", `it is neither a postgresql:// URL nor a list of keyword=value; values with spaces stand in single quotes`},
+	{"failed to read service", "its service cannot be read"},
+	{"failed to configure TLS", "its TLS settings (sslmode, sslrootcert, sslcert, sslkey) cannot be used"},
+	{"invalid port", "its port is not a number"},
+	{"could not match", "it names more ports than hosts, or fewer"},
+	{"invalid sslcertmode", "its sslcertmode is invalid"},
+	{"invalid connect_timeout", "its connect_timeout is invalid"},
+	{"unknown target_session_attrs", "its target_session_attrs is invalid"},
+	{"invalid min_protocol_version", "its min_protocol_version is invalid"},
+	{"min_protocol_version", "its min_protocol_version is above max_protocol_version"},
+	{"invalid max_protocol_version", "its max_protocol_version is invalid"},
+	{"unknown channel_binding", "its channel_binding is invalid"},
+	{"invalid require_auth", "its require_auth is invalid"},
+}
+
+// parseFailure says in our words why a connection string was refused.
+func parseFailure(err error) error {
+	var parse interface{ Unwrap() error }
+	text := err.Error()
+	if !errors.As(err, &parse) {
 		return errors.New("it cannot be parsed")
 	}
-	return err
+	// The driver's text is "cannot parse `STRING`: COMPLAINT (CAUSE)".
+	complaint := text[strings.LastIndex(text, "`: ")+1:]
+	complaint = strings.TrimPrefix(complaint, ": ")
+	for _, f := range parseFailures {
+		if !strings.HasPrefix(complaint, f[0]) {
+			continue
+		}
+		cause := parse.Unwrap()
+		if cause != nil && (f[0] == "failed to read service" || f[0] == "failed to configure TLS") {
+			return fmt.Errorf("%s: %w", f[1], cause) // file names and line numbers only
+		}
+		return errors.New(f[1])
+	}
+	return errors.New("it cannot be parsed")
 }

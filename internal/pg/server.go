@@ -2,80 +2,133 @@ package pg
 
 import (
 	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
 	"fmt"
+	"strings"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// Config says how to reach one side. It may hold secrets; it has no String method on purpose and
-// must not be printed.
-type Config struct {
-	Side                string // "source" or "target": for messages and application_name
-	URL                 string
-	Service             string
-	InheritEnv          bool
-	PasswordCommand     []string // run before each connection; its first line of output is the password
-	Dir                 string   // working directory of PasswordCommand
-	ReplicaRoleFunction string   // "schema.function"; empty means SET session_replication_role
-	RunID               string   // part of application_name, so that a new runner finds what a dead one left
-	Mark                string   // the run's token; sessions opened with Use.Marked carry it in pgrunbook.mark
-}
-
-// Server opens sessions to one side.
+// Server opens sessions to one side. It is safe for concurrent use.
 type Server struct {
-	cfg  Config
-	conf *pgx.ConnConfig
+	cfg      Config
+	conf     *pgx.ConnConfig
+	warnings []string
+	token    string // tells this process's sessions from another's of the same run
+
+	pooler   sync.Mutex
+	poolerOK bool // a proxy is in between and was found to keep sessions together
 }
 
 // Use says what a session is for. The zero value is a plain read-write session with pinned
 // settings that our triggers treat like an application's.
 type Use struct {
-	Name        string        // what it does: "pass", "load 3"; part of application_name
+	Name        string        // what it does: "pass", "load 3"; part of application_name. Names of worker processes begin with "worker"
 	ReadOnly    bool          // default_transaction_read_only = on
 	Replica     bool          // session_replication_role = replica
 	Marked      bool          // our capture and gate triggers let it pass
+	Hold        bool          // a silent network is noticed within 3 s; not for bulk data
 	LockTimeout time.Duration // 0 means none; keep it below deadlock_timeout where application tables are touched
 	AsyncCommit bool          // synchronous_commit = off; otherwise on
+	Encoding    string        // client_encoding. Defaults to UTF8; SQL_ASCII where both databases are SQL_ASCII
 }
 
 // New prepares a side; it does not connect.
 func New(cfg Config) (*Server, error) {
-	conf, err := parseConfig(cfg)
+	conf, warnings, err := parseConfig(cfg)
 	if err != nil {
 		return nil, err
 	}
-	return &Server{cfg: cfg, conf: conf}, nil
+	var token [3]byte
+	if _, err := rand.Read(token[:]); err != nil {
+		return nil, fmt.Errorf("drawing a random token: %w", err)
+	}
+	return &Server{cfg: cfg, conf: conf, warnings: warnings, token: hex.EncodeToString(token[:])}, nil
+}
+
+// ForRun gives the same side with a run's id and mark, which are known only once the journal is
+// open. Both servers' sessions count as this process's own.
+func (s *Server) ForRun(runID, mark string) *Server {
+	cfg := s.cfg
+	cfg.RunID, cfg.Mark = runID, mark
+	return &Server{cfg: cfg, conf: s.conf, warnings: s.warnings, token: s.token}
 }
 
 // Side gives "source" or "target".
 func (s *Server) Side() string { return s.cfg.Side }
 
+// Warnings names, one sentence each, what of the connection string and the environment does not
+// count.
+func (s *Server) Warnings() []string { return s.warnings }
+
 // Connect opens a session whose every setting that could change bytes, order or lifetime is
-// pinned against what a DBA set for the role or the database.
+// pinned against what a DBA set for the role or the database. A pooler in transaction mode in
+// between is an error (PoolerError): settings, locks and snapshots would go astray in it.
 func (s *Server) Connect(ctx context.Context, use Use) (*pgx.Conn, error) {
-	conf := s.conf.Copy()
-	if err := s.password(ctx, conf); err != nil {
-		return nil, fmt.Errorf("getting the %s's password: %w", s.cfg.Side, err)
-	}
-	conf.RuntimeParams["application_name"] = s.applicationName(use)
-	conn, err := pgx.ConnectConfig(ctx, conf)
+	conn, err := s.open(ctx, use)
 	if err != nil {
-		return nil, fmt.Errorf("connecting to the %s at %s: %w", s.cfg.Side, s.Address(), redact(err))
+		return nil, err
 	}
-	if err := s.pin(ctx, conn, use); err != nil {
-		_ = conn.Close(ctx)
+	// Before anything is set: in a transaction-mode pooler it would stay behind in a session that
+	// an application gets next.
+	err = s.checkPooler(ctx, conn)
+	if err == nil {
+		err = s.pin(ctx, conn, use)
+	}
+	if err != nil {
+		closeQuietly(ctx, conn)
 		return nil, fmt.Errorf("preparing a session on the %s: %w", s.cfg.Side, err)
 	}
 	return conn, nil
 }
 
-// Address gives host:port/database, without user and password.
-func (s *Server) Address() string {
-	return fmt.Sprintf("%s:%d/%s", s.conf.Host, s.conf.Port, s.conf.Database)
+// open connects and sets nothing but application_name, the one startup parameter that every
+// pooler lets through.
+func (s *Server) open(ctx context.Context, use Use) (*pgx.Conn, error) {
+	conf := s.conf.Copy()
+	if err := s.password(ctx, conf); err != nil {
+		return nil, fmt.Errorf("getting the %s's password: %w", s.cfg.Side, err)
+	}
+	conf.RuntimeParams["application_name"] = s.applicationName(use)
+	dial(conf, use)
+	conn, err := pgx.ConnectConfig(ctx, conf)
+	if err != nil {
+		return nil, fmt.Errorf("connecting to the %s at %s: %w", s.cfg.Side, s.Address(), connectFailure(err, conf.Password))
+	}
+	return conn, nil
 }
 
-// applicationName is "pgrunbook RUN NAME", cut by the server at 63 bytes.
+// closeQuietly ends a session even when ctx is over; what it was used for has an error already.
+func closeQuietly(ctx context.Context, conn *pgx.Conn) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+	defer cancel()
+	_ = conn.Close(ctx)
+}
+
+// Address gives host:port/database, without user and password; several hosts are separated by
+// commas.
+func (s *Server) Address() string {
+	hosts := []string{fmt.Sprintf("%s:%d", s.conf.Host, s.conf.Port)}
+	for _, f := range s.conf.Fallbacks {
+		if h := fmt.Sprintf("%s:%d", f.Host, f.Port); h != hosts[len(hosts)-1] {
+			hosts = append(hosts, h)
+		}
+	}
+	return strings.Join(hosts, ",") + "/" + s.conf.Database
+}
+
+// nameBytes is the longest application_name (NAMEDATALEN - 1).
+const nameBytes = 63
+
+// appPrefix begins the application_name of every session of a run.
+func appPrefix(runID string) string { return "pgrunbook " + runID + " " }
+
+// applicationName is "pgrunbook RUN NAME ~TOKEN".
 func (s *Server) applicationName(use Use) string {
 	name := "pgrunbook"
 	if s.cfg.RunID != "" {
@@ -84,5 +137,29 @@ func (s *Server) applicationName(use Use) string {
 	if use.Name != "" {
 		name += " " + use.Name
 	}
-	return name
+	token := " ~" + s.token
+	return name[:min(len(name), nameBytes-len(token))] + token
+}
+
+// failure is a connection error in one line, without the driver's config, which holds the
+// password.
+type failure struct {
+	text string
+	err  error
+}
+
+func (f *failure) Error() string { return f.text }
+func (f *failure) Unwrap() error { return f.err }
+
+// connectFailure drops the config from the driver's error and keeps SQLSTATE and cause.
+func connectFailure(err error, password string) error {
+	var connect *pgconn.ConnectError
+	if errors.As(err, &connect) {
+		err = connect.Unwrap()
+	}
+	text := strings.Join(strings.Fields(strings.ReplaceAll(err.Error(), "\n", "; ")), " ")
+	if len(password) > 3 {
+		text = strings.ReplaceAll(text, password, "xxxxx")
+	}
+	return &failure{text: text, err: err}
 }

@@ -2,6 +2,7 @@ package pg
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strconv"
 
@@ -12,7 +13,6 @@ import (
 // session lives (PostgreSQL docs, chapter 19). Those that a server does not know are left out.
 var pinned = [][2]string{
 	{"search_path", "pg_catalog"},
-	{"client_encoding", "UTF8"},
 	{"DateStyle", "ISO, YMD"},
 	{"IntervalStyle", "postgres"},
 	{"TimeZone", "UTC"},
@@ -20,36 +20,56 @@ var pinned = [][2]string{
 	{"bytea_output", "hex"},
 	{"array_nulls", "on"},
 	{"lc_monetary", "C"},
+	{"lc_numeric", "C"},
+	{"lc_time", "C"},
 	{"xmloption", "content"},
+	{"xmlbinary", "base64"},
 	{"standard_conforming_strings", "on"},
+	{"backslash_quote", "safe_encoding"},
 	{"escape_string_warning", "off"},
 	{"quote_all_identifiers", "off"},
+	{"transform_null_equals", "off"},
 	{"row_security", "off"},
+	{"gin_fuzzy_search_limit", "0"},
+
 	{"enable_tidscan", "on"},
 	{"enable_seqscan", "on"},
 	{"enable_hashjoin", "on"},
+	{"enable_mergejoin", "on"},
+	{"enable_nestloop", "on"},
 	{"enable_indexscan", "on"},
+	{"enable_bitmapscan", "on"},
+	{"enable_hashagg", "on"},
+	{"enable_sort", "on"},
+	{"jit", "off"}, // short queries over deltas of unknown size: compiling costs more than it gives
+
 	{"default_transaction_isolation", "read committed"},
 	{"default_transaction_deferrable", "off"},
 	{"statement_timeout", "0"},
 	{"idle_in_transaction_session_timeout", "0"},
 	{"idle_session_timeout", "0"},
 	{"transaction_timeout", "0"},
+	// A runner behind a dead network must not keep its locks for the two hours that systems default to.
+	{"tcp_keepalives_idle", "10"},
+	{"tcp_keepalives_interval", "5"},
+	{"tcp_keepalives_count", "3"},
+
 	{"default_tablespace", ""},
 	{"temp_tablespaces", ""},
+	{"default_table_access_method", "heap"},
+	{"default_with_oids", "off"},
 	{"check_function_bodies", "off"},
 	{"client_min_messages", "warning"},
-	{"xmlbinary", "base64"},
-	{"gin_fuzzy_search_limit", "0"},
-	{"transform_null_equals", "off"},
 }
 
-// pinSQL sets what this server knows, in one round trip.
+// pinSQL sets what this server knows and lets a role set, in one round trip. A synchronous_commit
+// that promises more than ours stays.
 const pinSQL = `
 SELECT pg_catalog.set_config(s.name, w.value, false)
-  FROM ROWS FROM (pg_catalog.unnest($1::text[]), pg_catalog.unnest($2::text[])) AS w (name, value)
+  FROM pg_catalog.unnest($1::pg_catalog.text[], $2::pg_catalog.text[]) AS w (name, value)
   JOIN pg_catalog.pg_settings s ON pg_catalog.lower(s.name) OPERATOR(pg_catalog.=) pg_catalog.lower(w.name)
- WHERE s.context IN ('user', 'superuser') AND s.setting IS DISTINCT FROM w.value`
+ WHERE s.context OPERATOR(pg_catalog.=) 'user' AND s.setting OPERATOR(pg_catalog.<>) w.value
+   AND NOT (s.name OPERATOR(pg_catalog.=) 'synchronous_commit' AND w.value OPERATOR(pg_catalog.=) 'on' AND s.setting OPERATOR(pg_catalog.=) 'remote_apply')`
 
 func (s *Server) pin(ctx context.Context, conn *pgx.Conn, use Use) error {
 	names, values := make([]string, 0, len(pinned)+4), make([]string, 0, len(pinned)+4)
@@ -57,17 +77,21 @@ func (s *Server) pin(ctx context.Context, conn *pgx.Conn, use Use) error {
 	for _, p := range pinned {
 		add(p[0], p[1])
 	}
+	encoding := use.Encoding
+	if encoding == "" {
+		encoding = "UTF8"
+	}
+	add("client_encoding", encoding)
 	add("default_transaction_read_only", onOff(use.ReadOnly))
 	add("lock_timeout", strconv.FormatInt(use.LockTimeout.Milliseconds(), 10))
-	if use.AsyncCommit {
-		add("synchronous_commit", "off")
-	} else {
-		add("synchronous_commit", "on")
-	}
+	add("synchronous_commit", onOff(!use.AsyncCommit))
 	if _, err := conn.Exec(ctx, pinSQL, names, values); err != nil {
 		return fmt.Errorf("pinning the session's settings: %w", err)
 	}
-	if use.Marked && s.cfg.Mark != "" {
+	if use.Marked && s.cfg.Mark == "" {
+		return errors.New("a marked session needs the run's mark")
+	}
+	if use.Marked {
 		if _, err := conn.Exec(ctx, "SELECT pg_catalog.set_config('pgrunbook.mark', $1, false)", s.cfg.Mark); err != nil {
 			return fmt.Errorf("marking the session: %w", err)
 		}
@@ -89,14 +113,14 @@ func (s *Server) becomeReplica(ctx context.Context, conn *pgx.Conn) error {
 	}
 	fn, err := ParseIdentifier(s.cfg.ReplicaRoleFunction)
 	if err != nil {
-		return err
+		return fmt.Errorf("reading replica_role_function: %w", err)
 	}
 	if _, err := conn.Exec(ctx, "SELECT "+fn.Sanitize()+"('replica')"); err != nil {
 		return fmt.Errorf("calling %s: %w", s.cfg.ReplicaRoleFunction, err)
 	}
 	var role string
 	if err := conn.QueryRow(ctx, "SHOW session_replication_role").Scan(&role); err != nil {
-		return err
+		return fmt.Errorf("reading session_replication_role: %w", err)
 	}
 	if role != "replica" {
 		return fmt.Errorf("%s left session_replication_role at %s", s.cfg.ReplicaRoleFunction, role)

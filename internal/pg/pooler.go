@@ -1,0 +1,116 @@
+package pg
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// PoolerError says that something between us and the server does not keep a session together.
+type PoolerError struct {
+	Side, Address string
+	Why           string
+}
+
+func (e *PoolerError) Error() string {
+	return fmt.Sprintf("the %s at %s is behind a pooler in transaction or statement mode (%s): settings, locks and snapshots would go astray; connect to the server itself or to a pool in session mode", e.Side, e.Address, e.Why)
+}
+
+const (
+	poolerRounds  = 3
+	poolerTimeout = 10 * time.Second
+)
+
+// DetectPooler opens two sessions and looks whether they are kept apart; nil means that they
+// are. Nothing is set in either.
+func (s *Server) DetectPooler(ctx context.Context) error {
+	conn, err := s.open(ctx, Use{Name: "look for a pooler"})
+	if err != nil {
+		return err
+	}
+	defer closeQuietly(ctx, conn)
+	return s.checkPooler(ctx, conn)
+}
+
+// checkPooler is cheap where no proxy is in between: the process id of the connection's start is
+// that of the server's process.
+func (s *Server) checkPooler(ctx context.Context, conn *pgx.Conn) error {
+	pid, err := backendPID(ctx, conn)
+	if err != nil {
+		return err
+	}
+	if pid == conn.PgConn().PID() {
+		return nil
+	}
+	s.pooler.Lock()
+	defer s.pooler.Unlock()
+	if s.poolerOK {
+		return nil
+	}
+	if err := s.probePooler(ctx, conn); err != nil {
+		return err
+	}
+	s.poolerOK = true
+	return nil
+}
+
+// probePooler interleaves two sessions. A pool in transaction mode gives the server process that
+// the first one has just left to the second one's transaction, or the first one another process.
+func (s *Server) probePooler(ctx context.Context, a *pgx.Conn) error {
+	ctx, cancel := context.WithTimeout(ctx, poolerTimeout)
+	defer cancel()
+	found := func(why string) error { return &PoolerError{Side: s.cfg.Side, Address: s.Address(), Why: why} }
+	b, err := s.open(ctx, Use{Name: "look for a pooler"})
+	if err != nil {
+		if errors.Is(err, context.DeadlineExceeded) {
+			return found("a second session did not get through")
+		}
+		return err
+	}
+	defer closeQuietly(ctx, b)
+	first, err := backendPID(ctx, a)
+	if err != nil {
+		return err
+	}
+	for range poolerRounds {
+		if err := s.probeRound(ctx, a, b, first, found); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *Server) probeRound(ctx context.Context, a, b *pgx.Conn, first uint32, found func(string) error) error {
+	if _, err := b.Exec(ctx, "BEGIN"); err != nil {
+		return found("it refuses transactions: " + err.Error())
+	}
+	other, err := backendPID(ctx, b)
+	if err != nil {
+		return err
+	}
+	again, err := backendPID(ctx, a)
+	if err != nil {
+		return err
+	}
+	if _, err := b.Exec(ctx, "ROLLBACK"); err != nil {
+		return err
+	}
+	switch {
+	case other == first:
+		return found(fmt.Sprintf("two sessions got the same server process %d", other))
+	case again != first:
+		return found(fmt.Sprintf("one session moved from server process %d to %d", first, again))
+	}
+	return nil
+}
+
+func backendPID(ctx context.Context, conn *pgx.Conn) (uint32, error) {
+	var pid uint32
+	if err := conn.QueryRow(ctx, "SELECT pg_catalog.pg_backend_pid()").Scan(&pid); err != nil {
+		return 0, fmt.Errorf("reading the session's process id: %w", err)
+	}
+	return pid, nil
+}
