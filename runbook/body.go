@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"math/big"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/hashicorp/hcl/v2"
@@ -238,7 +237,7 @@ func (b *Body) Size(name string, def int64) int64 {
 	}
 	n, err := ParseSize(text)
 	if err == nil && n <= 0 {
-		err = fmt.Errorf("%s must be more than zero. Write for example \"128MiB\"", name)
+		err = fmt.Errorf("%q is not more than zero. Write for example \"128MiB\"", text)
 	}
 	if err != nil {
 		b.Errorf(name, "Bad size", "%s.", capitalize(err.Error()))
@@ -289,11 +288,26 @@ func (b *Body) typed(name string, v cty.Value, typ cty.Type, form string) cty.Va
 	}
 	converted, err := convert.Convert(v, typ)
 	if err != nil || strictly(v.Type(), typ) {
-		b.Errorf(name, "Wrong type", "%s must be %s, not %s.", name, form, strings.TrimSuffix(v.Type().FriendlyName(), " of dynamic"))
+		b.Errorf(name, "Wrong type", "%s must be %s, not %s.", name, form, friendlyType(v.Type()))
 		b.values[name] = cty.DynamicVal
 		return cty.NilVal
 	}
 	return converted
+}
+
+// friendlyType names what somebody wrote in the words of the messages.
+func friendlyType(t cty.Type) string {
+	switch {
+	case t == cty.String:
+		return "text"
+	case t == cty.Number:
+		return "a number"
+	case t == cty.Bool:
+		return "true or false"
+	case t.IsTupleType(), t.IsListType(), t.IsSetType():
+		return "a list"
+	}
+	return "an object { ... }"
 }
 
 // strictly reports a conversion that cty would make and a reader would not expect: a number or

@@ -79,14 +79,14 @@ func (l *loader) content(body hcl.Body, s *hcl.BodySchema, where string) *hcl.Bo
 	if !ok {
 		content, diags := body.Content(s)
 		for _, d := range diags {
-			explainStructure(d, s, where)
+			l.explainStructure(d, s, where)
 		}
 		l.add(diags)
 		return content
 	}
 	content, _, diags := body.PartialContent(s)
 	for _, d := range diags {
-		explainStructure(d, s, where)
+		l.explainStructure(d, s, where)
 	}
 	l.add(diags)
 	for name, attr := range native.Attributes {
@@ -195,23 +195,36 @@ func allowed(s *hcl.BodySchema) string {
 	return "It takes the " + strings.Join(parts, " and the ") + "."
 }
 
-// explainStructure adds to HCL's own structural messages how the block is written.
-func explainStructure(d *hcl.Diagnostic, s *hcl.BodySchema, where string) {
+// explainStructure puts HCL's own structural messages into our words.
+func (l *loader) explainStructure(d *hcl.Diagnostic, s *hcl.BodySchema, where string) {
 	switch {
 	case strings.HasPrefix(d.Summary, "Missing required argument"):
 		d.Detail = strings.TrimSuffix(d.Detail, ", but no definition was found.") + " in " + where + ". Add it."
 	case strings.HasPrefix(d.Summary, "Extraneous JSON object property"):
+		name := strings.Trim(string(l.rb.sources.slice(d.Subject)), `"`)
 		d.Summary = "Unknown property"
-		if !strings.Contains(d.Detail, "Did you mean") {
-			d.Detail += fmt.Sprintf(" %s: %s", capitalize(where), allowed(s))
-		}
-	case strings.HasPrefix(d.Summary, "Missing "), strings.HasPrefix(d.Summary, "Extraneous label"):
+		d.Detail = unknownProperty(name, s, where)
+	case strings.HasPrefix(d.Summary, "Extraneous label"):
+		d.Detail = strings.TrimPrefix(d.Summary, "Extraneous label for ") + " has fewer labels. Remove this one."
+	case strings.HasPrefix(d.Summary, "Missing "):
 		for name, example := range examples {
 			if strings.HasSuffix(d.Summary, " for "+name) {
-				d.Detail += " Write " + example + "."
+				d.Detail = fmt.Sprintf("A %s block carries its name behind its type. Write %s.", name, example)
 			}
 		}
 	}
+}
+
+// unknownProperty is unknownArgument for the JSON twin, where blocks and arguments look alike.
+func unknownProperty(name string, s *hcl.BodySchema, where string) string {
+	lead := fmt.Sprintf("%q is no property of %s.", name, where)
+	if near := SuggestKind(name, append(attributeNames(s), blockNames(s)...)); near != "" {
+		return fmt.Sprintf("%s Did you mean %q?", lead, near)
+	}
+	if hint := misplaced(name); hint != "" {
+		return lead + " " + hint
+	}
+	return lead + " " + allowed(s)
 }
 
 // checkDynamic refuses dynamic blocks wherever they stand, steps included.
@@ -222,6 +235,12 @@ func (l *loader) checkDynamic(root *hclsyntax.Body) {
 		}
 		return nil
 	})
+}
+
+// hasBlock reports whether the file has a block of a type at its top level, well formed or not.
+func (l *loader) hasBlock(name string) bool {
+	native, ok := l.root.(*hclsyntax.Body)
+	return ok && slices.ContainsFunc(native.Blocks, func(b *hclsyntax.Block) bool { return b.Type == name })
 }
 
 // single returns the only block of a type, or nil, and reports the others.

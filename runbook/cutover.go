@@ -58,7 +58,7 @@ func (l *loader) loadPoolers(content *hcl.BodyContent) {
 			l.errorf(block.DefRange, "Half a switch", "config_file is the file that is rewritten in the switch and connect is what the database entry says afterwards. Write both, or neither and repoint with steps.")
 		}
 		if pw, _ := connPassword(p.Connect); pw != "" {
-			l.refusePassword(b.attrs["connect"].Expr, p.Connect, "connect", "pooler_connect")
+			l.refusePassword(b.attrs["connect"].Expr, p.Connect, "connect", "Take it out: connect is written into the pooler's file as it stands; keep the password in the pooler's auth_file.")
 		}
 		l.add(b.Done())
 		l.rb.Cutover.Poolers = append(l.rb.Cutover.Poolers, p)

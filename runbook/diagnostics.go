@@ -27,6 +27,14 @@ func newSources() *sources {
 
 func (s *sources) add(name string, file *hcl.File) { s.files[name] = file }
 
+// slice returns the text of a range, or nil.
+func (s *sources) slice(r *hcl.Range) []byte {
+	if r == nil || s.files[r.Filename] == nil || !r.CanSliceBytes(s.files[r.Filename].Bytes) {
+		return nil
+	}
+	return r.SliceBytes(s.files[r.Filename].Bytes)
+}
+
 // hide keeps a range out of every excerpt: a literal secret stands there.
 func (s *sources) hide(r hcl.Range) { s.masks[r.Filename] = append(s.masks[r.Filename], r) }
 
@@ -68,6 +76,16 @@ func (r *Runbook) WriteDiagnostics(w io.Writer, diags hcl.Diagnostics, width int
 		}
 	}
 	return nil
+}
+
+// WriteDiagnostics prints diagnostics without a Runbook, such as those of Format, with excerpts
+// from files by name. What looks like a password in them is masked.
+func WriteDiagnostics(w io.Writer, diags hcl.Diagnostics, files map[string][]byte, width int, color bool) error {
+	r := &Runbook{sources: newSources(), secrets: &secretSet{}}
+	for name, src := range files {
+		r.sources.add(name, &hcl.File{Bytes: src})
+	}
+	return r.WriteDiagnostics(w, diags, width, color)
 }
 
 func (r *Runbook) scrubbed(d *hcl.Diagnostic) *hcl.Diagnostic {
@@ -117,12 +135,16 @@ func SuggestKind(got string, known []string) string {
 	return best
 }
 
-// didYouMean returns a sentence with the nearest word, or with all of them.
+// didYouMean returns a sentence with the nearest word, if there is one, and with all of them.
 func didYouMean(got string, known []string) string {
-	if s := SuggestKind(got, known); s != "" && s != got {
-		return fmt.Sprintf("Did you mean %q?", s)
+	all := fmt.Sprintf("Known are: %s.", quoteAll(known))
+	if len(known) == 0 {
+		all = "It declares none."
 	}
-	return fmt.Sprintf("Known are: %s.", quoteAll(known))
+	if s := SuggestKind(got, known); s != "" && s != got {
+		return fmt.Sprintf("Did you mean %q? %s", s, all)
+	}
+	return all
 }
 
 func quoteAll(words []string) string {

@@ -149,7 +149,7 @@ func (l *loader) checkEnvCalls(root *hclsyntax.Body) {
 	}
 	_ = hclsyntax.VisitAll(root, func(n hclsyntax.Node) hcl.Diagnostics {
 		if call, ok := n.(*hclsyntax.FunctionCallExpr); ok && call.Name == "env" && !allowed[n] {
-			l.diags = append(l.diags, envDiagnostic(call.NameRange))
+			l.diags = append(l.diags, envDiagnostic(call.StartRange()))
 		}
 		return nil
 	})

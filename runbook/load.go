@@ -1,6 +1,7 @@
 package runbook
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -63,7 +64,7 @@ func Parse(filename string, src []byte, opts Options) (*Runbook, hcl.Diagnostics
 	if opts.Getenv == nil {
 		opts.Getenv = os.LookupEnv
 	}
-	l := &loader{opts: opts, rb: emptyRunbook(filename, src)}
+	l := &loader{opts: opts, rb: emptyRunbook(filename, src), refused: map[string]bool{}}
 	l.files = &fileSet{dir: l.rb.Dir, rb: l.rb, pinned: opts.Pinned, optional: opts.Validate}
 	l.scope = newScope(l)
 	l.load(src)
@@ -77,6 +78,9 @@ type loader struct {
 	diags hcl.Diagnostics
 	scope *scope
 	files *fileSet
+	root  hcl.Body
+	// refused are the variables whose default holds a password: reported once, not at every use.
+	refused map[string]bool
 }
 
 func emptyRunbook(path string, src []byte) *Runbook {
@@ -109,8 +113,8 @@ func (l *loader) load(src []byte) {
 		// would send people to the wrong place.
 		return
 	}
-	body, ok := file.Body.(*hclsyntax.Body)
-	if ok {
+	l.root = file.Body
+	if body, ok := file.Body.(*hclsyntax.Body); ok {
 		l.checkDynamic(body)
 		l.checkEnvCalls(body)
 	}
@@ -149,14 +153,16 @@ func parseSyntax(filename string, src []byte) (*hcl.File, hcl.Diagnostics) {
 	}
 	file, diags := hclsyntax.ParseConfig(src, filename, hcl.InitialPos)
 	for _, d := range diags {
-		if d.Summary == "Invalid block definition" && strings.Contains(d.Detail, "must be on the same line") {
-			continue
-		}
-		if d.Summary == "Invalid block definition" {
-			d.Detail += " The opening brace stands on the line of the block's name: cutover {"
+		if d.Summary == "Argument or block definition required" && d.Subject != nil && braceFollows(src, d.Subject.End.Byte) {
+			d.Detail = fmt.Sprintf("A block's opening brace stands on the line of its name. Write %s {", d.Subject.SliceBytes(src))
 		}
 	}
 	return file, diags
+}
+
+// braceFollows reports whether the next text behind a line's end is an opening brace.
+func braceFollows(src []byte, from int) bool {
+	return from <= len(src) && bytes.HasPrefix(bytes.TrimLeft(src[from:], " \t\r\n"), []byte("{"))
 }
 
 func isJSON(filename string) bool { return strings.EqualFold(filepath.Ext(filename), ".json") }

@@ -57,6 +57,9 @@ func (l *loader) loadBlocks(content *hcl.BodyContent) {
 func (l *loader) loadHeader(content *hcl.BodyContent) {
 	header := l.single(content, "runbook")
 	if header == nil {
+		if l.hasBlock("runbook") {
+			return // it lacks its label, which is reported
+		}
 		l.errorf(content.MissingItemRange, "Missing runbook block", "A runbook starts with its name, which stands in plans and reports. Write runbook \"erp-to-rds\" { }.")
 		return
 	}

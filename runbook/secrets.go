@@ -168,7 +168,7 @@ func redactSteps(steps []StepBlock) []StepBlock {
 // After the colon everything up to the end of the string is covered, since an unescaped
 // password may hold any character.
 var (
-	sourceURL    = regexp.MustCompile(`://[^:@/?"\s]*:([^"\n]*@)`)
+	sourceURL    = regexp.MustCompile(`://[^:@/?"\s]*:([^"\n]*)@`)
 	sourceOption = regexp.MustCompile(`(?i)password(?:=|\s*=\s*")(?:'((?:[^'\\\n]|\\.)*)'?|([^\s"'&]+))`)
 )
 

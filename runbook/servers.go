@@ -1,16 +1,20 @@
 package runbook
 
 import (
+	"bytes"
+	"fmt"
 	"strings"
 
 	"github.com/hashicorp/hcl/v2"
-	"github.com/hashicorp/hcl/v2/hclsyntax"
 	"github.com/zclconf/go-cty/cty"
 )
 
 func (l *loader) loadServer(content *hcl.BodyContent, side string) Server {
 	block := l.single(content, side)
 	if block == nil {
+		if l.hasBlock(side) {
+			return Server{} // written with a label, which is reported
+		}
 		l.errorf(content.MissingItemRange, "Missing "+side+" block", "A runbook names both servers. Write %s { url = var.%s_url } with a sensitive variable, or use service or inherit_env.", side, side)
 		return Server{}
 	}
@@ -52,7 +56,7 @@ func (l *loader) checkWays(b *Body, side string, s Server) {
 	switch len(ways) {
 	case 1:
 	case 0:
-		l.errorf(b.at, "No way to the server", "%s says not how to connect. Write url = var.%s_url, or service = \"NAME\" of pg_service.conf, or inherit_env = true to take the PG* variables.", side, side)
+		l.errorf(b.at, "No way to the server", "%s does not say how to connect. Write url = var.%s_url, or service = \"NAME\" of pg_service.conf, or inherit_env = true to take the PG* variables.", side, side)
 	default:
 		l.errorf(b.at, "Two ways to the server", "%s has %s. Keep one of them.", side, strings.Join(ways, " and "))
 	}
@@ -69,7 +73,7 @@ func (l *loader) connString(b *Body, name, suggested string) (string, bool) {
 	if secret.Sensitive() {
 		l.rb.secrets.add(text)
 	} else if pw, _ := connPassword(text); pw != "" {
-		l.refusePassword(b.attrs[name].Expr, text, name, suggested)
+		l.refusePassword(b.attrs[name].Expr, text, name, fmt.Sprintf(passwordFix+" Then write %s = var.%s.", envName(suggested), name, suggested))
 		return text, true
 	}
 	if err := checkConn(text); err != nil {
@@ -79,18 +83,45 @@ func (l *loader) connString(b *Body, name, suggested string) (string, bool) {
 }
 
 // refusePassword reports a password that stands in the file or in a variable that is not
-// sensitive, and keeps it out of every excerpt.
-func (l *loader) refusePassword(expr hcl.Expression, text, name, suggested string) {
-	l.rb.secrets.add(text)
-	l.rb.sources.hide(expr.Range())
+// sensitive, and keeps it out of every excerpt. Fix says what to write instead.
+func (l *loader) refusePassword(expr hcl.Expression, text, name, fix string) {
+	l.hidePassword(expr, text)
 	for _, t := range expr.Variables() {
-		if ref := reference(t); strings.HasPrefix(ref, "var.") {
-			variable := strings.TrimPrefix(ref, "var.")
-			l.errorf(expr.Range(), "Password in a plain value", "The value of %s holds a password, and variable %q is not sensitive: plans and logs would show it. Write sensitive = true in the variable, or use password_command, or keep the password in a passfile (~/.pgpass).", name, variable)
+		if variable, ok := strings.CutPrefix(reference(t), "var."); ok {
+			if !l.refused[variable] {
+				l.errorf(expr.Range(), "Password in a plain value", "The value of %s holds a password, and variable %q is not sensitive: plans and logs would show it. Write sensitive = true in the variable, or use password_command, or keep the password in a passfile (~/.pgpass).", name, variable)
+			}
 			return
 		}
 	}
-	l.errorf(expr.Range(), "Password in the file", "The value of %s holds a password, and the runbook is kept in git and in every saved plan. "+passwordFix+" Then write %s = var.%s.", name, envName(suggested), name, suggested)
+	l.errorf(expr.Range(), "Password in the file", "The value of %s holds a password, and the runbook is kept in git and in every saved plan. %s", name, fix)
+}
+
+// hidePassword blots out the password of a connection string that is written in the file: the
+// password alone where it can be found, else the whole expression.
+func (l *loader) hidePassword(expr hcl.Expression, text string) {
+	pw, raw := connPassword(text)
+	l.rb.secrets.insert(pw)
+	l.rb.secrets.insert(raw)
+	if _, diags := hcl.AbsTraversalForExpr(expr); !diags.HasErrors() {
+		return // a reference: its value stands elsewhere
+	}
+	r := expr.Range()
+	src := l.rb.sources.slice(&r)
+	at := bytes.Index(src, []byte(text))
+	if at < 0 || raw == "" {
+		l.rb.sources.hide(r)
+		return
+	}
+	for from := at; ; {
+		i := bytes.Index(src[from:], []byte(raw))
+		if i < 0 {
+			return
+		}
+		start := r.Start.Byte + from + i
+		l.rb.sources.hide(hcl.Range{Filename: r.Filename, Start: hcl.Pos{Byte: start}, End: hcl.Pos{Byte: start + len(raw)}})
+		from += i + len(raw)
+	}
 }
 
 // checkServers refuses a move of a database onto itself, as far as text shows it.
@@ -105,15 +136,10 @@ func (l *loader) checkServers() {
 	}
 }
 
-// literalText returns the text of an expression that is nothing but text.
+// literalText returns the text of an expression that is nothing but text: it needs neither a
+// name nor a function.
 func literalText(expr hcl.Expression) (string, bool) {
-	if native, ok := expr.(hclsyntax.Expression); ok {
-		_, isCall := native.(*hclsyntax.FunctionCallExpr)
-		if isCall {
-			return "", false
-		}
-	}
-	v, diags := expr.Value(nil)
+	v, diags := expr.Value(&hcl.EvalContext{})
 	if diags.HasErrors() || v.IsNull() || !v.IsKnown() || v.Type() != cty.String {
 		return "", false
 	}

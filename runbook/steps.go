@@ -107,7 +107,7 @@ func (l *loader) checkTexts(attr *hcl.Attribute, value cty.Value) {
 		}
 		text := part.AsString()
 		if pw, _ := connPassword(text); pw != "" {
-			l.refusePassword(attr.Expr, text, attr.Name, attr.Name)
+			l.refusePassword(attr.Expr, text, attr.Name, "Take it out: give it to the step through env or url from a variable with sensitive = true and default = env(\"NAME\"), or keep it in a passfile (~/.pgpass).")
 		}
 		if attr.Name == "file" && !strings.HasPrefix(text, "/") {
 			text = "./" + strings.TrimPrefix(text, "./")

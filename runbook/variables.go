@@ -22,6 +22,7 @@ type variable struct {
 	sensitive   bool
 	nullable    bool
 	def         *hcl.Attribute
+	broken      bool // its declaration was refused: a missing value is no further news
 	validations []validation
 }
 
@@ -102,7 +103,7 @@ func (l *loader) declareVariable(block *hcl.Block) *variable {
 			d.Detail += " Write a type without quotes: string, number, bool, list(string), map(string) or object({ ... })."
 		}
 		l.add(diags)
-		if !diags.HasErrors() {
+		if v.broken = diags.HasErrors(); !v.broken {
 			v.typ, v.typeDefault = typ, defaults
 		}
 	}
@@ -135,7 +136,7 @@ func (l *loader) variableNode(v *variable, given *givenValue) *node {
 }
 
 func (l *loader) unset(v *variable) cty.Value {
-	if !l.opts.Validate {
+	if !l.opts.Validate && !v.broken {
 		l.errorf(v.rng, "Variable not set", "Variable %q has no value and no default. Set PGRUNBOOK_VAR_%s in the environment, pass -var %s=VALUE, or write it in a *.auto.vars.hcl file beside the runbook.", v.name, v.name, v.name)
 	}
 	return l.marked(v, cty.UnknownVal(v.typ))
@@ -255,12 +256,14 @@ func (l *loader) checkLiteralSecret(v *variable) {
 		return
 	}
 	at := v.def.Expr.Range()
-	l.rb.sources.hide(at)
-	l.rb.secrets.add(text)
 	if v.sensitive {
+		l.rb.sources.hide(at)
+		l.rb.secrets.add(text)
 		l.errorf(at, "Secret in the file", "The default of a sensitive variable is written out, and the runbook is kept in git and in every saved plan. Write default = env(\"%s\"), or leave the default out and set PGRUNBOOK_VAR_%s.", envName(v.name), v.name)
 		return
 	}
+	l.hidePassword(v.def.Expr, text)
+	l.refused[v.name] = true
 	l.errorf(at, "Password in the file", "The default of variable %q holds a password, and the runbook is kept in git and in every saved plan. "+passwordFix, v.name, envName(v.name))
 }
 

@@ -1,0 +1,9 @@
+runbook "erp to rds" {}
+source { service = "old" }
+target { service = "new" }
+
+copy {
+  after {
+    step "exec" "a/b" { command = ["./x"] }
+  }
+}

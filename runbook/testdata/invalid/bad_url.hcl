@@ -1,0 +1,4 @@
+runbook "t" {}
+
+source { url = "mysql://old/erp" }
+target { url = "newhost" }

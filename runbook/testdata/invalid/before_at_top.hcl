@@ -1,0 +1,10 @@
+runbook "t" {}
+
+source { service = "old" }
+target { service = "new" }
+
+before {
+}
+
+source_hooks {
+}

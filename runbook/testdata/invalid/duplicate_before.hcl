@@ -1,0 +1,11 @@
+runbook "t" {}
+
+source { service = "old" }
+target { service = "new" }
+
+copy {
+  before {
+  }
+  before {
+  }
+}

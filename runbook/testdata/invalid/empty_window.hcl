@@ -1,0 +1,6 @@
+runbook "t" {}
+
+source { service = "old" }
+target { service = "new" }
+
+cutover { window = "02:00-02:00" }

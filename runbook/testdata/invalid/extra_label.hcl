@@ -1,0 +1,6 @@
+runbook "t" {}
+
+source { service = "old" }
+target { service = "new" }
+
+copy "fast" {}

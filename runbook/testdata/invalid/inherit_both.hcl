@@ -1,0 +1,4 @@
+runbook "t" {}
+
+source { inherit_env = true }
+target { inherit_env = true }

@@ -1,0 +1,3 @@
+runbook {}
+source { service = "old" }
+target { service = "new" }

@@ -1,0 +1,7 @@
+runbook "t" {}
+
+source { apply_role = "migrator" }
+target {
+  service = "new"
+  url     = "postgresql://new/erp"
+}

@@ -1,0 +1,3 @@
+runbook "t" {}
+
+source { url = "postgresql://app:hunter2@old/erp }

@@ -1,0 +1,4 @@
+runbook "t" {}
+
+source { url = "postgresql://old/erp" }
+target { url = "postgresql://old/erp" }

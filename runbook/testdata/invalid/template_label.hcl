@@ -1,0 +1,8 @@
+runbook "t" {}
+
+source { service = "old" }
+target { service = "new" }
+
+variable "name" { default = "x" }
+
+table "erp.${var.name}" { data = "none" }

@@ -1,0 +1,8 @@
+runbook "t" {}
+
+source { service = "old" }
+target { service = "new" }
+
+deployment {
+  attempts = 3
+}

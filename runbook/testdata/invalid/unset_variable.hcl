@@ -1,0 +1,8 @@
+runbook "t" {}
+
+source { service = "old" }
+target { service = "new" }
+
+variable "workers" { type = number }
+
+copy { workers = var.workers }

@@ -1,0 +1,3 @@
+runbook "t" { required_version = "newest" }
+source { service = "old" }
+target { service = "new" }

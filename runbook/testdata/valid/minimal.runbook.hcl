@@ -1,0 +1,4 @@
+runbook "small" {}
+
+source { service = "old" }
+target { service = "new" }

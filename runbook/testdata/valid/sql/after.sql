@@ -1,0 +1,1 @@
+ALTER TABLE erp.orders SET (fillfactor = 90)
