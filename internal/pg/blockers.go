@@ -93,7 +93,8 @@ SELECT DISTINCT ON (l.granted, l.pid, p.gid) coalesce(l.pid, 0), coalesce(a.usen
        coalesce(a.query LIKE 'autovacuum:%(to prevent wraparound)', false)
   FROM pg_locks l
   LEFT JOIN pg_stat_activity a ON a.pid = l.pid
-  LEFT JOIN pg_prepared_xacts p ON l.pid IS NULL AND l.virtualtransaction = '-1/' || p.transaction::text
+  LEFT JOIN pg_locks x ON l.pid IS NULL AND x.pid IS NULL AND x.locktype = 'transactionid' AND x.granted AND x.virtualtransaction = l.virtualtransaction
+  LEFT JOIN pg_prepared_xacts p ON p.transaction = x.transactionid
  WHERE l.locktype = 'relation' AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
    AND l.relation = ANY ($1::oid[]) AND l.mode = ANY ($2::text[]) AND l.pid IS DISTINCT FROM pg_backend_pid()
  ORDER BY l.granted DESC, l.pid, p.gid, l.mode`

@@ -40,6 +40,9 @@ func parseConfig(cfg Config) (*pgx.ConnConfig, []string, error) {
 	if dsn == "" && !cfg.InheritEnv {
 		return nil, nil, fmt.Errorf("the %s block names no server: set url, service or inherit_env", cfg.Side)
 	}
+	if strayAt(dsn) {
+		return nil, nil, fmt.Errorf(`reading the %s's connection string: it has an "@" that is not percent-encoded (write %%40)`, cfg.Side)
+	}
 	conf, err := parseInEnv(dsn, cfg.InheritEnv)
 	if err != nil {
 		return nil, nil, fmt.Errorf("reading the %s's connection string: %w", cfg.Side, parseFailure(err))
@@ -58,6 +61,18 @@ func parseConfig(cfg Config) (*pgx.ConnConfig, []string, error) {
 		conf.ConnectTimeout = connectTimeout
 	}
 	return conf, warnings, nil
+}
+
+// strayAt finds a URL whose password holds an unescaped @ or /: what follows it would be taken for
+// a host or a database, which are no secrets.
+func strayAt(dsn string) bool {
+	_, rest, isURL := strings.Cut(dsn, "://")
+	if !isURL || strings.ContainsAny(dsn[:len(dsn)-len(rest)-len("://")], "= '") {
+		return false
+	}
+	rest, _, _ = strings.Cut(rest, "?")
+	authority, path, _ := strings.Cut(rest, "/")
+	return strings.Count(authority, "@") > 1 || strings.Contains(path, "@")
 }
 
 // keywordValue quotes a value of a keyword=value connection string

@@ -66,7 +66,8 @@ var pinned = [][2]string{
 // that promises more than ours stays.
 const pinSQL = `
 SELECT pg_catalog.set_config(s.name, w.value, false)
-  FROM pg_catalog.unnest($1::pg_catalog.text[], $2::pg_catalog.text[]) AS w (name, value)
+  FROM (SELECT ($1::pg_catalog.text[])[i] AS name, ($2::pg_catalog.text[])[i] AS value
+          FROM pg_catalog.generate_subscripts($1::pg_catalog.text[], 1) AS i) AS w
   JOIN pg_catalog.pg_settings s ON pg_catalog.lower(s.name) OPERATOR(pg_catalog.=) pg_catalog.lower(w.name)
  WHERE s.context OPERATOR(pg_catalog.=) 'user' AND s.setting OPERATOR(pg_catalog.<>) w.value
    AND NOT (s.name OPERATOR(pg_catalog.=) 'synchronous_commit' AND w.value OPERATOR(pg_catalog.=) 'on' AND s.setting OPERATOR(pg_catalog.=) 'remote_apply')`

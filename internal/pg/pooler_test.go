@@ -1,0 +1,188 @@
+package pg
+
+import (
+	"errors"
+	"net"
+	"sync"
+	"testing"
+
+	"github.com/jackc/pgx/v5/pgproto3"
+
+	"github.com/pgrunbook/pgrunbook/internal/testpg"
+)
+
+// miniPooler speaks the protocol as a pooler does: it answers the start of a session itself and
+// gives each transaction (or each session) a server connection from its stack.
+type miniPooler struct {
+	t       *testing.T
+	server  string
+	session bool // session mode
+	mu      sync.Mutex
+	idle    []*pgproto3.Frontend
+}
+
+func (p *miniPooler) listen() string {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	p.t.Cleanup(func() { _ = l.Close() })
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go p.serve(conn)
+		}
+	}()
+	return l.Addr().String()
+}
+
+func (p *miniPooler) take() (*pgproto3.Frontend, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if n := len(p.idle); n > 0 {
+		f := p.idle[n-1]
+		p.idle = p.idle[:n-1]
+		return f, nil
+	}
+	conn, err := net.Dial("tcp", p.server)
+	if err != nil {
+		return nil, err
+	}
+	p.t.Cleanup(func() { _ = conn.Close() })
+	f := pgproto3.NewFrontend(conn, conn)
+	f.Send(&pgproto3.StartupMessage{ProtocolVersion: pgproto3.ProtocolVersion30, Parameters: map[string]string{"user": "postgres", "database": "postgres"}})
+	if err := f.Flush(); err != nil {
+		return nil, err
+	}
+	for {
+		msg, err := f.Receive()
+		if err != nil {
+			return nil, err
+		}
+		if _, ready := msg.(*pgproto3.ReadyForQuery); ready {
+			return f, nil
+		}
+	}
+}
+
+func (p *miniPooler) give(f *pgproto3.Frontend) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.idle = append(p.idle, f)
+}
+
+// serve runs one client: from its first message on it has a server connection, until the
+// transaction is over.
+func (p *miniPooler) serve(conn net.Conn) {
+	defer func() { _ = conn.Close() }()
+	b := pgproto3.NewBackend(conn, conn)
+	if _, err := b.ReceiveStartupMessage(); err != nil {
+		return
+	}
+	b.Send(&pgproto3.AuthenticationOk{})
+	b.Send(&pgproto3.ParameterStatus{Name: "server_version", Value: "15.1"})
+	b.Send(&pgproto3.ParameterStatus{Name: "standard_conforming_strings", Value: "on"})
+	b.Send(&pgproto3.BackendKeyData{ProcessID: 4711, SecretKey: []byte{1, 2, 3, 4}})
+	b.Send(&pgproto3.ReadyForQuery{TxStatus: 'I'})
+	if b.Flush() != nil {
+		return
+	}
+	var f *pgproto3.Frontend
+	for {
+		msg, err := b.Receive()
+		if err != nil {
+			return
+		}
+		if f == nil {
+			if f, err = p.take(); err != nil {
+				return
+			}
+		}
+		f.Send(msg)
+		switch msg.(type) {
+		case *pgproto3.Terminate:
+			return
+		case *pgproto3.Query, *pgproto3.Sync:
+		default:
+			continue
+		}
+		status, err := relay(f, b)
+		if err != nil {
+			return
+		}
+		if status == 'I' && !p.session {
+			p.give(f)
+			f = nil
+		}
+	}
+}
+
+// relay passes the server's answer on until it is ready again.
+func relay(f *pgproto3.Frontend, b *pgproto3.Backend) (byte, error) {
+	if err := f.Flush(); err != nil {
+		return 0, err
+	}
+	for {
+		msg, err := f.Receive()
+		if err != nil {
+			return 0, err
+		}
+		b.Send(msg)
+		if ready, ok := msg.(*pgproto3.ReadyForQuery); ok {
+			return ready.TxStatus, b.Flush()
+		}
+	}
+}
+
+func TestPoolerInTransactionModeIsRefused(t *testing.T) {
+	c := testpg.Shared(t, testMajor)
+	p := &miniPooler{t: t, server: c.Addr()}
+	s := newServer(t, Config{URL: "postgresql://postgres@" + p.listen() + "/postgres?sslmode=disable"})
+	var refused *PoolerError
+	if err := s.DetectPooler(testContext(t)); !errors.As(err, &refused) {
+		t.Errorf("DetectPooler: %v", err)
+	}
+	if _, err := s.Connect(testContext(t), Use{ReadOnly: true}); !errors.As(err, &refused) {
+		t.Errorf("Connect: %v", err)
+	}
+	f, err := p.take()
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.Send(&pgproto3.Query{String: "SHOW default_transaction_read_only"})
+	if err := f.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	for {
+		msg, err := f.Receive()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if row, ok := msg.(*pgproto3.DataRow); ok && string(row.Values[0]) != "off" {
+			t.Errorf("a setting of ours stayed behind in the pool: %s", row.Values[0])
+		}
+		if _, ok := msg.(*pgproto3.ReadyForQuery); ok {
+			break
+		}
+	}
+}
+
+func TestPoolerInSessionModeIsFine(t *testing.T) {
+	c := testpg.Shared(t, testMajor)
+	p := &miniPooler{t: t, server: c.Addr(), session: true}
+	s := newServer(t, Config{URL: "postgresql://postgres@" + p.listen() + "/postgres?sslmode=disable"})
+	if err := s.DetectPooler(testContext(t)); err != nil {
+		t.Error(err)
+	}
+	conn := connect(t, s, Use{ReadOnly: true})
+	if got := show(t, conn, "SHOW default_transaction_read_only"); got != "on" {
+		t.Errorf("read only is %s", got)
+	}
+	direct := newServer(t, Config{URL: c.ConnString()})
+	if err := direct.DetectPooler(testContext(t)); err != nil {
+		t.Error(err)
+	}
+}
