@@ -1,0 +1,227 @@
+package pass
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pgrunbook/pgrunbook/engine"
+	"github.com/pgrunbook/pgrunbook/internal/pg"
+	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
+)
+
+// markEvery bounds how old To's watermark gets while there is nothing to apply.
+const markEvery = 5 * time.Second
+
+// Exact makes one pass over all following tables: afterwards To equals From as of
+// Result.SnapshotAt.
+func (p *Passer) Exact(ctx context.Context, opts Options) (Result, error) {
+	var result Result
+	err := p.patiently(ctx, opts.Patience, func() error {
+		var err error
+		result, err = p.exact(ctx, opts)
+		return err
+	})
+	return result, err
+}
+
+func (p *Passer) exact(ctx context.Context, opts Options) (Result, error) {
+	from, err := p.prepare(ctx, opts.LockTimeout)
+	if err != nil {
+		return Result{}, err
+	}
+	tables := p.following()
+	found, err := from.look(ctx, tables)
+	if err != nil {
+		return Result{}, err
+	}
+	if len(found.tables) == 0 && opts.InTarget == nil && !opts.Snapshot && time.Since(p.marked) < markEvery {
+		if err := p.check(ctx); err != nil {
+			return Result{}, err
+		}
+		return Result{PassID: p.lastPass, SnapshotAt: found.at, Snapshot: found.snapshot, Empty: true}, nil
+	}
+	lock := found.ids()
+	for {
+		open, err := p.begin(ctx, from, tables, lock)
+		if err != nil {
+			return Result{}, err
+		}
+		result, err := open.Run(ctx, opts)
+		var more *moreTables
+		if !errors.As(err, &more) {
+			return result, err
+		}
+		lock = append(lock, more.ids...)
+	}
+}
+
+// prepare connects and compares the fingerprint.
+func (p *Passer) prepare(ctx context.Context, lockTimeout time.Duration) (*fromSession, error) {
+	from, err := p.connectFrom(ctx, lockTimeout)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := p.connectTo(ctx); err != nil {
+		return nil, err
+	}
+	if _, err := p.connectBeat(ctx); err != nil {
+		return nil, err
+	}
+	return from, p.check(ctx)
+}
+
+func (p *Passer) check(ctx context.Context) error {
+	if p.cfg.Check == nil {
+		return nil
+	}
+	return p.cfg.Check(ctx, p.beat)
+}
+
+// Open is a pass whose transaction on From has begun and holds its table locks, but has no
+// snapshot yet.
+type Open struct {
+	p      *Passer
+	from   *fromSession
+	tables map[int32]scope.Table
+	locked map[int32]bool
+}
+
+// moreTables says that the snapshot holds changes of tables that are not locked.
+type moreTables struct{ ids []int32 }
+
+func (m *moreTables) Error() string {
+	return fmt.Sprintf("%d more tables have changes", len(m.ids))
+}
+
+// Begin opens a pass over all following tables for the freeze: sessions, transaction, locks and
+// stages are there when it returns, the snapshot is taken by Run.
+func (p *Passer) Begin(ctx context.Context, opts Options) (*Open, error) {
+	from, err := p.prepare(ctx, opts.LockTimeout)
+	if err != nil {
+		return nil, err
+	}
+	tables := p.following()
+	if len(tables) < maxStages {
+		for _, t := range tables {
+			if _, err := p.to.stageFor(ctx, t, from.version); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return p.begin(ctx, from, tables, slices.Sorted(maps.Keys(tables)))
+}
+
+// begin starts the transaction and locks before there is a snapshot: what rewrites, swaps or
+// detaches a table can then only come before the snapshot or after the reads. The savepoint is
+// where the locks are let go again.
+func (p *Passer) begin(ctx context.Context, from *fromSession, tables map[int32]scope.Table, lock []int32) (*Open, error) {
+	o := &Open{p: p, from: from, tables: tables, locked: map[int32]bool{}}
+	names := make([]string, 0, len(lock))
+	for _, id := range lock {
+		if o.locked[id] {
+			continue
+		}
+		o.locked[id] = true
+		names = append(names, relation(tables[id]))
+		if !keyed(tables[id]) {
+			names = append(names, "ONLY "+imageTable(tables[id]))
+		}
+	}
+	sql := "BEGIN ISOLATION LEVEL REPEATABLE READ READ WRITE NOT DEFERRABLE; SET LOCAL synchronous_commit = off; SAVEPOINT r"
+	if len(names) > 0 {
+		sql += "; LOCK TABLE " + strings.Join(names, ", ") + " IN ACCESS SHARE MODE"
+	}
+	if err := run(ctx, from.conn, sql); err != nil {
+		abandon(ctx, from.conn)
+		return nil, fmt.Errorf("beginning a pass on the %s: %w", p.cfg.From.Side(), err)
+	}
+	return o, nil
+}
+
+// Close gives up a pass that was not run. After Run it does nothing.
+func (o *Open) Close(ctx context.Context) { abandon(ctx, o.from.conn) }
+
+// Run takes the snapshot and makes the pass.
+func (o *Open) Run(ctx context.Context, opts Options) (Result, error) {
+	result, err := o.run(ctx, opts)
+	if err != nil {
+		abandon(ctx, o.p.toConn())
+		abandon(ctx, o.from.conn)
+		result.Release()
+	}
+	return result, err
+}
+
+func (o *Open) run(ctx context.Context, opts Options) (Result, error) {
+	started := time.Now()
+	found, err := o.from.look(ctx, o.tables)
+	if err != nil {
+		return Result{}, err
+	}
+	more := &moreTables{}
+	for _, id := range found.ids() {
+		if !o.locked[id] {
+			more.ids = append(more.ids, id)
+		}
+	}
+	if len(more.ids) > 0 {
+		return Result{}, more
+	}
+	job := &job{p: o.p, from: o.from, found: found, whole: true, opts: opts}
+	for _, id := range found.ids() {
+		job.work = append(job.work, work{table: o.tables[id], span: span{low: o.from.low[id]}, backlog: *found.tables[id]})
+	}
+	result, err := job.do(ctx)
+	if err != nil {
+		return result, err
+	}
+	for id := range o.tables {
+		o.from.low[id] = found.xmin
+	}
+	result.Took = time.Since(started)
+	result.Empty = len(job.work) == 0
+	o.p.lastPass, o.p.marked = result.PassID, time.Now()
+	return result, nil
+}
+
+// heldBy adds the sessions that hold a lock to a lock timeout's event.
+const holders = `
+SELECT format('%s (pid %s, %s)', coalesce(nullif(a.application_name, ''), a.usename), a.pid, a.state)
+  FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
+ WHERE l.mode = 'AccessExclusiveLock' AND l.granted AND l.locktype = 'relation'
+   AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()) AND a.pid <> pg_backend_pid()
+ ORDER BY 1 LIMIT 5`
+
+// patiently repeats what failed for a reason that passes.
+func (p *Passer) patiently(ctx context.Context, patience time.Duration, f func() error) error {
+	deadline := time.Now().Add(patience)
+	for wait := 50 * time.Millisecond; ; wait = min(wait*2, 2*time.Second) {
+		err := f()
+		if err == nil || ctx.Err() != nil || !passing(err) || time.Now().Add(wait).After(deadline) {
+			return err
+		}
+		e := engine.Event{Kind: engine.EventRetry, At: time.Now(), Message: "the pass is made again: " + err.Error(), SQLState: sqlState(err)}
+		if sqlState(err) == "55P03" && p.beat != nil && !p.beat.IsClosed() {
+			e.Kind, e.Reason = engine.EventWaiting, "a table is locked"
+			if rows, err := p.beat.Query(ctx, holders); err == nil {
+				e.Blockers, _ = pgx.CollectRows(rows, pgx.RowTo[string])
+			}
+		}
+		p.cfg.Emit(e)
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(wait):
+		}
+	}
+}
+
+// tableName is for messages.
+func tableName(t scope.Table) string { return pg.Name(t.Schema, t.Name.Name) }

@@ -1,0 +1,146 @@
+package pass
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pgrunbook/pgrunbook/engine"
+	"github.com/pgrunbook/pgrunbook/internal/pg"
+	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
+)
+
+// imagePlan is what a look at a table's row images found.
+type imagePlan struct {
+	truncated bool // To is emptied before the images are applied
+	deletes   bool
+}
+
+// unapplied leaves out images that an earlier pass applied whose forgetting was lost: To's
+// watermark of the table has the snapshot up to which they are in.
+func (j *job) unapplied(ctx context.Context, t scope.Table) (string, error) {
+	var snapshot string
+	err := j.tx.QueryRow(ctx, "SELECT snapshot FROM pgrunbook.watermark WHERE from_side = $1 FOR UPDATE", j.p.slot(t)).Scan(&snapshot)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return "true", nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("reading the watermark of %s: %w", tableName(t), err)
+	}
+	d := dialectOf(j.from.version)
+	return fmt.Sprintf("NOT %s(e.x, %s::%s)", d.visible, pg.Literal(snapshot), d.snapshotType), nil
+}
+
+// stageImages reads the row images of a table without a key, in the columns that they have on
+// From: an image is the text of a whole row there.
+func (j *job) stageImages(ctx context.Context, w *work) error {
+	t := w.table
+	where, err := j.unapplied(ctx, t)
+	if err != nil {
+		return err
+	}
+	var ops string
+	var last int64
+	err = j.from.conn.QueryRow(ctx, `SELECT coalesce(string_agg(DISTINCT e.op::text, ''), ''), coalesce(max(e.n) FILTER (WHERE e.op = 't'), 0) FROM `+
+		imageTable(t)+" e WHERE "+where).Scan(&ops, &last)
+	if err != nil {
+		return fmt.Errorf("reading the row images of %s: %w", tableName(t), err)
+	}
+	if t.Identity == scope.AppendOnly && ops != "i" && ops != "" {
+		return appendOnlyBroken(t, ops)
+	}
+	w.images.truncated = last > 0
+	cols := written(t)
+	query := fmt.Sprintf("SELECT i.n, i.op, %s FROM (SELECT e.n, e.op, e.img::%s AS r FROM %s e WHERE %s AND e.n > %d AND e.op <> 't' OFFSET 0) i",
+		list(len(cols), func(i int) string { return "(i.r)." + ident(cols[i].Name) }), tableName(t), imageTable(t), where, last)
+	got, err := pg.Pipe(ctx, j.from.conn, j.p.to.conn, copyOut(query, w.stage.binary),
+		"COPY "+w.stage.name+" ("+w.stage.columns+") FROM STDIN"+format(w.stage.binary), nil)
+	if err != nil {
+		return fmt.Errorf("reading the row images of %s: %w", tableName(t), err)
+	}
+	w.staged = got.Rows
+	j.res.Keys += got.Rows
+	return nil
+}
+
+func appendOnlyBroken(t scope.Table, ops string) error {
+	what := "a row was deleted or updated"
+	for _, op := range ops {
+		if op == 't' {
+			what = "it was truncated"
+		}
+	}
+	return &engine.Error{Op: "following", Object: tableName(t), Err: fmt.Errorf(`its identity is "append_only", but %s`, what),
+		Hint: `Set identity = "full_row" or data = "at_freeze" for this table and load it again.`}
+}
+
+// netImages counts each row image: inserts minus deletes. Rows are compared by their text under
+// pinned settings, which json, xml and point have too.
+func netImages(t scope.Table, st stage) string {
+	cols := written(t)
+	return fmt.Sprintf(`WITH net AS (SELECT s.img COLLATE "C" AS img, min(s.n) AS n, sum(CASE s.op WHEN 'i' THEN 1 ELSE -1 END) AS d
+ FROM (SELECT n, op, ROW(%s)::text AS img FROM %s) s GROUP BY s.img COLLATE "C" HAVING sum(CASE s.op WHEN 'i' THEN 1 ELSE -1 END) <> 0) `,
+		list(len(cols), func(i int) string { return fmt.Sprintf("c%d", i+1) }), st.name)
+}
+
+// deleteImages deletes as many copies of each image as were deleted on From, in one scan.
+func deleteImages(t scope.Table, st stage) string {
+	cols := written(t)
+	return netImages(t, st) + fmt.Sprintf(`DELETE FROM %s AS t USING (
+ SELECT r.tid, r.rel FROM (SELECT t.ctid AS tid, t.tableoid AS rel, net.d, row_number() OVER (PARTITION BY net.n) AS nth
+   FROM %s AS t JOIN net ON net.d < 0 AND (ROW(%s)::text) COLLATE "C" = net.img) r WHERE r.nth <= -r.d) gone
+ WHERE t.ctid = gone.tid AND t.tableoid = gone.rel`,
+		relation(t), relation(t), list(len(cols), func(i int) string { return "t." + ident(cols[i].Name) }))
+}
+
+func missingImages(t scope.Table, st stage) string {
+	return netImages(t, st) + "SELECT coalesce(-sum(d), 0)::int8 FROM net WHERE d < 0"
+}
+
+func insertImages(t scope.Table, st stage) string {
+	cols := written(t)
+	return netImages(t, st) + fmt.Sprintf("INSERT INTO %s (%s) OVERRIDING SYSTEM VALUE SELECT %s FROM %s s JOIN net ON net.n = s.n AND net.d > 0 CROSS JOIN LATERAL generate_series(1, net.d) ORDER BY s.n",
+		pg.Name(t.Schema, t.Name.Name), columnList(cols), list(len(cols), func(i int) string { return fmt.Sprintf("s.c%d", i+1) }), st.name)
+}
+
+// applyImages writes the images of one table: all of them for append_only, the net of inserts and
+// deletes for full_row.
+func (j *job) applyImages(ctx context.Context, w *work) error {
+	if w.staged == 0 {
+		return nil
+	}
+	t, conn := w.table, j.p.to.conn
+	cols := written(t)
+	if t.Identity == scope.AppendOnly {
+		n, err := affected(ctx, conn, fmt.Sprintf("INSERT INTO %s (%s) OVERRIDING SYSTEM VALUE SELECT %s FROM %s s ORDER BY s.n",
+			pg.Name(t.Schema, t.Name.Name), columnList(cols), list(len(cols), func(i int) string { return fmt.Sprintf("s.c%d", i+1) }), w.stage.name))
+		if err != nil {
+			return fmt.Errorf("inserting the new rows of %s: %w", tableName(t), err)
+		}
+		j.res.Rows += n[0]
+		return nil
+	}
+	var want int64
+	if err := j.tx.QueryRow(ctx, missingImages(t, w.stage)).Scan(&want); err != nil {
+		return fmt.Errorf("counting the row images of %s: %w", tableName(t), err)
+	}
+	if want > 0 {
+		n, err := affected(ctx, conn, "SET LOCAL enable_hashjoin = on; "+deleteImages(t, w.stage)+"; SET LOCAL enable_hashjoin = off")
+		if err != nil {
+			return fmt.Errorf("deleting rows of %s: %w", tableName(t), err)
+		}
+		if n[1] != want {
+			return &engine.Error{Op: "following", Object: tableName(t), Err: fmt.Errorf("%d rows were deleted on the %s but only %d of them are on the %s", want, j.p.cfg.From.Side(), n[1], j.p.cfg.To.Side()),
+				Hint: "The two sides differ: load this table again."}
+		}
+		j.res.Deleted += n[1]
+	}
+	n, err := affected(ctx, conn, "SET LOCAL enable_hashjoin = on; "+insertImages(t, w.stage)+"; SET LOCAL enable_hashjoin = off")
+	if err != nil {
+		return fmt.Errorf("inserting rows of %s: %w", tableName(t), err)
+	}
+	j.res.Rows += n[1]
+	return nil
+}

@@ -1,0 +1,352 @@
+package pass
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/pgrunbook/pgrunbook/internal/pg"
+	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
+)
+
+// work is one table's part of a pass.
+type work struct {
+	table   scope.Table
+	span    span
+	backlog backlog
+
+	stage  stage
+	staged int64
+	images imagePlan
+}
+
+// job is what passes and pieces have in common: From's snapshot is taken and its tables are
+// locked, the rest follows in one order that every failure was thought through for.
+type job struct {
+	p     *Passer
+	from  *fromSession
+	found pending
+	work  []work
+	whole bool // all tables, not a piece of one
+	opts  Options
+
+	id  string
+	tx  pgx.Tx
+	res Result
+}
+
+// do reads, applies and forgets. To commits before From: in between, the pass is repeated.
+func (j *job) do(ctx context.Context) (Result, error) {
+	j.id = newPassID()
+	j.res = Result{PassID: j.id, Snapshot: j.found.snapshot, SnapshotAt: j.found.at, Tables: len(j.work)}
+	beat, beatCtx := errgroup.WithContext(ctx)
+	beat.Go(func() error { return j.p.heartbeat(beatCtx) })
+	err := j.stageAll(ctx)
+	if beatErr := beat.Wait(); err == nil {
+		err = beatErr
+	}
+	if err != nil {
+		return j.res, err
+	}
+	if err := j.apply(ctx); err != nil {
+		return j.res, err
+	}
+	if err := j.commit(ctx); err != nil {
+		return j.res, err
+	}
+	return j.res, nil
+}
+
+// stageAll brings every row of the pass to To's temporary tables and lets From's locks go.
+func (j *job) stageAll(ctx context.Context) error {
+	for i := range j.work {
+		st, err := j.p.to.stageFor(ctx, j.work[i].table, j.from.version)
+		if err != nil {
+			return err
+		}
+		j.work[i].stage = st
+	}
+	tx, err := j.p.to.conn.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.ReadCommitted, AccessMode: pgx.ReadWrite})
+	if err != nil {
+		return fmt.Errorf("beginning a pass on the %s: %w", j.p.cfg.To.Side(), err)
+	}
+	j.tx = tx
+	if j.p.cfg.Fence != nil {
+		if err := j.p.cfg.Fence(ctx, tx); err != nil {
+			return err
+		}
+	}
+	for i := range j.work {
+		w := &j.work[i]
+		if !keyed(w.table) {
+			if err := j.stageImages(ctx, w); err != nil {
+				return err
+			}
+			continue
+		}
+		if w.backlog.keys == 0 {
+			continue
+		}
+		if err := j.stageRows(ctx, w); err != nil {
+			return fmt.Errorf("reading the changed rows of %s: %w", tableName(w.table), err)
+		}
+	}
+	return run(ctx, j.from.conn, "ROLLBACK TO SAVEPOINT r; RELEASE SAVEPOINT r")
+}
+
+func (j *job) stageRows(ctx context.Context, w *work) error {
+	query := readRows(dialectOf(j.from.version), w.table, w.span)
+	most := w.backlog.keys > 10000 && w.backlog.keys*4 > w.table.Rows
+	if most { // a hash join over the whole table is cheaper than that many lookups
+		if err := run(ctx, j.from.conn, "SET LOCAL enable_hashjoin = on; SET LOCAL enable_mergejoin = on; SET LOCAL enable_seqscan = on"); err != nil {
+			return err
+		}
+	}
+	got, err := pg.Pipe(ctx, j.from.conn, j.p.to.conn, copyOut(query, w.stage.binary),
+		"COPY "+w.stage.name+" ("+w.stage.columns+") FROM STDIN"+format(w.stage.binary), nil)
+	if err != nil {
+		return err
+	}
+	w.staged = got.Rows
+	j.res.Keys += got.Rows
+	if most {
+		return run(ctx, j.from.conn, "SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off; SET LOCAL enable_seqscan = off")
+	}
+	return nil
+}
+
+// apply writes on To while From forgets and the fingerprint is compared once more.
+func (j *job) apply(ctx context.Context) error {
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return j.forget(gctx) })
+	g.Go(func() error { return j.p.check(gctx) })
+	g.Go(func() error {
+		if err := j.applyMarks(gctx); err != nil {
+			return err
+		}
+		for i := range j.work {
+			w := &j.work[i]
+			apply := j.applyKeyed
+			if !keyed(w.table) {
+				apply = j.applyImages
+			}
+			if err := apply(gctx, w); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	if j.opts.InTarget != nil {
+		if err := j.opts.InTarget(ctx, j.tx, j.from.conn); err != nil {
+			return err
+		}
+	}
+	if j.opts.Snapshot {
+		return j.p.export(ctx, j.from.conn, &j.res)
+	}
+	return nil
+}
+
+// applyKeyed deletes keys whose row is gone, then writes the rows that are there. Deletes come
+// first: a value handed from a deleted row to a new one would clash otherwise.
+func (j *job) applyKeyed(ctx context.Context, w *work) error {
+	if w.staged == 0 {
+		return nil
+	}
+	conn, t := j.p.to.conn, w.table
+	plan, back := "", ""
+	if w.staged > 10000 && w.staged*4 > t.Rows {
+		plan = "SET LOCAL enable_hashjoin = on; SET LOCAL enable_mergejoin = on; "
+		back = "; SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off"
+	}
+	count := func(sql string, deleted, inserted int) error {
+		n, err := affected(ctx, conn, sql)
+		if err == nil {
+			j.res.Deleted += n[deleted]
+			j.res.Rows += n[inserted]
+		}
+		return err
+	}
+	first := 1
+	if plan != "" {
+		first = 3
+	}
+	if !j.p.permanent[t.ID] && !alwaysIdentity(t) {
+		err := count("SAVEPOINT a; "+plan+deleteKeys(t, w.stage, true)+"; "+upsertRows(t, w.stage)+"; RELEASE SAVEPOINT a"+back, first, first+1)
+		if err == nil {
+			return nil
+		}
+		if !clashes(err) {
+			return fmt.Errorf("applying the changed rows of %s: %w", tableName(t), err)
+		}
+		j.p.permanent[t.ID] = forGood(err)
+		if err := run(ctx, conn, "ROLLBACK TO SAVEPOINT a; RELEASE SAVEPOINT a"); err != nil {
+			return err
+		}
+	}
+	err := count("SAVEPOINT a; "+plan+deleteKeys(t, w.stage, false)+"; "+insertRows(t, w.stage)+"; RELEASE SAVEPOINT a"+back, first, first+1)
+	if err != nil {
+		return fmt.Errorf("applying the changed rows of %s after deleting their keys: %w", tableName(t), err)
+	}
+	return nil
+}
+
+func alwaysIdentity(t scope.Table) bool {
+	for _, c := range t.Columns {
+		if c.Identity == "a" {
+			return true
+		}
+	}
+	return false
+}
+
+// forget deletes exactly what the pass read: the same words under the same snapshot.
+func (j *job) forget(ctx context.Context) error {
+	d := dialectOf(j.from.version)
+	var sql []string
+	for _, w := range j.work {
+		if len(w.backlog.marks) > 0 {
+			ns := list(len(w.backlog.marks), func(i int) string { return fmt.Sprint(w.backlog.marks[i].n) })
+			sql = append(sql, fmt.Sprintf("DELETE FROM pgrunbook.truncated WHERE rel = %d AND n IN (%s)", w.table.ID, ns))
+		}
+		switch {
+		case !keyed(w.table):
+			sql = append(sql, "DELETE FROM "+imageTable(w.table))
+		case w.backlog.keys > 0:
+			sql = append(sql, "DELETE FROM "+deltaTable(w.table)+" d WHERE "+w.span.where(d, w.table.ID))
+		}
+	}
+	if len(sql) == 0 {
+		return nil
+	}
+	if err := run(ctx, j.from.conn, strings.Join(sql, "; ")); err != nil {
+		return fmt.Errorf("forgetting applied keys on the %s: %w", j.p.cfg.From.Side(), err)
+	}
+	return nil
+}
+
+// heartbeat is one small durable commit: everything the snapshot saw lies before it in the log, so
+// a crash of From cannot take back what To is about to keep.
+func (p *Passer) heartbeat(ctx context.Context) error {
+	tag, err := p.beat.Exec(ctx, "UPDATE pgrunbook.heartbeat SET at = clock_timestamp()")
+	if err == nil && tag.RowsAffected() == 0 {
+		_, err = p.beat.Exec(ctx, "INSERT INTO pgrunbook.heartbeat (at) VALUES (clock_timestamp()) ON CONFLICT DO NOTHING")
+	}
+	if err != nil {
+		return fmt.Errorf("writing the heartbeat on the %s: %w", p.cfg.From.Side(), err)
+	}
+	return nil
+}
+
+// newPassID is a random uuid. A counter would let a stalled runner take another's pass for its own.
+func newPassID() string {
+	var b [16]byte
+	_, _ = rand.Read(b[:]) // never fails
+	b[6], b[8] = b[6]&0x0f|0x40, b[8]&0x3f|0x80
+	h := hex.EncodeToString(b[:])
+	return h[:8] + "-" + h[8:12] + "-" + h[12:16] + "-" + h[16:20] + "-" + h[20:]
+}
+
+const writeWatermark = `
+INSERT INTO pgrunbook.watermark (from_side, pass, epoch, snapshot, at) VALUES ($1, $2::uuid, $3, $4, $5)
+ON CONFLICT (from_side) DO UPDATE SET pass = EXCLUDED.pass, epoch = EXCLUDED.epoch, snapshot = EXCLUDED.snapshot, at = EXCLUDED.at`
+
+// slot names the watermark row of a piece, or of a table whose images were applied.
+func (p *Passer) slot(t scope.Table) string {
+	return fmt.Sprintf("%s/%d", p.cfg.From.Side(), t.ID)
+}
+
+// commit settles the pass: watermark and rows on To durably, then the forgetting on From.
+func (j *job) commit(ctx context.Context) error {
+	mark := func(slot string) error {
+		_, err := j.tx.Exec(ctx, writeWatermark, slot, j.id, j.p.cfg.Run.Epoch, j.found.snapshot, j.found.at)
+		if err != nil {
+			return fmt.Errorf("writing the watermark on the %s: %w", j.p.cfg.To.Side(), err)
+		}
+		return nil
+	}
+	lookup := j.p.cfg.From.Side()
+	for _, w := range j.work {
+		if !keyed(w.table) || !j.whole {
+			lookup = j.p.slot(w.table)
+			if err := mark(lookup); err != nil {
+				return err
+			}
+		}
+	}
+	if j.whole {
+		lookup = j.p.cfg.From.Side()
+		if err := mark(lookup); err != nil {
+			return err
+		}
+	}
+	if err := j.tx.Commit(ctx); err != nil {
+		if sqlState(err) != "" && !passing(err) {
+			return fmt.Errorf("committing on the %s: %w", j.p.cfg.To.Side(), err)
+		}
+		known, lookErr := j.p.committed(ctx, lookup, j.id)
+		if lookErr != nil || !known {
+			return errors.Join(fmt.Errorf("committing on the %s: %w", j.p.cfg.To.Side(), err), lookErr)
+		}
+	}
+	if err := run(ctx, j.from.conn, "COMMIT"); err != nil {
+		return fmt.Errorf("committing the forgetting on the %s: %w", j.p.cfg.From.Side(), err)
+	}
+	return nil
+}
+
+// committed finds out whether a COMMIT whose answer was lost took place. FOR UPDATE waits for one
+// that still waits for a standby; a plain look would not see it.
+func (p *Passer) committed(ctx context.Context, slot, id string) (bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	to, err := p.connectTo(ctx)
+	if err != nil {
+		return false, fmt.Errorf("looking up pass %s: %w", id, err)
+	}
+	var found string
+	err = to.conn.QueryRow(ctx, "SELECT pass::text FROM pgrunbook.watermark WHERE from_side = $1 FOR UPDATE", slot).Scan(&found)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("looking up pass %s: %w", id, err)
+	}
+	return found == id, nil
+}
+
+// export opens the pass's snapshot in a session of its own, which keeps it after the pass has
+// committed.
+func (p *Passer) export(ctx context.Context, from *pgx.Conn, res *Result) error {
+	if p.snap == nil || p.snap.IsClosed() {
+		conn, err := p.cfg.From.Connect(ctx, pg.Use{Name: "pass snapshot", Marked: true, ReadOnly: true})
+		if err != nil {
+			return err
+		}
+		p.snap = conn
+	}
+	abandon(ctx, p.snap)
+	var id string
+	if err := from.QueryRow(ctx, "SELECT pg_export_snapshot()").Scan(&id); err != nil {
+		return fmt.Errorf("exporting the pass's snapshot: %w", err)
+	}
+	if err := run(ctx, p.snap, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT "+pg.Literal(id)); err != nil {
+		return fmt.Errorf("holding the pass's snapshot: %w", err)
+	}
+	if err := p.snap.QueryRow(ctx, "SELECT pg_export_snapshot()").Scan(&res.ExportedSnapshot); err != nil {
+		return fmt.Errorf("exporting the pass's snapshot: %w", err)
+	}
+	snap := p.snap
+	res.release = func() { abandon(context.Background(), snap) }
+	return nil
+}

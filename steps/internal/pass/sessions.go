@@ -1,0 +1,144 @@
+package pass
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pgrunbook/pgrunbook/internal/pg"
+)
+
+const (
+	defaultLockTimeout = 300 * time.Millisecond // deadlock_timeout is 1 s by default
+	renewAfter         = time.Hour              // a temporary table's age holds back the frozen xid of its database
+	maxStages          = 500                    // every commit empties all of them
+)
+
+// fromSession reads and forgets. What it knows dies with the connection: after a crash of the
+// server, transaction ids above the last flushed one are given out again.
+type fromSession struct {
+	conn    *pgx.Conn
+	version int              // server_version_num
+	low     map[int32]uint64 // per table: no delta row below this xid is left
+}
+
+// toSession applies. Its temporary tables live as long as the connection.
+type toSession struct {
+	conn    *pgx.Conn
+	version int
+	since   time.Time
+	stages  map[int32]stage
+}
+
+// nestedLoops makes every lookup by key an index lookup, whatever stale statistics say; where most
+// of a table changed, the plan is freed again for that statement. jit would start for the huge cost
+// that a disabled node pretends to have.
+const nestedLoops = `
+SELECT pg_catalog.set_config(s.name, 'off', false) FROM pg_catalog.pg_settings s
+ WHERE s.name IN ('jit', 'enable_hashjoin', 'enable_mergejoin') OR s.name = 'enable_seqscan' AND $1`
+
+func (p *Passer) connectFrom(ctx context.Context, lockTimeout time.Duration) (*fromSession, error) {
+	if lockTimeout == 0 {
+		lockTimeout = defaultLockTimeout
+	}
+	if p.from == nil || p.from.conn.IsClosed() {
+		conn, version, err := open(ctx, p.cfg.From, pg.Use{Name: "pass read", Marked: true, LockTimeout: lockTimeout}, true)
+		if err != nil {
+			return nil, err
+		}
+		p.from = &fromSession{conn: conn, version: version, low: map[int32]uint64{}}
+	}
+	ms := strconv.FormatInt(lockTimeout.Milliseconds(), 10)
+	if err := run(ctx, p.from.conn, "SET lock_timeout = "+ms); err != nil {
+		return nil, fmt.Errorf("setting lock_timeout on the %s: %w", p.cfg.From.Side(), err)
+	}
+	return p.from, nil
+}
+
+func (p *Passer) connectTo(ctx context.Context) (*toSession, error) {
+	if s := p.to; s != nil && !s.conn.IsClosed() {
+		if time.Since(s.since) < renewAfter && len(s.stages) < maxStages {
+			return s, nil
+		}
+		if err := s.conn.Close(ctx); err != nil {
+			p.cfg.Log.Debug("closing a session", "side", p.cfg.To.Side(), "err", err)
+		}
+	}
+	conn, version, err := open(ctx, p.cfg.To, pg.Use{Name: "pass write", Marked: true, Replica: true}, false)
+	if err != nil {
+		return nil, err
+	}
+	p.to = &toSession{conn: conn, version: version, since: time.Now(), stages: map[int32]stage{}}
+	return p.to, nil
+}
+
+func (p *Passer) connectBeat(ctx context.Context) (*pgx.Conn, error) {
+	if p.beat != nil && !p.beat.IsClosed() {
+		return p.beat, nil
+	}
+	conn, err := p.cfg.From.Connect(ctx, pg.Use{Name: "pass heartbeat", Marked: true, LockTimeout: 10 * time.Second})
+	if err != nil {
+		return nil, err
+	}
+	p.beat = conn
+	return conn, nil
+}
+
+func open(ctx context.Context, server *pg.Server, use pg.Use, noSeqScan bool) (*pgx.Conn, int, error) {
+	conn, err := server.Connect(ctx, use)
+	if err != nil {
+		return nil, 0, err
+	}
+	var text string
+	if _, err = conn.Exec(ctx, nestedLoops, noSeqScan); err == nil {
+		err = conn.QueryRow(ctx, "SHOW server_version_num").Scan(&text)
+	}
+	if err != nil {
+		_ = conn.Close(ctx)
+		return nil, 0, fmt.Errorf("preparing a session on the %s: %w", server.Side(), err)
+	}
+	version, err := strconv.Atoi(text)
+	if err != nil {
+		_ = conn.Close(ctx)
+		return nil, 0, fmt.Errorf("reading the %s's version: %w", server.Side(), err)
+	}
+	return conn, version, nil
+}
+
+// run executes statements without parameters in one round trip and without taking a snapshot of
+// its own for utility statements.
+func run(ctx context.Context, conn *pgx.Conn, sql string) error {
+	_, err := conn.PgConn().Exec(ctx, sql).ReadAll()
+	return err
+}
+
+// affected executes statements in one round trip and gives the rows that each touched.
+func affected(ctx context.Context, conn *pgx.Conn, sql string) ([]int64, error) {
+	results, err := conn.PgConn().Exec(ctx, sql).ReadAll()
+	if err != nil {
+		return nil, err
+	}
+	n := make([]int64, len(results))
+	for i, r := range results {
+		if r.Err != nil {
+			return nil, r.Err
+		}
+		n[i] = r.CommandTag.RowsAffected()
+	}
+	return n, nil
+}
+
+// abandon rolls back what a session has open; a session that cannot do that is closed.
+func abandon(ctx context.Context, conn *pgx.Conn) {
+	if conn == nil || conn.IsClosed() || conn.PgConn().TxStatus() == 'I' {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+	defer cancel()
+	if run(ctx, conn, "ROLLBACK") != nil {
+		_ = conn.Close(ctx)
+	}
+}

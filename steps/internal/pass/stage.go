@@ -1,0 +1,108 @@
+package pass
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pgrunbook/pgrunbook/engine"
+	"github.com/pgrunbook/pgrunbook/internal/pg"
+	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
+)
+
+// stage is the temporary table that takes one table's rows on To. It is made once per connection:
+// making one per pass would grow pg_attribute and write 30 kB of WAL each time.
+type stage struct {
+	name    string
+	columns string // as COPY names them
+	binary  bool
+}
+
+// baseTypes gives the columns of a table with domains resolved to their base types: a domain that
+// is NOT NULL could not take the empty row of a deleted key.
+const baseTypes = `
+WITH RECURSIVE b AS (
+  SELECT a.attname, a.atttypid AS declared, t.oid, t.typtype, t.typbasetype, t.typtypmod, a.atttypmod AS mod
+    FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
+   WHERE a.attrelid = to_regclass($1) AND a.attnum > 0 AND NOT a.attisdropped
+   UNION ALL
+  SELECT b.attname, b.declared, t.oid, t.typtype, t.typbasetype, t.typtypmod, b.typtypmod
+    FROM b JOIN pg_type t ON b.typtype = 'd' AND t.oid = b.typbasetype)
+SELECT attname::text, declared, format_type(oid, mod) FROM b WHERE typtype <> 'd'`
+
+type baseType struct {
+	declared uint32
+	name     string
+}
+
+// stageFor returns the table's stage, making it where this connection has none yet. It must be
+// called outside a transaction.
+func (s *toSession) stageFor(ctx context.Context, t scope.Table, fromVersion int) (stage, error) {
+	if st, ok := s.stages[t.ID]; ok {
+		return st, nil
+	}
+	types, err := s.types(ctx, t)
+	if err != nil {
+		return stage{}, err
+	}
+	cols := written(t)
+	var defs, names []string
+	add := func(name, typ string) { defs, names = append(defs, name+" "+typ), append(names, name) }
+	st := stage{binary: versionsAgree(fromVersion, s.version)}
+	if keyed(t) {
+		st.name = fmt.Sprintf("pg_temp.stage_%d", t.ID)
+		for i, k := range t.Key.Columns {
+			typ := k.DeltaType
+			if k.Collation != "" {
+				typ += " COLLATE " + k.Collation
+			}
+			add(fmt.Sprintf("k%d", i+1), typ)
+		}
+		add("present", "bool")
+	} else {
+		st.name = fmt.Sprintf("pg_temp.image_%d", t.ID)
+		add("n", "int8")
+		add("op", `"char"`)
+	}
+	for i, c := range cols {
+		typ, ok := types[c.Name]
+		if !ok {
+			return stage{}, &engine.Error{Op: "preparing a pass for", Object: pg.Name(t.Schema, t.Name.Name), Err: fmt.Errorf("column %q is missing on the %s", c.Name, "following side"), Hint: "Add the column there, then run the same command again."}
+		}
+		add(fmt.Sprintf("c%d", i+1), typ.name)
+		// Object ids of built-in types are the same everywhere; others may agree by chance.
+		st.binary = st.binary && c.Binary && typ.declared == c.TypeOID && c.TypeOID < 16384
+	}
+	st.columns = strings.Join(names, ", ")
+	if err := run(ctx, s.conn, "CREATE TEMPORARY TABLE "+st.name+" ("+strings.Join(defs, ", ")+") ON COMMIT DELETE ROWS"); err != nil {
+		return stage{}, fmt.Errorf("making the stage of %s: %w", pg.Name(t.Schema, t.Name.Name), err)
+	}
+	s.stages[t.ID] = st
+	return st, nil
+}
+
+func (s *toSession) types(ctx context.Context, t scope.Table) (map[string]baseType, error) {
+	rows, err := s.conn.Query(ctx, baseTypes, pg.Name(t.Schema, t.Name.Name))
+	if err != nil {
+		return nil, fmt.Errorf("reading the columns of %s: %w", pg.Name(t.Schema, t.Name.Name), err)
+	}
+	types := map[string]baseType{}
+	var name string
+	var b baseType
+	_, err = pgx.ForEachRow(rows, []any{&name, &b.declared, &b.name}, func() error {
+		types[name] = b
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("reading the columns of %s: %w", pg.Name(t.Schema, t.Name.Name), err)
+	}
+	return types, nil
+}
+
+// versionsAgree says whether the binary form of built-in types is the same on both sides: it has
+// not changed between 10 and 18.
+func versionsAgree(a, b int) bool {
+	return a >= 100000 && a < 190000 && b >= 100000 && b < 190000
+}
