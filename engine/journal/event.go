@@ -1,0 +1,255 @@
+package journal
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"regexp"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pgrunbook/pgrunbook/engine"
+	"github.com/pgrunbook/pgrunbook/internal/pg"
+)
+
+// How events are batched and kept.
+const (
+	eventBuffer = 4096            // in memory; beyond it events are counted and dropped
+	eventBatch  = 200             // rows of one insert
+	eventEvery  = time.Second     // longest wait of an event for its insert
+	eventLimit  = 5 * time.Second // for one insert
+	eventsKept  = 20000           // per run; older ones are removed
+	lagKept     = 10 * time.Second
+)
+
+// urlPassword and wordPassword match what a library's error may carry of a connection string.
+var (
+	urlPassword  = regexp.MustCompile(`(://[^:/?#\s@]*:)[^@\s]+@`)
+	wordPassword = regexp.MustCompile(`(?i)(\bpassword\s*=\s*)('(?:[^'\\]|\\.)*'|[^\s;&]+)`)
+)
+
+// clean takes secrets out of a text that is stored.
+func (r *Run) clean(s string) string {
+	if r.redact != nil {
+		s = r.redact(s)
+	}
+	s = urlPassword.ReplaceAllString(s, "${1}(sensitive)@")
+	return wordPassword.ReplaceAllString(s, "${1}(sensitive)")
+}
+
+// eventSink appends events in batches on a session of its own.
+type eventSink struct {
+	run  *Run
+	ch   chan engine.Event
+	quit chan struct{} // closed by stop
+	done chan struct{} // closed when all is written
+
+	mu      sync.Mutex
+	lastLag time.Time
+	dropped int64
+	err     error
+}
+
+// EventSink appends events to the journal, batched. Emit never waits: what the buffer cannot hold
+// is counted and dropped, since a slow journal must not slow the walk. Progress is not stored, lag
+// every ten seconds. Texts are redacted. All calls share one sink; Close writes what waits.
+func (r *Run) EventSink() engine.Sink {
+	r.eventsOnce.Do(func() {
+		s := &eventSink{run: r, ch: make(chan engine.Event, eventBuffer), quit: make(chan struct{}), done: make(chan struct{})}
+		r.events.Store(s)
+		go s.loop()
+	})
+	return r.events.Load()
+}
+
+// EventError gives the number of events that could not be stored and the last error that kept
+// them from it.
+func (r *Run) EventError() (dropped int64, err error) {
+	s := r.events.Load()
+	if s == nil {
+		return 0, nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.dropped, s.err
+}
+
+// stopEvents writes what waits and ends the sink; later events are dropped.
+func (r *Run) stopEvents() {
+	s := r.events.Load()
+	if s == nil {
+		return
+	}
+	s.mu.Lock()
+	select {
+	case <-s.quit:
+	default:
+		close(s.quit)
+	}
+	s.mu.Unlock()
+	<-s.done
+}
+
+// Emit queues an event.
+func (s *eventSink) Emit(e engine.Event) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch e.Kind {
+	case engine.EventProgress, engine.EventTable:
+		return // items have it
+	case engine.EventLag:
+		if e.At.Sub(s.lastLag) < lagKept && !s.lastLag.IsZero() {
+			return
+		}
+		s.lastLag = e.At
+	}
+	select {
+	case <-s.quit:
+		s.dropped++
+		return
+	default:
+	}
+	select {
+	case s.ch <- e:
+	default:
+		s.dropped++
+	}
+}
+
+func (s *eventSink) loop() {
+	defer close(s.done)
+	var conn *pgx.Conn
+	defer func() {
+		if conn != nil {
+			ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+			defer cancel()
+			_ = conn.Close(ctx)
+		}
+	}()
+	tick := time.NewTicker(eventEvery)
+	defer tick.Stop()
+	var batch []engine.Event
+	flush := func() {
+		if len(batch) == 0 {
+			return
+		}
+		if err := s.store(&conn, batch); err != nil {
+			s.mu.Lock()
+			s.dropped, s.err = s.dropped+int64(len(batch)), err
+			s.mu.Unlock()
+		}
+		batch = batch[:0]
+	}
+	for {
+		select {
+		case e := <-s.ch:
+			if batch = append(batch, e); len(batch) >= eventBatch {
+				flush()
+			}
+		case <-tick.C:
+			flush()
+		case <-s.quit:
+			for {
+				select {
+				case e := <-s.ch:
+					batch = append(batch, e)
+					continue
+				default:
+				}
+				break
+			}
+			flush()
+			return
+		}
+	}
+}
+
+const storeEventsSQL = `
+INSERT INTO pgrunbook.event (run, at, kind, step, data)
+SELECT $1::text, e.at, e.kind, e.step, e.data
+  FROM ROWS FROM (pg_catalog.unnest($2::timestamptz[]), pg_catalog.unnest($3::text[]), pg_catalog.unnest($4::text[]), pg_catalog.unnest($5::jsonb[])) AS e (at, kind, step, data)`
+
+const capEventsSQL = `
+DELETE FROM pgrunbook.event WHERE run = $1::text
+   AND n <= (SELECT pg_catalog.max(n) FROM pgrunbook.event WHERE run = $1::text) - $2::bigint`
+
+func (s *eventSink) store(conn **pgx.Conn, batch []engine.Event) error {
+	ctx, cancel := context.WithTimeout(context.Background(), eventLimit)
+	defer cancel()
+	if *conn == nil || (*conn).IsClosed() {
+		c, err := s.run.target.Connect(ctx, pg.Use{Name: "events", AsyncCommit: true})
+		if err != nil {
+			return err
+		}
+		*conn = c
+	}
+	at, kinds, steps, data := make([]time.Time, 0, len(batch)), make([]string, 0, len(batch)), make([]string, 0, len(batch)), make([]string, 0, len(batch))
+	for _, e := range batch {
+		e.Run = s.run.ID
+		b, err := json.Marshal(s.cleaned(e))
+		if err != nil {
+			return fmt.Errorf("writing an event as JSON: %w", err)
+		}
+		at, kinds, steps, data = append(at, e.At), append(kinds, string(e.Kind)), append(steps, string(e.Step)), append(data, string(b))
+	}
+	return pgx.BeginFunc(ctx, *conn, func(tx pgx.Tx) error {
+		if err := Fence(ctx, tx, s.run.ID, s.run.Epoch); err != nil {
+			return err
+		}
+		if _, err := tx.Exec(ctx, storeEventsSQL, s.run.ID, at, kinds, steps, data); err != nil {
+			return fmt.Errorf("storing events: %w", err)
+		}
+		_, err := tx.Exec(ctx, capEventsSQL, s.run.ID, eventsKept)
+		return err
+	})
+}
+
+// cleaned redacts every text that can come from outside.
+func (s *eventSink) cleaned(e engine.Event) engine.Event {
+	for _, p := range []*string{&e.Message, &e.Object, &e.Reason, &e.Hint} {
+		*p = s.run.clean(*p)
+	}
+	blockers := make([]string, 0, len(e.Blockers))
+	for _, b := range e.Blockers {
+		blockers = append(blockers, s.run.clean(b))
+	}
+	e.Blockers = blockers
+	if e.Finding != nil {
+		f := *e.Finding
+		f.Object, f.Text, f.Fix = s.run.clean(f.Object), s.run.clean(f.Text), s.run.clean(f.Fix)
+		e.Finding = &f
+	}
+	return e
+}
+
+// Events reads the newest events of the run, oldest first, at most limit.
+func (r *Run) Events(ctx context.Context, limit int) ([]engine.Event, error) {
+	var out []engine.Event
+	err := r.do(ctx, func(conn *pgx.Conn) error {
+		rows, err := conn.Query(ctx, `SELECT e.data::text FROM
+			(SELECT n, data FROM pgrunbook.event WHERE run = $1::text ORDER BY n DESC LIMIT $2::int) e ORDER BY e.n`, r.ID, limit)
+		if err != nil {
+			return err
+		}
+		texts, err := pgx.CollectRows(rows, pgx.RowTo[string])
+		if err != nil {
+			return err
+		}
+		for _, t := range texts {
+			var e engine.Event
+			if jerr := json.Unmarshal([]byte(t), &e); jerr != nil {
+				err = errors.Join(err, jerr)
+				continue
+			}
+			out = append(out, e)
+		}
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("reading the events: %w", err)
+	}
+	return out, nil
+}

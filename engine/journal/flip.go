@@ -1,0 +1,170 @@
+package journal
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pgrunbook/pgrunbook/engine"
+)
+
+// Unclear is the owner while a decided flip is not settled, and where a person must look.
+const Unclear engine.Side = "unclear"
+
+// Flip is one change of the write owner.
+type Flip struct {
+	N           int64           `json:"n"`
+	Epoch       int64           `json:"epoch"` // of the runner that decided it
+	From        engine.Side     `json:"from"`
+	To          engine.Side     `json:"to"`
+	Decided     time.Time       `json:"decided"`
+	Settled     time.Time       `json:"settled,omitzero"` // zero: decided, outcome not recorded
+	Outcome     string          `json:"outcome,omitempty"`
+	Certificate json.RawMessage `json:"certificate,omitempty"`
+}
+
+// Outcomes of a settled flip.
+const (
+	FlipDone   = "done"
+	FlipUndone = "undone" // the hold was lost before its COMMIT
+)
+
+// Ownership says who may write.
+type Ownership struct {
+	Side  engine.Side `json:"side"` // source, target or Unclear
+	Since time.Time   `json:"since"`
+	Flip  *Flip       `json:"flip,omitempty"` // the latest, settled or not
+}
+
+// DecideFlip records durably that the flip is decided, just before the hold's COMMIT. Deciding
+// the same flip again is harmless; with another one open it is an error of ClassAmbiguous. epoch
+// is the run's.
+func (r *Run) DecideFlip(ctx context.Context, epoch int64, from, to engine.Side) error {
+	err := r.write(ctx, func(tx pgx.Tx) error {
+		if err := Fence(ctx, tx, r.ID, epoch); err != nil {
+			return err
+		}
+		tag, err := tx.Exec(ctx, `INSERT INTO pgrunbook.flip (run, epoch, from_side, to_side) VALUES ($1::text, $2::bigint, $3::text, $4::text)
+			ON CONFLICT (run) WHERE settled IS NULL DO NOTHING`, r.ID, epoch, string(from), string(to))
+		if err != nil || tag.RowsAffected() == 1 {
+			return err
+		}
+		open, err := latestFlip(ctx, tx, r.ID)
+		if err != nil {
+			return err
+		}
+		if open != nil && open.Epoch == epoch && open.From == from && open.To == to {
+			return nil
+		}
+		return engine.Errorf(engine.ClassAmbiguous, "Look at both gates first: pgrunbook status", "an earlier flip is decided and not settled")
+	})
+	if err != nil {
+		return fmt.Errorf("recording the decision to flip from %s to %s: %w", from, to, err)
+	}
+	return nil
+}
+
+const latestFlipSQL = `
+SELECT n, epoch, from_side, to_side, decided, settled, COALESCE(outcome, ''), certificate::text
+  FROM pgrunbook.flip WHERE run = $1::text ORDER BY n DESC LIMIT 1`
+
+func latestFlip(ctx context.Context, q querier, run string) (*Flip, error) {
+	var f Flip
+	var settled *time.Time
+	var certificate *string
+	err := q.QueryRow(ctx, latestFlipSQL, run).Scan(&f.N, &f.Epoch, &f.From, &f.To, &f.Decided, &settled, &f.Outcome, &certificate)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil, nil //nolint:nilnil // no flip yet is not an error
+	}
+	if err != nil {
+		return nil, err
+	}
+	if settled != nil {
+		f.Settled = *settled
+	}
+	if certificate != nil {
+		f.Certificate = json.RawMessage(*certificate)
+	}
+	return &f, nil
+}
+
+// Owner says who may write as far as the journal knows. A flip that is decided and not settled
+// makes it Unclear: only a look at both gates tells. It waits for a SetOwner in flight.
+func (r *Run) Owner(ctx context.Context) (Ownership, error) {
+	var o Ownership
+	read := func(q querier, lock string) error {
+		err := q.QueryRow(ctx, "SELECT side, since FROM pgrunbook.owner WHERE run = $1::text"+lock, r.ID).Scan(&o.Side, &o.Since)
+		if err != nil {
+			return err
+		}
+		o.Flip, err = latestFlip(ctx, q, r.ID)
+		return err
+	}
+	var err error
+	if r.use.ReadOnly {
+		err = r.do(ctx, func(conn *pgx.Conn) error { return read(conn, "") })
+	} else {
+		err = r.write(ctx, func(tx pgx.Tx) error { return read(tx, " FOR UPDATE") })
+	}
+	if err != nil {
+		return o, fmt.Errorf("reading who may write: %w", err)
+	}
+	if o.Flip != nil && o.Flip.Settled.IsZero() {
+		o.Side, o.Since = Unclear, o.Flip.Decided
+	}
+	return o, nil
+}
+
+// SetOwner records who may write, and settles an open flip: done where side is its To, undone
+// where it is its From; Unclear leaves it open. In the transaction whose COMMIT opens a gate on the
+// target, record and gate change together; with nil it commits on its own. It fences.
+func (r *Run) SetOwner(ctx context.Context, tx pgx.Tx, side engine.Side) error {
+	set := func(tx pgx.Tx) error {
+		if err := Fence(ctx, tx, r.ID, r.Epoch); err != nil {
+			return err
+		}
+		if _, err := tx.Exec(ctx, `UPDATE pgrunbook.owner SET since = CASE WHEN side = $2::text THEN since ELSE pg_catalog.clock_timestamp() END, side = $2::text
+			WHERE run = $1::text`, r.ID, string(side)); err != nil {
+			return err
+		}
+		if side == Unclear {
+			return nil
+		}
+		_, err := tx.Exec(ctx, `UPDATE pgrunbook.flip SET settled = pg_catalog.clock_timestamp(), outcome = CASE WHEN to_side = $2::text THEN 'done' ELSE 'undone' END
+			WHERE run = $1::text AND settled IS NULL`, r.ID, string(side))
+		return err
+	}
+	var err error
+	if tx != nil {
+		err = set(tx)
+	} else {
+		err = r.write(ctx, set)
+	}
+	if err != nil {
+		return fmt.Errorf("recording that the %s may write: %w", side, err)
+	}
+	return nil
+}
+
+// SaveCertificate stores the freeze certificate, as JSON, with the latest flip.
+func (r *Run) SaveCertificate(ctx context.Context, certificate any) error {
+	b, err := json.Marshal(certificate)
+	if err == nil {
+		err = r.fenced(ctx, func(tx pgx.Tx) error {
+			tag, err := tx.Exec(ctx, `UPDATE pgrunbook.flip SET certificate = $2::jsonb
+				WHERE run = $1::text AND n = (SELECT pg_catalog.max(f.n) FROM pgrunbook.flip f WHERE f.run = $1::text)`, r.ID, string(b))
+			if err == nil && tag.RowsAffected() != 1 {
+				err = errors.New("no flip was decided")
+			}
+			return err
+		})
+	}
+	if err != nil {
+		return fmt.Errorf("storing the freeze certificate: %w", err)
+	}
+	return nil
+}
