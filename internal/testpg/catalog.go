@@ -1,0 +1,126 @@
+package testpg
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+)
+
+const tablesQuery = `
+SELECT pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(c.relname)
+FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relkind = $1::"char" AND c.relpersistence <> 't'
+  AND n.nspname !~ '^pg_' AND n.nspname NOT IN ('information_schema', 'pgrunbook')
+ORDER BY 1`
+
+// AllTables lists every table that holds rows of an application: plain ones and
+// leaf partitions, of all schemas but the system's and pgrunbook's own.
+func AllTables(ctx context.Context, url string) ([]string, error) {
+	return relations(ctx, url, "r")
+}
+
+func relations(ctx context.Context, url, kind string) ([]string, error) {
+	conn, err := pgx.Connect(ctx, url)
+	if err != nil {
+		return nil, fmt.Errorf("listing relations: %w", err)
+	}
+	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
+	rows, err := conn.Query(ctx, tablesQuery, kind)
+	if err != nil {
+		return nil, fmt.Errorf("listing relations: %w", err)
+	}
+	names, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return nil, fmt.Errorf("listing relations: %w", err)
+	}
+	return names, nil
+}
+
+// Sequence is where a sequence stands. Called says that Last was handed out.
+type Sequence struct {
+	Last   int64
+	Called bool
+}
+
+// Sequences reads every sequence of an application, by quoted name.
+func Sequences(ctx context.Context, url string) (map[string]Sequence, error) {
+	names, err := relations(ctx, url, "S")
+	if err != nil {
+		return nil, err
+	}
+	conn, err := pgx.Connect(ctx, url)
+	if err != nil {
+		return nil, fmt.Errorf("reading sequences: %w", err)
+	}
+	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
+	out := make(map[string]Sequence, len(names))
+	for _, name := range names {
+		var s Sequence
+		if err := conn.QueryRow(ctx, "SELECT last_value, is_called FROM "+name).Scan(&s.Last, &s.Called); err != nil {
+			return nil, fmt.Errorf("reading sequence %s: %w", name, err)
+		}
+		out[name] = s
+	}
+	return out, nil
+}
+
+// SchemaDump is what pg_dump says of a database's definitions, in a form that
+// compares across servers: one pg_dump for all majors, objects sorted, without
+// session settings, version lines and the dump's random \restrict key.
+func SchemaDump(ctx context.Context, url string, excludeSchemas ...string) (string, error) {
+	bin, err := ClientBinDir(ctx, slices.Max(clientMajors()))
+	if err != nil {
+		return "", fmt.Errorf("dumping the schema: %w", err)
+	}
+	config, err := pgx.ParseConfig(url)
+	if err != nil {
+		return "", fmt.Errorf("dumping the schema: %w", err)
+	}
+	args := []string{"--schema-only"}
+	for _, s := range excludeSchemas {
+		args = append(args, "--exclude-schema="+pgx.Identifier{s}.Sanitize())
+	}
+	cmd := exec.CommandContext(ctx, filepath.Join(bin, "pg_dump"), args...) //nolint:gosec // found by ClientBinDir
+	cmd.Env = []string{
+		"PATH=" + os.Getenv("PATH"), "LC_ALL=C", "PGHOST=" + config.Host, "PGPORT=" + strconv.Itoa(int(config.Port)),
+		"PGUSER=" + config.User, "PGPASSWORD=" + config.Password, "PGDATABASE=" + config.Database,
+	}
+	var errout strings.Builder
+	cmd.Stderr = &errout
+	out, err := cmd.Output()
+	if err != nil {
+		return "", fmt.Errorf("dumping the schema: %w: %s", err, errout.String())
+	}
+	return normaliseDump(string(out)), nil
+}
+
+var (
+	dumpHeader = regexp.MustCompile(`(?m)^--\n-- Name: .*\n--\n`)
+	dumpNoise  = regexp.MustCompile(`(?m)^(\\(un)?restrict .*|SET default_(tablespace|table_access_method) = .*|-- PostgreSQL database dump complete)\n`)
+)
+
+// normaliseDump keeps the blocks that begin with a "-- Name:" header; what
+// comes before the first sets up the session.
+func normaliseDump(dump string) string {
+	dump = dumpNoise.ReplaceAllString(dump, "")
+	starts := dumpHeader.FindAllStringIndex(dump, -1)
+	blocks := make([]string, 0, len(starts))
+	for i, s := range starts {
+		end := len(dump)
+		if i+1 < len(starts) {
+			end = starts[i+1][0]
+		}
+		block := strings.TrimPrefix(dump[s[0]:end], "--\n")
+		blocks = append(blocks, strings.TrimRight(block, "-\n"))
+	}
+	slices.Sort(blocks)
+	return strings.Join(blocks, "\n\n") + "\n"
+}
