@@ -41,7 +41,6 @@ func serverAccount() (account, error) {
 func (a account) attr(sig syscall.Signal) *syscall.SysProcAttr {
 	attr := &syscall.SysProcAttr{Setsid: true, Pdeathsig: sig}
 	if a.switchTo {
-		//nolint:gosec // ids of the user database fit
 		attr.Credential = &syscall.Credential{Uid: uint32(a.uid), Gid: uint32(a.gid)}
 	}
 	return attr

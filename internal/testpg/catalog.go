@@ -88,7 +88,7 @@ func SchemaDump(ctx context.Context, url string, excludeSchemas ...string) (stri
 	for _, s := range excludeSchemas {
 		args = append(args, "--exclude-schema="+pgx.Identifier{s}.Sanitize())
 	}
-	cmd := exec.CommandContext(ctx, filepath.Join(bin, "pg_dump"), args...) //nolint:gosec // found by ClientBinDir
+	cmd := exec.CommandContext(ctx, filepath.Join(bin, "pg_dump"), args...)
 	cmd.Env = []string{
 		"PATH=" + os.Getenv("PATH"), "LC_ALL=C", "PGHOST=" + config.Host, "PGPORT=" + strconv.Itoa(int(config.Port)),
 		"PGUSER=" + config.User, "PGPASSWORD=" + config.Password, "PGDATABASE=" + config.Database,

@@ -92,7 +92,7 @@ func fetchClients(ctx context.Context, clients string, major int) error {
 			return fmt.Errorf("%w: install the clients and set PGRUNBOOK_PG_BIN_DIRS", err)
 		}
 	}
-	if err := os.MkdirAll(clients, 0o755); err != nil { //nolint:gosec // read by another user
+	if err := os.MkdirAll(clients, 0o755); err != nil {
 		return err
 	}
 	final := filepath.Dir(clientBin(clients, major))
@@ -106,7 +106,7 @@ func fetchClients(ctx context.Context, clients string, major int) error {
 		return err
 	}
 	tree := filepath.Join(tmp, "tree")
-	if err := os.Mkdir(tree, 0o755); err != nil { //nolint:gosec // read by another user
+	if err := os.Mkdir(tree, 0o755); err != nil {
 		return err
 	}
 	for _, deb := range debs {
@@ -186,7 +186,7 @@ func debianMirror() (string, error) {
 	}
 	pattern := regexp.MustCompile(`https?://[^\s]+/debian/?(\s|$)`)
 	for _, file := range append([]string{"/etc/apt/sources.list"}, files...) {
-		f, err := os.Open(file) //nolint:gosec // apt's own files
+		f, err := os.Open(file)
 		if err != nil {
 			continue
 		}

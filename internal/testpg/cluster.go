@@ -89,7 +89,7 @@ func prepare(ctx context.Context, o Options) (*Cluster, error) {
 		return nil, errors.New("scram needs a Password")
 	}
 	if o.Dir != "" && os.Geteuid() == 0 && !reachable(o.Dir) {
-		return nil, fmt.Errorf("Dir %s is private to root, and PostgreSQL runs as another user: use testpg.TempDir", o.Dir)
+		return nil, fmt.Errorf("directory %s is private to root, and PostgreSQL runs as another user: use testpg.TempDir", o.Dir)
 	}
 	in, err := Ensure(ctx, nil, o.Major)
 	if err != nil {

@@ -56,7 +56,7 @@ func download(ctx context.Context, logf func(string, ...any), major int) (Instal
 // fetchServer packs, checks and unpacks a release beside dir and renames it into
 // place, so that dir is either complete or not there.
 func fetchServer(ctx context.Context, release npmRelease, dir string) error {
-	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil { //nolint:gosec // read by another user
+	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
 		return fmt.Errorf("making the cache directory: %w", err)
 	}
 	tmp, err := os.MkdirTemp(filepath.Dir(dir), ".download-")
@@ -90,7 +90,7 @@ func fetchServer(ctx context.Context, release npmRelease, dir string) error {
 
 // checkIntegrity compares a file with a digest in npm's form "sha512-BASE64".
 func checkIntegrity(path, want string) error {
-	f, err := os.Open(path) //nolint:gosec // our own download
+	f, err := os.Open(path)
 	if err != nil {
 		return fmt.Errorf("checking a download: %w", err)
 	}
@@ -107,7 +107,7 @@ func checkIntegrity(path, want string) error {
 
 // untar unpacks the regular files under prefix, world-readable.
 func untar(tarball, prefix, dir string) (err error) {
-	f, err := os.Open(tarball) //nolint:gosec // our own download
+	f, err := os.Open(tarball)
 	if err != nil {
 		return fmt.Errorf("unpacking: %w", err)
 	}
@@ -140,10 +140,10 @@ func untar(tarball, prefix, dir string) (err error) {
 }
 
 func writeFrom(path string, r io.Reader, mode os.FileMode) (err error) {
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil { //nolint:gosec // read by another user
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return err
 	}
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, mode) //nolint:gosec // checked by the callers
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, mode)
 	if err != nil {
 		return err
 	}
@@ -155,7 +155,7 @@ func writeFrom(path string, r io.Reader, mode os.FileMode) (err error) {
 // restoreLinks makes the symbolic links that npm packages cannot carry; the
 // package lists them in pg-symlinks.json as paths below native/.
 func restoreLinks(tree string) error {
-	raw, err := os.ReadFile(filepath.Join(tree, "pg-symlinks.json")) //nolint:gosec // our own download
+	raw, err := os.ReadFile(filepath.Join(tree, "pg-symlinks.json"))
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
@@ -204,11 +204,11 @@ func lockFile(ctx context.Context, path string) (unlock func(), err error) {
 // tryLock opens path and locks it, or fails with EWOULDBLOCK when it is held or
 // was deleted by its holder in between.
 func tryLock(path string) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600) //nolint:gosec // made of our own parts
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, err
 	}
-	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil { //nolint:gosec // a descriptor fits an int
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 		_ = f.Close()
 		return nil, err
 	}

@@ -20,7 +20,7 @@ func (c *Cluster) initdb(ctx context.Context) error {
 		return err
 	}
 	conf := filepath.Join(c.DataDir, "postgresql.conf")
-	f, err := os.OpenFile(conf, os.O_APPEND|os.O_WRONLY, 0) //nolint:gosec // our own data directory
+	f, err := os.OpenFile(conf, os.O_APPEND|os.O_WRONLY, 0)
 	if err != nil {
 		return fmt.Errorf("opening the server's settings: %w", err)
 	}
@@ -50,7 +50,7 @@ func (c *Cluster) template(ctx context.Context) (string, error) {
 		return "", err
 	}
 	dir := filepath.Join(cache, "template")
-	if err := os.MkdirAll(dir, 0o755); err != nil { //nolint:gosec // the server's user passes through
+	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", fmt.Errorf("making the template directory: %w", err)
 	}
 	unlock, err := lockFile(ctx, filepath.Join(cache, "template.lock"))
@@ -91,7 +91,7 @@ func (c *Cluster) runInitdb(ctx context.Context, dir string) error {
 		}
 		args = append(args, "-A", "scram-sha-256", "--pwfile", pwfile)
 	}
-	cmd := exec.CommandContext(ctx, filepath.Join(c.BinDir, "initdb"), args...) //nolint:gosec // found by Ensure
+	cmd := exec.CommandContext(ctx, filepath.Join(c.BinDir, "initdb"), args...)
 	cmd.Env, cmd.Dir = serverEnv(), c.root.path
 	cmd.SysProcAttr = c.account.attr(syscall.SIGKILL)
 	if out, err := cmd.CombinedOutput(); err != nil {
@@ -111,7 +111,7 @@ func (c *Cluster) newIdentity() error {
 	}
 	id[7] &= 0x7f // shown as a signed bigint
 	control := filepath.Join(c.DataDir, "global", "pg_control")
-	raw, err := os.ReadFile(control) //nolint:gosec // our own data directory
+	raw, err := os.ReadFile(control)
 	if err != nil {
 		return fmt.Errorf("reading pg_control: %w", err)
 	}
@@ -151,7 +151,7 @@ func crcOffset(control []byte) int {
 
 // overwrite changes bytes in place, keeping owner and mode.
 func overwrite(path string, offset int64, b []byte) (err error) {
-	f, err := os.OpenFile(path, os.O_WRONLY, 0) //nolint:gosec // our own data directory
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
 	if err != nil {
 		return fmt.Errorf("changing %s: %w", path, err)
 	}

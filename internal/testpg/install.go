@@ -165,7 +165,7 @@ func CacheDir() (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("finding a cache directory: %w", err)
 	}
-	if err := os.MkdirAll(dir, 0o755); err != nil { //nolint:gosec // another user must read the programs in it
+	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", fmt.Errorf("making the cache directory: %w: set PGRUNBOOK_CACHE", err)
 	}
 	return dir, nil

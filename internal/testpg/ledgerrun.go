@@ -95,8 +95,8 @@ func (w *writer) once(ctx context.Context) error {
 
 // transaction does the work and says what is known of its commit.
 func (w *writer) transaction(ctx context.Context, seq int) (outcome, error) {
-	payer, payee := 1+rand.IntN(w.l.opts.Accounts), 1+rand.IntN(w.l.opts.Accounts) //nolint:gosec // not a secret
-	amount := 1 + rand.IntN(100)                                                   //nolint:gosec // not a secret
+	payer, payee := 1+rand.IntN(w.l.opts.Accounts), 1+rand.IntN(w.l.opts.Accounts)
+	amount := 1 + rand.IntN(100)
 	low, lowBy, high, highBy := payer, -amount, payee, amount
 	if payee < payer { // accounts are locked in one order, so that clients do not deadlock
 		low, lowBy, high, highBy = payee, amount, payer, -amount

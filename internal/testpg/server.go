@@ -184,7 +184,7 @@ func (c *Cluster) Resume() error {
 
 // Promote ends recovery of a standby and waits until it takes writes.
 func (c *Cluster) Promote(ctx context.Context) error {
-	ctl := exec.CommandContext(ctx, filepath.Join(c.BinDir, "pg_ctl"), "promote", "-w", "-D", c.DataDir) //nolint:gosec // found by Ensure
+	ctl := exec.CommandContext(ctx, filepath.Join(c.BinDir, "pg_ctl"), "promote", "-w", "-D", c.DataDir)
 	ctl.Env, ctl.Dir = serverEnv(), c.root.path
 	ctl.SysProcAttr = c.account.attr(syscall.SIGKILL)
 	if out, err := ctl.CombinedOutput(); err != nil {

@@ -31,7 +31,7 @@ func workBase() (string, error) {
 	if base == "" {
 		base = filepath.Join("/tmp", "pgrunbook-testpg-"+strconv.Itoa(os.Getuid()))
 	}
-	if err := os.MkdirAll(base, 0o755); err != nil { //nolint:gosec // the server's user passes through
+	if err := os.MkdirAll(base, 0o755); err != nil {
 		return "", fmt.Errorf("making the directory for clusters: %w", err)
 	}
 	st, err := os.Stat(base)
@@ -151,7 +151,7 @@ func sweep(base string) {
 		}
 		if dir := strings.TrimSuffix(path, ".lock"); !strings.HasPrefix(filepath.Base(dir), "port-") {
 			data := filepath.Join(dir, "data")
-			if b, err := os.ReadFile(filepath.Join(dir, elsewhere)); err == nil && filepath.Base(string(b)) == "data-"+filepath.Base(dir) { //nolint:gosec // below our own directory
+			if b, err := os.ReadFile(filepath.Join(dir, elsewhere)); err == nil && filepath.Base(string(b)) == "data-"+filepath.Base(dir) {
 				data = string(b)
 			}
 			_ = killAll(data)

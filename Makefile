@@ -1,0 +1,69 @@
+# All set-up that the targets need, they do themselves; PostgreSQL and the
+# linter are downloaded once, in pinned versions.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+GO ?= go
+GOLANGCI_LINT_VERSION := 2.15.0
+LINT := .cache/bin/golangci-lint-$(GOLANGCI_LINT_VERSION)
+# The majors that tests name beside the pair in PGRUNBOOK_TEST_PAIR (15:18).
+MAJORS ?= 12 15 18
+# Packages tested at the same time: each may run several servers.
+TEST_PROCS ?= 2
+TEST_TIMEOUT ?= 20m
+SOAK_TIMEOUT ?= 26h
+PKG ?= ./...
+
+.PHONY: help
+help: ## Show this help
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+
+.PHONY: build
+build: ## Build bin/pgrunbook
+	$(GO) build -trimpath -o bin/pgrunbook ./cmd/pgrunbook
+
+.PHONY: demo
+demo: build ## Build, then migrate a throw-away database under load
+	bin/pgrunbook demo
+
+.PHONY: test
+test: setup lint ## Set up, lint, vet and run all tests with the race detector (PKG=./engine/... for some)
+	$(GO) vet $(PKG)
+	$(GO) test -race -timeout $(TEST_TIMEOUT) -p $(TEST_PROCS) $(PKG)
+
+.PHONY: soak
+soak: setup ## Run the long tests (random faults, many seeds); hours
+	PGRUNBOOK_SOAK=1 $(GO) test -race -count 1 -timeout $(SOAK_TIMEOUT) -p 1 $(PKG)
+
+.PHONY: lint
+lint: $(LINT) ## Run golangci-lint, import directions included
+	$(LINT) run $(PKG)
+
+.PHONY: fmt
+fmt: $(LINT) ## Format all Go files as lint wants them
+	$(LINT) fmt
+
+.PHONY: verify
+verify: setup lint ## Check what no test sees: module sums, tidiness, vet, build
+	$(GO) mod verify
+	$(GO) mod tidy -diff
+	$(GO) vet ./...
+	$(GO) build ./...
+
+.PHONY: setup
+setup: ## Install what the tests need: gcc, npm, PostgreSQL and its clients
+	CGO_ENABLED=0 $(GO) run ./internal/testpg/cmd/ensure $(MAJORS)
+
+# The linter is built from source at the pinned version, unless one of exactly
+# that version is here.
+$(LINT):
+	@mkdir -p $(@D)
+	@for have in "$$(command -v golangci-lint || true)" "$$($(GO) env GOPATH)/bin/golangci-lint"; do \
+	  if [[ -x "$$have" ]] && "$$have" version 2>/dev/null | grep -qF " $(GOLANGCI_LINT_VERSION) "; then \
+	    ln -sf "$$have" $@; exit 0; \
+	  fi; \
+	done; \
+	echo "installing golangci-lint $(GOLANGCI_LINT_VERSION)" >&2; \
+	GOBIN="$(CURDIR)/$(@D)" $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v$(GOLANGCI_LINT_VERSION); \
+	mv $(@D)/golangci-lint $@
