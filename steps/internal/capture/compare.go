@@ -1,0 +1,214 @@
+package capture
+
+import (
+	"fmt"
+	"slices"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pgrunbook/pgrunbook/internal/pg"
+	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
+)
+
+// compare says what happened to a table between two fingerprints. Nothing found means that the
+// difference is harmless.
+func compare(t scope.Table, was, now fingerprint) []Change {
+	if len(now.Relations) == 0 {
+		return []Change{newChange(t, Dropped, Stop, "it was dropped")}
+	}
+	old, root := was.Relations[0], now.Relations[0]
+	if root.Schema != old.Schema || root.Name != old.Name {
+		return []Change{newChange(t, Renamed, Stop, "it is now "+pg.Name(root.Schema, root.Name))}
+	}
+	changes := columns(t, old, root)
+	if was.KeyFits && !now.KeyFits {
+		changes = append(changes, newChange(t, KeyChanged, Stop, "no valid unique index over its key's columns is left"))
+	}
+	if !slices.Equal(was.Children, now.Children) || !slices.Equal(was.Parents, now.Parents) {
+		changes = append(changes, newChange(t, Inheritance, Stop, "its inheritance changed, or it became a partition of another table"))
+	}
+	changes = append(changes, members(t, was, now)...)
+	return changes
+}
+
+// members compares the relations of a tree.
+func members(t scope.Table, was, now fingerprint) []Change {
+	var changes []Change
+	before := map[uint32]relPrint{}
+	for _, r := range was.Relations {
+		before[r.OID] = r
+	}
+	left := map[uint32]bool{}
+	for _, r := range now.Relations {
+		left[r.OID] = true
+		old, ok := before[r.OID]
+		if !ok {
+			changes = append(changes, added(t, now, r))
+			continue
+		}
+		changes = append(changes, relationChanges(t, old, r)...)
+	}
+	for _, r := range was.Relations {
+		if !left[r.OID] {
+			c := newChange(t, PartitionRemoved, Recopy, "the partition "+pg.Name(r.Schema, r.Name)+" was detached or dropped")
+			c.Member = scope.Name{Schema: r.Schema, Name: r.Name}
+			changes = append(changes, c)
+		}
+	}
+	return changes
+}
+
+// added is a new partition: its rows from before its triggers are logged by InstallOn.
+func added(t scope.Table, now fingerprint, r relPrint) Change {
+	if r.Kind == "f" {
+		return newChange(t, PartitionAdded, Stop, "a foreign table joined it: "+pg.Name(r.Schema, r.Name))
+	}
+	name := pg.Name(r.Schema, r.Name)
+	c := newChange(t, PartitionAdded, Carry, "it has a new partition "+name)
+	c.Member = scope.Name{Schema: r.Schema, Name: r.Name}
+	for _, p := range now.Relations {
+		if p.OID == r.Parent {
+			c.SQL = fmt.Sprintf("CREATE TABLE %s PARTITION OF %s %s", name, pg.Name(p.Schema, p.Name), r.Bound)
+		}
+	}
+	if r.PartKey != "" {
+		c.SQL += " PARTITION BY " + r.PartKey
+	}
+	return c
+}
+
+// relationChanges compares one member with itself. A rewrite that changes rows changes both the
+// file node and the columns' rows in the catalog; VACUUM FULL, CLUSTER and SET LOGGED change only
+// the former, SET STATISTICS and GRANT only the latter.
+func relationChanges(t scope.Table, was, now relPrint) []Change {
+	var changes []Change
+	name := pg.Name(now.Schema, now.Name)
+	add := func(what What, rule Rule, text string) {
+		c := newChange(t, what, rule, text)
+		c.Member = scope.Name{Schema: now.Schema, Name: now.Name}
+		changes = append(changes, c)
+	}
+	if was.Schema != now.Schema || was.Name != now.Name {
+		add(Renamed, Stop, "its partition "+pg.Name(was.Schema, was.Name)+" is now "+name)
+	}
+	if was.Kind != now.Kind {
+		add(Renamed, Stop, name+" is now of another kind")
+	}
+	if was.InheritXmin != now.InheritXmin || was.Parent != now.Parent || was.Bound != now.Bound {
+		add(PartitionMoved, Recopy, "the partition "+name+" was detached and attached again")
+	}
+	if was.Node != now.Node && !slices.EqualFunc(was.Columns, now.Columns, func(a, b colPrint) bool { return a.Xmin == b.Xmin }) {
+		add(Rewritten, Recopy, name+" was rewritten")
+	}
+	if !armed(t, now) || !slices.Equal(was.Triggers, now.Triggers) {
+		add(Tampered, Recopy, "our triggers on "+name+" were disabled, dropped or made anew: rows may have changed unseen")
+	}
+	return changes
+}
+
+// armed reports whether all triggers that a member needs stand and fire always.
+func armed(t scope.Table, r relPrint) bool {
+	want := triggersFor(t.Capture, r.Kind)
+	if len(r.Triggers) != len(want) {
+		return false
+	}
+	for _, g := range r.Triggers {
+		if g.Enabled != "A" {
+			return false
+		}
+	}
+	return true
+}
+
+// columns compares the root's columns.
+func columns(t scope.Table, was, now relPrint) []Change {
+	var changes []Change
+	inKey := map[string]bool{}
+	if t.Identity == scope.ByKey {
+		for _, k := range t.Key.Columns {
+			inKey[k.Name] = true
+		}
+	}
+	for i, c := range now.Columns {
+		if i >= len(was.Columns) {
+			if !c.Dropped {
+				changes = append(changes, addedColumn(t, now, c))
+			}
+			continue
+		}
+		if old := was.Columns[i]; !old.Dropped {
+			changes = append(changes, columnChanges(t, now, old, c, inKey[old.Name])...)
+		}
+	}
+	return changes
+}
+
+func addedColumn(t scope.Table, r relPrint, c colPrint) Change {
+	ch := newChange(t, ColumnAdded, Carry, fmt.Sprintf("it has a new column %q", c.Name))
+	ch.Column = c.Name
+	if c.Generated || c.Identity != "" || t.Identity != scope.ByKey {
+		ch.Rule, ch.Hint = Stop, "Undo the change on this side, or abort the run and start over with the new shape."
+		ch.Text += ", generated, of an identity, or in a table without a key: such a column is not carried"
+		return ch
+	}
+	ch.SQL = fmt.Sprintf("ALTER TABLE %s ADD COLUMN %s %s", pg.Name(r.Schema, r.Name), pgx.Identifier{c.Name}.Sanitize(), c.Type)
+	if c.Collation != "" {
+		ch.SQL += " COLLATE " + c.Collation
+	}
+	if c.Default != "" {
+		ch.SQL += " DEFAULT " + c.Default
+	}
+	if c.NotNull {
+		ch.SQL += " NOT NULL"
+	}
+	return ch
+}
+
+func columnChanges(t scope.Table, r relPrint, was, now colPrint, key bool) []Change {
+	var changes []Change
+	column := pgx.Identifier{was.Name}.Sanitize()
+	add := func(what What, rule Rule, text, sql string) {
+		c := newChange(t, what, rule, fmt.Sprintf("column %q %s", was.Name, text))
+		c.Column = was.Name
+		if rule == Carry {
+			c.SQL = "ALTER TABLE " + pg.Name(r.Schema, r.Name) + " ALTER COLUMN " + column + " " + sql
+		}
+		changes = append(changes, c)
+	}
+	switch {
+	case now.Dropped:
+		add(ColumnDropped, Stop, "was dropped", "")
+		return changes
+	case was.Name != now.Name:
+		add(ColumnRenamed, Stop, fmt.Sprintf("is now %q", now.Name), "")
+		return changes
+	}
+	switch {
+	case key && (was.Base != now.Base || was.Collation != now.Collation):
+		add(ColumnType, Stop, "of the key has another type or collation: "+now.Type, "")
+	case was.Generated != now.Generated || was.Identity != now.Identity:
+		add(ColumnType, Stop, "became generated or an identity, or ceased to be", "")
+	case was.Type != now.Type || was.Collation != now.Collation:
+		collate := ""
+		if now.Collation != "" {
+			collate = " COLLATE " + now.Collation
+		}
+		add(ColumnType, Carry, "has another type: "+now.Type, "TYPE "+now.Type+collate)
+	}
+	if was.NotNull != now.NotNull {
+		verb := map[bool]string{true: "SET", false: "DROP"}[now.NotNull]
+		rule := Carry
+		if key {
+			rule = Stop
+		}
+		add(ColumnNull, rule, verb+" NOT NULL", verb+" NOT NULL")
+	}
+	if was.Default != now.Default && !now.Generated {
+		sql := "SET DEFAULT " + now.Default
+		if now.Default == "" {
+			sql = "DROP DEFAULT"
+		}
+		add(ColumnDefault, Carry, "has another default", sql)
+	}
+	return changes
+}

@@ -1,0 +1,277 @@
+package capture
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pgrunbook/pgrunbook/engine"
+	"github.com/pgrunbook/pgrunbook/internal/pg"
+	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
+)
+
+// Statements are what InstallOn runs for one table, on a side whose members are those of the
+// scope: for plans. Locks and comments are left out.
+func Statements(run scope.Run, t scope.Table, major int) []string {
+	if t.Capture == scope.NoCapture || t.Capture == "" {
+		return nil
+	}
+	var list []string
+	if t.Identity == scope.ByKey {
+		list = append(list, deltaTableSQL(t.Key, major))
+	} else {
+		list = append(list, imageTableSQL(t.ID, major))
+	}
+	list = append(list, functionSQL(t, t.OID))
+	kind := map[bool]string{false: "r", true: "p"}
+	add := func(name scope.Name, kind string) {
+		for _, g := range triggersFor(t.Capture, kind) {
+			list = append(list, g.sql(run, t, name), enableSQL(name, triggerPrefix+g.name))
+		}
+	}
+	add(t.Name, kind[t.Kind == scope.Partitioned])
+	for _, m := range t.Members {
+		if !m.Foreign {
+			add(m.Name, kind[!m.Leaf])
+		}
+	}
+	return list
+}
+
+// Install captures one table on the side behind srv. See InstallOn.
+func Install(ctx context.Context, srv *pg.Server, run scope.Run, t scope.Table, onWait OnWait) error {
+	conn, err := srv.Connect(ctx, pg.Use{Name: "capture"})
+	if err != nil {
+		return err
+	}
+	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
+	return InstallOn(ctx, conn, run, t, onWait)
+}
+
+// InstallOn captures one table: delta, function, triggers on every member of its tree, each in
+// its own transaction, and at last the row in pgrunbook.captured. From its return on every
+// committed write leaves its key or image. CREATE TRIGGER waits for writers in flight, so nothing
+// slips between.
+//
+// It may be called again: triggers that are missing, wrong or not ENABLE ALWAYS are mended. The
+// recorded fingerprint of a table that is captured already stays, so that Check still reports what
+// happened; members that joined since then have all their keys logged (see Relog). Prepare comes
+// first. A table with NoCapture is left alone.
+func InstallOn(ctx context.Context, conn *pgx.Conn, run scope.Run, t scope.Table, onWait OnWait) error {
+	if t.Capture == scope.NoCapture || t.Capture == "" {
+		return nil
+	}
+	rels, err := tree(ctx, conn, t.Name)
+	if err != nil {
+		return err
+	}
+	if err := fits(t, rels); err != nil {
+		return err
+	}
+	before, err := recorded(ctx, conn, t)
+	if err != nil {
+		return err
+	}
+	if err := objects(ctx, conn, run, t, rels[0].OID); err != nil {
+		return err
+	}
+	for range 10 { // a member may join while we install
+		for _, r := range rels {
+			if err := ensure(ctx, conn, run, t, r, onWait); err != nil {
+				return err
+			}
+		}
+		again, err := tree(ctx, conn, t.Name)
+		if err != nil {
+			return err
+		}
+		if slices.Equal(again, rels) {
+			return settle(ctx, conn, t, rels, before)
+		}
+		rels = again
+	}
+	return &engine.Error{Op: "capturing", Object: pg.Name(t.Schema, t.Name.Name), Err: errors.New("its partitions keep changing"), Hint: "Run the same command again."}
+}
+
+// fits refuses what would break the application's writes or log into the wrong delta
+// (transition tables cannot be collected from foreign children; a parent's statement trigger sees
+// the children's rows).
+func fits(t scope.Table, rels []relation) error {
+	name := pg.Name(t.Schema, t.Name.Name)
+	if t.Identity == scope.ByKey && (t.Key == nil || len(t.Key.Columns) == 0) {
+		return &engine.Error{Op: "capturing", Object: name, Err: errors.New("it has no key"), Hint: "Give it a key, identity or data = \"at_freeze\" in a table block."}
+	}
+	if t.Capture != scope.Statement {
+		return nil
+	}
+	for _, r := range rels {
+		if r.Kind == "f" || r.Inherits {
+			return &engine.Error{Class: engine.ClassStale, Op: "capturing", Object: name,
+				Err:  fmt.Errorf("%s is foreign or inherits: statement triggers are wrong there", pg.Name(r.Schema, r.Name.Name)),
+				Hint: "Run plan again: it chooses row triggers for such tables."}
+		}
+	}
+	return nil
+}
+
+// objects makes the delta or image table and the function. A function that is there is replaced:
+// that takes no lock on the table.
+func objects(ctx context.Context, conn *pgx.Conn, run scope.Run, t scope.Table, root uint32) error {
+	major, err := majorOf(ctx, conn)
+	if err != nil {
+		return err
+	}
+	name, create := ImageName(t.ID), imageTableSQL(t.ID, major)
+	if t.Identity == scope.ByKey {
+		name, create = DeltaName(t.Key.Shape), deltaTableSQL(t.Key, major)
+	}
+	err = inTx(ctx, conn, func(tx pgx.Tx) error {
+		// Two workers may meet at one shape.
+		if _, err := tx.Exec(ctx, "SELECT pg_advisory_xact_lock(hashtext($1), 0)", "pgrunbook "+name); err != nil {
+			return err
+		}
+		var there bool
+		if err := tx.QueryRow(ctx, "SELECT to_regclass($1) IS NOT NULL", name).Scan(&there); err != nil {
+			return err
+		}
+		if !there {
+			if err := script(ctx, tx, create); err != nil {
+				return err
+			}
+			if err := remark(ctx, tx, "TABLE "+name, run); err != nil {
+				return err
+			}
+		}
+		if err := script(ctx, tx, functionSQL(t, root)); err != nil {
+			return err
+		}
+		function := FunctionName(t.ID) + "()"
+		if _, err := tx.Exec(ctx, "REVOKE ALL ON FUNCTION "+function+" FROM PUBLIC"); err != nil {
+			return err
+		}
+		return remark(ctx, tx, "FUNCTION "+function, run)
+	})
+	if err != nil {
+		return fmt.Errorf("capturing %s: %w", pg.Name(t.Schema, t.Name.Name), err)
+	}
+	return nil
+}
+
+// ensure makes one relation's triggers right. Nothing is locked where nothing is wrong.
+func ensure(ctx context.Context, conn *pgx.Conn, run scope.Run, t scope.Table, r relation, onWait OnWait) error {
+	have, ok, err := inspect(ctx, conn, run, t, r)
+	if err != nil || ok {
+		return err
+	}
+	mode := pg.ShareRowExclusive
+	for _, f := range have {
+		if !f.right {
+			mode = pg.AccessExclusive // DROP TRIGGER
+		}
+	}
+	err = WithLock(ctx, conn, r.Name, r.OID, mode, onWait, func(ctx context.Context, tx pgx.Tx) error {
+		for _, f := range have {
+			if f.right {
+				continue
+			}
+			if _, err := tx.Exec(ctx, dropSQL(r.Name, f.name)); err != nil {
+				return err
+			}
+		}
+		for _, g := range triggersFor(t.Capture, r.Kind) {
+			f := have[triggerPrefix+g.name]
+			if !f.right {
+				if _, err := tx.Exec(ctx, g.sql(run, t, r.Name)); err != nil {
+					return err
+				}
+			}
+			if f.right && f.enabled == "A" {
+				continue
+			}
+			if _, err := tx.Exec(ctx, enableSQL(r.Name, triggerPrefix+g.name)); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("capturing %s: %w", pg.Name(r.Schema, r.Name.Name), err)
+	}
+	return nil
+}
+
+func dropSQL(rel scope.Name, name string) string {
+	return fmt.Sprintf("DROP TRIGGER IF EXISTS %s ON %s", pgx.Identifier{name}.Sanitize(), pg.Name(rel.Schema, rel.Name))
+}
+
+// settle records a table that is captured for the first time, or logs the keys of members that
+// joined a captured one.
+func settle(ctx context.Context, conn *pgx.Conn, t scope.Table, rels []relation, before *record) error {
+	if before == nil || before.Mode != mode(t) || before.Shape != shape(t) || before.Rel != rels[0].OID {
+		return store(ctx, conn, t)
+	}
+	for _, r := range rels {
+		if slices.Contains(before.Members, r.OID) || r.Kind != "r" {
+			continue
+		}
+		if err := Relog(ctx, conn, t, r.Name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// mode is what pgrunbook.captured calls a table's capture: "statement key", "row full_row".
+func mode(t scope.Table) string { return string(t.Capture) + " " + string(t.Identity) }
+
+func shape(t scope.Table) string {
+	if t.Key == nil || t.Identity != scope.ByKey {
+		return ""
+	}
+	return t.Key.Shape
+}
+
+// Relog logs every row of one relation as changed: its key goes to the delta, so that passes carry
+// the row again. It needs no lock: a row that is written after the snapshot logs itself. A table
+// without a key cannot do that: it is an error unless every row's image is still waiting.
+func Relog(ctx context.Context, conn *pgx.Conn, t scope.Table, rel scope.Name) error {
+	if t.Identity != scope.ByKey {
+		return imaged(ctx, conn, t, rel)
+	}
+	sql := fmt.Sprintf("INSERT INTO %s (rel, %s) SELECT %d, %s FROM ONLY %s AS o", DeltaName(t.Key.Shape), names(t.Key), t.ID, keys(t.Key, "o"), pg.Name(rel.Schema, rel.Name))
+	if _, err := conn.Exec(ctx, sql); err != nil {
+		return fmt.Errorf("logging rows of %s: %w", pg.Name(rel.Schema, rel.Name), err)
+	}
+	return nil
+}
+
+// imaged makes sure that each row of a relation was written by a transaction that left images: an
+// image and its row have the same xmin.
+func imaged(ctx context.Context, conn *pgx.Conn, t scope.Table, rel scope.Name) error {
+	name := pg.Name(rel.Schema, rel.Name)
+	var unseen bool
+	sql := fmt.Sprintf("SELECT EXISTS (SELECT FROM ONLY %s o WHERE NOT EXISTS (SELECT FROM %s i WHERE i.xmin = o.xmin))", name, ImageName(t.ID))
+	if err := conn.QueryRow(ctx, sql).Scan(&unseen); err != nil {
+		return fmt.Errorf("looking for rows of %s without an image: %w", name, err)
+	}
+	if unseen {
+		return &engine.Error{Op: "capturing", Object: name, Err: errors.New("it has rows from before it was captured, and no key"), Hint: "Load the table again."}
+	}
+	return nil
+}
+
+// Neutralize makes a table's capture function do nothing, without a lock on the table: the way out
+// when an application's DDL makes its writes fail. The table must be loaded again afterwards.
+func Neutralize(ctx context.Context, conn *pgx.Conn, id int32) error {
+	if _, err := conn.Exec(ctx, noopSQL(FunctionName(id))); err != nil {
+		return fmt.Errorf("silencing capture of table %d: %w", id, err)
+	}
+	return nil
+}
+
+func noopSQL(function string) string {
+	return "CREATE OR REPLACE FUNCTION " + function + "() RETURNS pg_catalog.trigger LANGUAGE plpgsql SECURITY DEFINER AS $pgrunbook$ BEGIN RETURN NULL; END $pgrunbook$"
+}

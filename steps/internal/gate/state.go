@@ -1,0 +1,167 @@
+package gate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/pgrunbook/pgrunbook/internal/pg"
+	"github.com/pgrunbook/pgrunbook/steps/internal/capture"
+	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
+)
+
+// Position of a gate.
+type Position string
+
+// A held gate makes writers wait; a closed one refuses them. Absent means that no gate was made.
+const (
+	Open   Position = "open"
+	Held   Position = "held"
+	Closed Position = "closed"
+	Absent Position = "absent"
+)
+
+// State reads where the gate stands. The flag counts only with the key in hand: a COMMIT that
+// waits for a standby shows the old flag and keeps the key, so that is Held.
+func State(ctx context.Context, conn *pgx.Conn, run scope.Run) (Position, error) {
+	var there bool
+	if err := conn.QueryRow(ctx, "SELECT to_regclass('pgrunbook.gate_flag') IS NOT NULL").Scan(&there); err != nil {
+		return "", fmt.Errorf("looking for the gate: %w", err)
+	}
+	if !there {
+		return Absent, nil
+	}
+	position := Held
+	err := pgx.BeginTxFunc(ctx, conn, pgx.TxOptions{IsoLevel: pgx.ReadCommitted}, func(tx pgx.Tx) error {
+		var got bool
+		if err := tx.QueryRow(ctx, "SELECT pg_try_advisory_xact_lock_shared($1)", run.GateKey).Scan(&got); err != nil || !got {
+			return err
+		}
+		var flag int64
+		if err := tx.QueryRow(ctx, "SELECT last_value FROM pgrunbook.gate_flag").Scan(&flag); err != nil {
+			return err
+		}
+		position = Closed
+		if flag == flagOpen {
+			position = Open
+		}
+		return nil
+	})
+	if err != nil {
+		return "", fmt.Errorf("reading the gate: %w", err)
+	}
+	return position, nil
+}
+
+// CloseNow closes a gate outside a freeze, in a transaction of its own: for a target in the schema
+// phase. It waits for writers in flight. conn is outside a transaction.
+func CloseNow(ctx context.Context, conn *pgx.Conn, run scope.Run) error {
+	return set(ctx, conn, run, closed)
+}
+
+// OpenNow opens a gate outside a flip. The caller knows that the other side is closed, or that
+// there is none.
+func OpenNow(ctx context.Context, conn *pgx.Conn, run scope.Run) error {
+	return set(ctx, conn, run, flagOpen)
+}
+
+const (
+	setTries = 40
+	setWait  = 250 * time.Millisecond // longest queueing for the key: later writers queue behind us
+)
+
+// set flips the flag by ALTER SEQUENCE, which is transactional and durable also under asynchronous
+// commits (a dropped file forces the flush); setval is neither.
+func set(ctx context.Context, conn *pgx.Conn, run scope.Run, flag int) error {
+	for try := 1; ; try++ {
+		err := pgx.BeginTxFunc(ctx, conn, pgx.TxOptions{IsoLevel: pgx.ReadCommitted, AccessMode: pgx.ReadWrite}, func(tx pgx.Tx) error {
+			for _, sql := range []string{
+				fmt.Sprintf("SET LOCAL lock_timeout = %d", setWait.Milliseconds()),
+				"SET LOCAL synchronous_commit = on",
+				fmt.Sprintf("ALTER SEQUENCE pgrunbook.gate_flag RESTART %d", flag),
+			} {
+				if _, err := tx.Exec(ctx, sql); err != nil {
+					return err
+				}
+			}
+			_, err := tx.Exec(ctx, "SELECT pg_advisory_xact_lock($1)", run.GateKey)
+			return err
+		})
+		var pgErr *pgconn.PgError
+		if err == nil {
+			return nil
+		}
+		if !errors.As(err, &pgErr) || pgErr.Code != "55P03" || try == setTries {
+			return fmt.Errorf("setting the gate's flag to %d: %w", flag, err)
+		}
+		select {
+		case <-ctx.Done():
+			return errors.Join(context.Cause(ctx), err)
+		case <-time.After(setWait):
+		}
+	}
+}
+
+// Refused counts the writes that a closed gate refused on this side.
+func Refused(ctx context.Context, conn *pgx.Conn) (int64, error) {
+	var n int64
+	err := conn.QueryRow(ctx, "SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM pgrunbook.refused").Scan(&n)
+	if err != nil {
+		return 0, fmt.Errorf("counting refused writes: %w", err)
+	}
+	return n, nil
+}
+
+// Disarm frees the application at once, without a lock on any table: the function becomes a no-op.
+// Remove, or Install again, is the next act.
+func Disarm(ctx context.Context, conn *pgx.Conn) error {
+	var there bool
+	if err := conn.QueryRow(ctx, "SELECT to_regprocedure('pgrunbook.gate()') IS NOT NULL").Scan(&there); err != nil {
+		return fmt.Errorf("looking for the gate: %w", err)
+	}
+	if !there {
+		return nil
+	}
+	if _, err := conn.Exec(ctx, noopSQL); err != nil {
+		return fmt.Errorf("disarming the gate: %w", err)
+	}
+	return nil
+}
+
+// Remove disarms the gate, takes its trigger off one relation per transaction, and drops what is
+// left of it, and the schema when it is then empty. It may be called again after any death.
+func Remove(ctx context.Context, srv *pg.Server, run scope.Run, onWait capture.OnWait) error {
+	conn, err := srv.Connect(ctx, pg.Use{Name: "gate"})
+	if err != nil {
+		return err
+	}
+	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
+	there, err := capture.Owned(ctx, conn, run)
+	if err != nil || !there {
+		return err
+	}
+	if err := capture.RemoveTriggers(ctx, conn, run, "^gate$", onWait); err != nil {
+		return err
+	}
+	for _, name := range []string{"pgrunbook.gate_flag", "pgrunbook.refused"} {
+		var ours bool
+		if err := conn.QueryRow(ctx, "SELECT coalesce(obj_description(to_regclass($1), 'pg_class'), '') = $2", name, capture.Remark(run)).Scan(&ours); err != nil {
+			return fmt.Errorf("looking at %s: %w", name, err)
+		}
+		if !ours {
+			continue
+		}
+		if _, err := conn.Exec(ctx, "DROP SEQUENCE "+name); err != nil {
+			return fmt.Errorf("dropping %s: %w", name, err)
+		}
+	}
+	return capture.DropSchema(ctx, conn, run)
+}
+
+// RemoveStatement is the one statement that takes off what finish leaves on the source: schema
+// pgrunbook with the closed gate and all its triggers. It locks every table in scope at once.
+func RemoveStatement() string { return "DROP SCHEMA pgrunbook CASCADE" }
