@@ -204,11 +204,11 @@ func (p *Passer) patiently(ctx context.Context, patience time.Duration, f func()
 	deadline := time.Now().Add(patience)
 	for wait := 50 * time.Millisecond; ; wait = min(wait*2, 2*time.Second) {
 		err := f()
-		if err == nil || ctx.Err() != nil || !passing(err) || time.Now().Add(wait).After(deadline) {
+		if err == nil || ctx.Err() != nil || !pg.Retryable(err) || time.Now().Add(wait).After(deadline) {
 			return err
 		}
-		e := engine.Event{Kind: engine.EventRetry, At: time.Now(), Message: "the pass is made again: " + err.Error(), SQLState: sqlState(err)}
-		if sqlState(err) == "55P03" && p.beat != nil && !p.beat.IsClosed() {
+		e := engine.Event{Kind: engine.EventRetry, At: time.Now(), Message: "the pass is made again: " + err.Error(), SQLState: pg.SQLState(err)}
+		if pg.SQLState(err) == "55P03" && p.beat != nil && !p.beat.IsClosed() {
 			e.Kind, e.Reason = engine.EventWaiting, "a table is locked"
 			if rows, err := p.beat.Query(ctx, holders); err == nil {
 				e.Blockers, _ = pgx.CollectRows(rows, pgx.RowTo[string])

@@ -15,7 +15,6 @@ import (
 // imagePlan is what a look at a table's row images found.
 type imagePlan struct {
 	truncated bool // To is emptied before the images are applied
-	deletes   bool
 }
 
 // unapplied leaves out images that an earlier pass applied whose forgetting was lost: To's
@@ -33,8 +32,8 @@ func (j *job) unapplied(ctx context.Context, t scope.Table) (string, error) {
 	return fmt.Sprintf("NOT %s(e.x, %s::%s)", d.visible, pg.Literal(snapshot), d.snapshotType), nil
 }
 
-// stageImages reads the row images of a table without a key, in the columns that they have on
-// From: an image is the text of a whole row there.
+// stageImages reads the row images of a table without a key. An image is the text of a record of
+// the carried columns; To takes it apart.
 func (j *job) stageImages(ctx context.Context, w *work) error {
 	t := w.table
 	where, err := j.unapplied(ctx, t)
@@ -42,19 +41,23 @@ func (j *job) stageImages(ctx context.Context, w *work) error {
 		return err
 	}
 	var ops string
-	var last int64
-	err = j.from.conn.QueryRow(ctx, `SELECT coalesce(string_agg(DISTINCT e.op::text, ''), ''), coalesce(max(e.n) FILTER (WHERE e.op = 't'), 0) FROM `+
-		imageTable(t)+" e WHERE "+where).Scan(&ops, &last)
+	var last, part int64 // newest TRUNCATE of the table, and of a partition alone
+	var member string
+	err = j.from.conn.QueryRow(ctx, `SELECT coalesce(string_agg(DISTINCT e.op::text, ''), ''), coalesce(max(e.n) FILTER (WHERE e.op = 't' AND coalesce(e.img, '') = ''), 0),
+ coalesce(max(e.n) FILTER (WHERE e.op = 't' AND e.img <> ''), 0), coalesce(max(e.img) FILTER (WHERE e.op = 't'), '') FROM `+
+		imageTable(t)+" e WHERE "+where).Scan(&ops, &last, &part, &member)
 	if err != nil {
 		return fmt.Errorf("reading the row images of %s: %w", tableName(t), err)
 	}
 	if t.Identity == scope.AppendOnly && ops != "i" && ops != "" {
 		return appendOnlyBroken(t, ops)
 	}
+	if part > last {
+		return &engine.Error{Op: "following", Object: tableName(t), Err: fmt.Errorf("its partition %s was truncated, and images do not say which partition a row was in", member),
+			Hint: "Load this table again."}
+	}
 	w.images.truncated = last > 0
-	cols := written(t)
-	query := fmt.Sprintf("SELECT i.n, i.op, %s FROM (SELECT e.n, e.op, e.img::%s AS r FROM %s e WHERE %s AND e.n > %d AND e.op <> 't' OFFSET 0) i",
-		list(len(cols), func(i int) string { return "(i.r)." + ident(cols[i].Name) }), tableName(t), imageTable(t), where, last)
+	query := fmt.Sprintf("SELECT e.n, e.op, e.img FROM %s e WHERE %s AND e.n > %d AND e.op <> 't'", imageTable(t), where, last)
 	got, err := pg.Pipe(ctx, j.from.conn, j.p.to.conn, copyOut(query, w.stage.binary),
 		"COPY "+w.stage.name+" ("+w.stage.columns+") FROM STDIN"+format(w.stage.binary), nil)
 	if err != nil {
@@ -76,13 +79,22 @@ func appendOnlyBroken(t scope.Table, ops string) error {
 		Hint: `Set identity = "full_row" or data = "at_freeze" for this table and load it again.`}
 }
 
+// images are the staged images, taken apart into a record r.
+func images(st stage) string {
+	return fmt.Sprintf("(SELECT n, op, img, img::%s AS r FROM %s OFFSET 0) s", st.row, st.name)
+}
+
+func imageColumns(t scope.Table) string {
+	return list(len(written(t)), func(i int) string { return fmt.Sprintf("(s.r).c%d", i+1) })
+}
+
 // netImages counts each row image: inserts minus deletes. Rows are compared by their text under
-// pinned settings, which json, xml and point have too.
+// pinned settings, which json, xml and point have too. The text is made here from both sides'
+// values, since majors print floats differently.
 func netImages(t scope.Table, st stage) string {
-	cols := written(t)
-	return fmt.Sprintf(`WITH net AS (SELECT s.img COLLATE "C" AS img, min(s.n) AS n, sum(CASE s.op WHEN 'i' THEN 1 ELSE -1 END) AS d
- FROM (SELECT n, op, ROW(%s)::text AS img FROM %s) s GROUP BY s.img COLLATE "C" HAVING sum(CASE s.op WHEN 'i' THEN 1 ELSE -1 END) <> 0) `,
-		list(len(cols), func(i int) string { return fmt.Sprintf("c%d", i+1) }), st.name)
+	return fmt.Sprintf(`WITH net AS (SELECT i.img COLLATE "C" AS img, min(i.n) AS n, sum(CASE i.op WHEN 'i' THEN 1 ELSE -1 END)::int8 AS d
+ FROM (SELECT s.n, s.op, ROW(%s)::text AS img FROM %s) i GROUP BY i.img COLLATE "C" HAVING sum(CASE i.op WHEN 'i' THEN 1 ELSE -1 END) <> 0) `,
+		imageColumns(t), images(st))
 }
 
 // deleteImages deletes as many copies of each image as were deleted on From, in one scan.
@@ -100,9 +112,8 @@ func missingImages(t scope.Table, st stage) string {
 }
 
 func insertImages(t scope.Table, st stage) string {
-	cols := written(t)
-	return netImages(t, st) + fmt.Sprintf("INSERT INTO %s (%s) OVERRIDING SYSTEM VALUE SELECT %s FROM %s s JOIN net ON net.n = s.n AND net.d > 0 CROSS JOIN LATERAL generate_series(1, net.d) ORDER BY s.n",
-		pg.Name(t.Schema, t.Name.Name), columnList(cols), list(len(cols), func(i int) string { return fmt.Sprintf("s.c%d", i+1) }), st.name)
+	return netImages(t, st) + fmt.Sprintf("INSERT INTO %s (%s) OVERRIDING SYSTEM VALUE SELECT %s FROM %s JOIN net ON net.n = s.n AND net.d > 0 CROSS JOIN LATERAL generate_series(1, net.d) ORDER BY s.n",
+		pg.Name(t.Schema, t.Name.Name), columnList(written(t)), imageColumns(t), images(st))
 }
 
 // applyImages writes the images of one table: all of them for append_only, the net of inserts and
@@ -112,10 +123,9 @@ func (j *job) applyImages(ctx context.Context, w *work) error {
 		return nil
 	}
 	t, conn := w.table, j.p.to.conn
-	cols := written(t)
 	if t.Identity == scope.AppendOnly {
-		n, err := affected(ctx, conn, fmt.Sprintf("INSERT INTO %s (%s) OVERRIDING SYSTEM VALUE SELECT %s FROM %s s ORDER BY s.n",
-			pg.Name(t.Schema, t.Name.Name), columnList(cols), list(len(cols), func(i int) string { return fmt.Sprintf("s.c%d", i+1) }), w.stage.name))
+		n, err := affected(ctx, conn, fmt.Sprintf("INSERT INTO %s (%s) OVERRIDING SYSTEM VALUE SELECT %s FROM %s ORDER BY s.n",
+			pg.Name(t.Schema, t.Name.Name), columnList(written(t)), imageColumns(t), images(w.stage)))
 		if err != nil {
 			return fmt.Errorf("inserting the new rows of %s: %w", tableName(t), err)
 		}

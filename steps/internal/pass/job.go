@@ -291,7 +291,7 @@ func (j *job) commit(ctx context.Context) error {
 		}
 	}
 	if err := j.tx.Commit(ctx); err != nil {
-		if sqlState(err) != "" && !passing(err) {
+		if pg.SQLState(err) != "" && !pg.Retryable(err) {
 			return fmt.Errorf("committing on the %s: %w", j.p.cfg.To.Side(), err)
 		}
 		known, lookErr := j.p.committed(ctx, lookup, j.id)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/pgrunbook/pgrunbook/internal/pg"
 	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
 )
 
@@ -60,7 +61,7 @@ func (j *job) empty(ctx context.Context, names []string) error {
 	}
 	if len(truncate) > 0 {
 		err := run(ctx, j.p.to.conn, "SAVEPOINT a; SET LOCAL lock_timeout = '500ms'; TRUNCATE "+strings.Join(truncate, ", ")+"; SET LOCAL lock_timeout = 0; RELEASE SAVEPOINT a")
-		switch sqlState(err) {
+		switch pg.SQLState(err) {
 		case "0A000", "55P03":
 			if err := run(ctx, j.p.to.conn, "ROLLBACK TO SAVEPOINT a; RELEASE SAVEPOINT a"); err != nil {
 				return err

@@ -17,6 +17,7 @@ import (
 type stage struct {
 	name    string
 	columns string // as COPY names them
+	row     string // of images: the type of a record of the carried columns
 	binary  bool
 }
 
@@ -51,6 +52,7 @@ func (s *toSession) stageFor(ctx context.Context, t scope.Table, fromVersion int
 	var defs, names []string
 	add := func(name, typ string) { defs, names = append(defs, name+" "+typ), append(names, name) }
 	st := stage{binary: versionsAgree(fromVersion, s.version)}
+	row := make([]string, 0, len(cols))
 	if keyed(t) {
 		st.name = fmt.Sprintf("pg_temp.stage_%d", t.ID)
 		for i, k := range t.Key.Columns {
@@ -65,18 +67,28 @@ func (s *toSession) stageFor(ctx context.Context, t scope.Table, fromVersion int
 		st.name = fmt.Sprintf("pg_temp.image_%d", t.ID)
 		add("n", "int8")
 		add("op", `"char"`)
+		add("img", "text")
+		st.row = fmt.Sprintf("pg_temp.row_%d", t.ID)
 	}
 	for i, c := range cols {
 		typ, ok := types[c.Name]
 		if !ok {
 			return stage{}, &engine.Error{Op: "preparing a pass for", Object: pg.Name(t.Schema, t.Name.Name), Err: fmt.Errorf("column %q is missing on the %s", c.Name, "following side"), Hint: "Add the column there, then run the same command again."}
 		}
+		row = append(row, fmt.Sprintf("c%d %s", i+1, typ.name))
+		if st.row != "" {
+			continue
+		}
 		add(fmt.Sprintf("c%d", i+1), typ.name)
 		// Object ids of built-in types are the same everywhere; others may agree by chance.
 		st.binary = st.binary && c.Binary && typ.declared == c.TypeOID && c.TypeOID < 16384
 	}
 	st.columns = strings.Join(names, ", ")
-	if err := run(ctx, s.conn, "CREATE TEMPORARY TABLE "+st.name+" ("+strings.Join(defs, ", ")+") ON COMMIT DELETE ROWS"); err != nil {
+	create := "CREATE TEMPORARY TABLE " + st.name + " (" + strings.Join(defs, ", ") + ") ON COMMIT DELETE ROWS"
+	if st.row != "" {
+		create += "; CREATE TEMPORARY TABLE " + st.row + " (" + strings.Join(row, ", ") + ")"
+	}
+	if err := run(ctx, s.conn, create); err != nil {
 		return stage{}, fmt.Errorf("making the stage of %s: %w", pg.Name(t.Schema, t.Name.Name), err)
 	}
 	s.stages[t.ID] = st

@@ -1,0 +1,286 @@
+package pass
+
+import (
+	"context"
+	"fmt"
+	"hash/fnv"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pgrunbook/pgrunbook/engine"
+	"github.com/pgrunbook/pgrunbook/internal/pg"
+	"github.com/pgrunbook/pgrunbook/internal/testpg"
+	"github.com/pgrunbook/pgrunbook/steps/internal/capture"
+	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
+)
+
+func TestMain(m *testing.M) { testpg.Main(m) }
+
+var testRun = scope.Run{ID: "r1", Mark: "m1", Epoch: 1, GateKey: 4611686018427387904}
+
+// pair is two databases whose tables are captured on the source and equal on the target.
+type pair struct {
+	t              *testing.T
+	ctx            context.Context
+	source, target string
+	from, to       *pg.Server
+	tables         []scope.Table
+	passer         *Passer
+	events         []engine.Event
+}
+
+// shape changes what the fixture found out about a table before it is captured.
+type shape func(t *scope.Table)
+
+// newPair runs ddl on both sides, captures every table of schema public on the source and makes
+// both sides equal by a first pass over an empty target.
+func newPair(t *testing.T, ddl string, shapes ...shape) *pair {
+	t.Helper()
+	source, target := testpg.Pair(t)
+	return pairOf(t, source, target, ddl, shapes...)
+}
+
+func pairOf(t *testing.T, source, target, ddl string, shapes ...shape) *pair {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	t.Cleanup(cancel)
+	p := &pair{t: t, ctx: ctx, source: source, target: target, from: server(t, "source", source), to: server(t, "target", target)}
+	p.exec(source, ddl)
+	p.exec(target, ddl)
+	p.capture(shapes...)
+	p.passer = p.newPasser()
+	return p
+}
+
+func (p *pair) newPasser() *Passer {
+	passer := New(Config{From: p.from, To: p.to, Run: testRun, Tables: p.tables, Emit: func(e engine.Event) { p.events = append(p.events, e) },
+		Check: func(ctx context.Context, conn *pgx.Conn) error {
+			changes, err := capture.Check(ctx, conn, testRun, p.tables)
+			if err != nil {
+				return err
+			}
+			return capture.Err(changes)
+		}})
+	p.t.Cleanup(func() { _ = passer.Close(context.Background()) })
+	return passer
+}
+
+func server(t *testing.T, side, url string) *pg.Server {
+	t.Helper()
+	s, err := pg.New(pg.Config{Side: side, URL: url, RunID: testRun.ID, Mark: testRun.Mark})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// connect opens a session like an application's; it is closed with the test.
+func (p *pair) connect(url string) *pgx.Conn {
+	p.t.Helper()
+	conn, err := pgx.Connect(p.ctx, url)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	p.t.Cleanup(func() { _ = conn.Close(context.Background()) })
+	return conn
+}
+
+func (p *pair) exec(url, sql string) {
+	p.t.Helper()
+	conn, err := pgx.Connect(p.ctx, url)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	defer func() { _ = conn.Close(p.ctx) }()
+	if err := run(p.ctx, conn, sql); err != nil {
+		p.t.Fatalf("%s: %v", sql, err)
+	}
+}
+
+func (p *pair) app(sql string) { p.t.Helper(); p.exec(p.source, sql) }
+
+func (p *pair) one(url, sql string) string {
+	p.t.Helper()
+	conn, err := pgx.Connect(p.ctx, url)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	defer func() { _ = conn.Close(p.ctx) }()
+	var s string
+	if err := conn.QueryRow(p.ctx, sql).Scan(&s); err != nil {
+		p.t.Fatalf("%s: %v", sql, err)
+	}
+	return s
+}
+
+func (p *pair) exact() Result {
+	p.t.Helper()
+	res, err := p.passer.Exact(p.ctx, Options{Patience: 5 * time.Second})
+	if err != nil {
+		p.t.Fatalf("the pass failed: %v", err)
+	}
+	return res
+}
+
+// equal compares the sides with code that is not the product's.
+func (p *pair) equal() {
+	p.t.Helper()
+	var names []string
+	for _, t := range p.tables {
+		names = append(names, pg.Name(t.Schema, t.Name.Name))
+	}
+	diffs, err := testpg.Diff(p.ctx, p.source, p.target, names)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	for _, d := range diffs {
+		p.t.Errorf("%s", d)
+	}
+}
+
+// synced makes a pass and compares.
+func (p *pair) synced() Result {
+	p.t.Helper()
+	res := p.exact()
+	p.equal()
+	return res
+}
+
+// capture installs our triggers on every table of schema public and logs the rows that are there.
+func (p *pair) capture(shapes ...shape) {
+	p.t.Helper()
+	p.tables = tablesOf(p.t, p.connect(p.source))
+	from, to := p.connect(p.source), p.connect(p.target)
+	for _, c := range []*pgx.Conn{from, to} {
+		if err := capture.Prepare(p.ctx, c, testRun); err != nil {
+			p.t.Fatal(err)
+		}
+	}
+	for i := range p.tables {
+		t := &p.tables[i]
+		for _, s := range shapes {
+			s(t)
+		}
+		if err := capture.InstallOn(p.ctx, from, testRun, *t, nil); err != nil {
+			p.t.Fatal(err)
+		}
+	}
+}
+
+const tablesSQL = `
+SELECT c.oid, c.relname::text, c.relkind = 'p' FROM pg_class c
+ WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p') AND NOT c.relispartition ORDER BY c.relname`
+
+const columnsSQL = `
+SELECT a.attnum, a.attname::text, format_type(a.atttypid, a.atttypmod), a.atttypid, a.attgenerated <> '', a.attidentity::text,
+       a.atttypid < 16384 AND format_type(a.atttypid, NULL) !~ '^reg'
+  FROM pg_attribute a WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped ORDER BY 1`
+
+const keySQL = `
+SELECT a.attname::text,
+       CASE WHEN bt.oid IN ('int2'::regtype, 'int4'::regtype, 'int8'::regtype) THEN 'pg_catalog.int8' ELSE format('%I.%I', n.nspname, bt.typname) END,
+       CASE WHEN a.attcollation <> 0 THEN format('%I.%I', cn.nspname, co.collname) ELSE '' END,
+       (SELECT format('OPERATOR(%I.%s)', opn.nspname, o.oprname) FROM pg_amop am JOIN pg_operator o ON o.oid = am.amopopr JOIN pg_namespace opn ON opn.oid = o.oprnamespace
+          JOIN pg_opclass oc ON oc.opcfamily = am.amopfamily WHERE oc.oid = i.indclass[k.n - 1] AND am.amopstrategy = 3 AND am.amoplefttype = oc.opcintype AND am.amoprighttype = oc.opcintype)
+  FROM pg_index i CROSS JOIN LATERAL unnest(i.indkey::int2[]) WITH ORDINALITY AS k (att, n)
+  JOIN pg_attribute a ON a.attnum = k.att
+  JOIN pg_type t ON t.oid = a.atttypid JOIN pg_type bt ON bt.oid = CASE t.typtype WHEN 'd' THEN t.typbasetype ELSE t.oid END
+  JOIN pg_namespace n ON n.oid = bt.typnamespace
+  LEFT JOIN pg_collation co ON co.oid = i.indcollation[k.n - 1] LEFT JOIN pg_namespace cn ON cn.oid = co.collnamespace
+ WHERE i.indrelid = $1 AND a.attrelid = $1 AND i.indisprimary AND k.n <= i.indnkeyatts ORDER BY k.n`
+
+const membersSQL = `
+SELECT c.oid, n.nspname::text, c.relname::text, c.relkind <> 'p' FROM pg_partition_tree($1::regclass) t JOIN pg_class c ON c.oid = t.relid
+  JOIN pg_namespace n ON n.oid = c.relnamespace WHERE t.level > 0 ORDER BY c.relname`
+
+// tablesOf describes the tables of schema public, with their primary keys.
+func tablesOf(t *testing.T, conn *pgx.Conn) []scope.Table {
+	t.Helper()
+	tables := collect(t, conn, tablesSQL, nil, func(row pgx.CollectableRow) (scope.Table, error) {
+		tbl := scope.Table{Data: scope.Live, Identity: scope.ByKey, Capture: scope.Statement, Kind: scope.Plain, Name: scope.Name{Schema: "public"}, Method: scope.Stream}
+		var parted bool
+		err := row.Scan(&tbl.OID, &tbl.Name.Name, &parted)
+		if parted {
+			tbl.Kind = scope.Partitioned
+		}
+		return tbl, err
+	})
+	for i := range tables {
+		tbl := &tables[i]
+		tbl.ID = int32(i + 1)
+		tbl.Columns = collect(t, conn, columnsSQL, []any{tbl.OID}, func(row pgx.CollectableRow) (c scope.Column, err error) {
+			return c, row.Scan(&c.Num, &c.Name, &c.Type, &c.TypeOID, &c.Generated, &c.Identity, &c.Binary)
+		})
+		key := collect(t, conn, keySQL, []any{tbl.OID}, func(row pgx.CollectableRow) (k scope.KeyColumn, err error) {
+			return k, row.Scan(&k.Name, &k.DeltaType, &k.Collation, &k.Operator)
+		})
+		if tbl.Kind == scope.Partitioned {
+			tbl.Members = collect(t, conn, membersSQL, []any{tbl.OID}, func(row pgx.CollectableRow) (m scope.Member, err error) {
+				return m, row.Scan(&m.OID, &m.Schema, &m.Name.Name, &m.Leaf)
+			})
+		}
+		if len(key) == 0 {
+			tbl.Identity = scope.FullRow
+			continue
+		}
+		h := fnv.New32a()
+		for _, k := range key {
+			fmt.Fprintln(h, k.DeltaType, k.Collation)
+		}
+		tbl.Key = &scope.Key{Primary: true, Columns: key, Shape: fmt.Sprintf("%08x", h.Sum32())}
+	}
+	return tables
+}
+
+func collect[T any](t *testing.T, conn *pgx.Conn, sql string, args []any, f func(row pgx.CollectableRow) (T, error)) []T {
+	t.Helper()
+	rows, err := conn.Query(t.Context(), sql, args...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	list, err := pgx.CollectRows(rows, f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return list
+}
+
+// deltaRows counts what waits on the source.
+func (p *pair) deltaRows() int64 {
+	p.t.Helper()
+	b, err := p.passer.Pending(p.ctx)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return b.Rows
+}
+
+// hook runs f inside a pass of one table, between two of its statements on the source: after the
+// snapshot was taken and before the rows are read.
+func (p *pair) afterSnapshot(f func()) error {
+	p.t.Helper()
+	from, err := p.passer.prepare(p.ctx, 0)
+	if err != nil {
+		return err
+	}
+	found, err := from.look(p.ctx, p.passer.following())
+	if err != nil {
+		return err
+	}
+	open, err := p.passer.begin(p.ctx, from, p.passer.following(), found.ids())
+	if err != nil {
+		return err
+	}
+	if _, err := from.look(p.ctx, p.passer.following()); err != nil {
+		return err
+	}
+	f()
+	_, err = open.Run(p.ctx, Options{})
+	return err
+}
+
+func joined(names []string) string { slices.Sort(names); return strings.Join(names, ",") }
