@@ -92,11 +92,11 @@ func (b *Body) Has(name string) bool {
 	return b.attrs[name] != nil
 }
 
-// Known reports whether the argument is written and has a value that is neither null nor
-// unknown nor wrong.
+// Known reports whether the argument is written and has a value that is neither null nor wrong
+// nor unknown in any part.
 func (b *Body) Known(name string) bool {
 	v := b.value(name)
-	return v != cty.NilVal && v.IsKnown() && !v.IsNull()
+	return v != cty.NilVal && v.IsWhollyKnown() && !v.IsNull()
 }
 
 // Require reports the arguments that are missing. A value that is written but unknown is there.

@@ -126,13 +126,24 @@ func tidy(diags hcl.Diagnostics) hcl.Diagnostics {
 func SuggestKind(got string, known []string) string {
 	best, bestDistance := "", 3
 	for _, word := range known {
-		d := levenshtein.Distance(strings.ToLower(got), strings.ToLower(word), nil)
-		// A word of three letters is three typos away from every other one.
-		if d < bestDistance && d < utf8.RuneCountInString(word) {
+		a, b := strings.ToLower(got), strings.ToLower(word)
+		d := levenshtein.Distance(a, b, nil)
+		if d == 2 && sameLetters(a, b) {
+			d = 1 // two letters changed places
+		}
+		// Two changes make any short word into any other: ssh is no slip for sql.
+		if d < bestDistance && (d < 2 || utf8.RuneCountInString(word) > 3) {
 			best, bestDistance = word, d
 		}
 	}
 	return best
+}
+
+func sameLetters(a, b string) bool {
+	x, y := []rune(a), []rune(b)
+	slices.Sort(x)
+	slices.Sort(y)
+	return slices.Equal(x, y)
 }
 
 // didYouMean returns a sentence with the nearest word, if there is one, and with all of them.

@@ -150,9 +150,15 @@ func evaluate(expr hcl.Expression, ctx *hcl.EvalContext) (cty.Value, hcl.Diagnos
 	return value, diags
 }
 
+// typeNames are the words that convert() takes as a type.
+var typeNames = map[string]bool{"string": true, "number": true, "bool": true, "any": true}
+
 func checkReference(t hcl.Traversal, ctx *hcl.EvalContext) *hcl.Diagnostic {
 	at := t.SourceRange()
 	root := t.RootName()
+	if len(t) == 1 && typeNames[root] {
+		return nil // the second argument of convert()
+	}
 	declared, ok := ctx.Variables[root]
 	if !ok {
 		if len(t) == 1 {

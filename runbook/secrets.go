@@ -80,7 +80,7 @@ func (s *secretSet) clean(text string) string {
 
 // scrub takes secrets out of what a diagnostic would print beside the source excerpt.
 func (s *secretSet) scrub(d *hcl.Diagnostic) {
-	d.Summary, d.Detail = s.clean(d.Summary), s.clean(d.Detail)
+	d.Summary, d.Detail = maskText(s.clean(d.Summary)), maskText(s.clean(d.Detail))
 	if d.Expression == nil || d.EvalContext == nil {
 		return
 	}
@@ -171,6 +171,9 @@ var (
 	sourceURL    = regexp.MustCompile(`://[^:@/?"\s]*:([^"\n]*)@`)
 	sourceOption = regexp.MustCompile(`(?i)password(?:=|\s*=\s*")(?:'((?:[^'\\\n]|\\.)*)'?|([^\s"'&]+))`)
 )
+
+// maskText blots out what looks like a password in a message: a function may repeat its argument.
+func maskText(text string) string { return string(maskSource([]byte(text), nil)) }
 
 // maskSource blots out, byte for byte so that ranges keep their meaning, whatever looks like a
 // password and the ranges that are known to hold one.
