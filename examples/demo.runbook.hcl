@@ -20,7 +20,7 @@ source { url = var.source_url }
 target { url = var.target_url }
 
 tables {
-  include = ["public.*", "shop.*"]
+  include = ["public.*", "shop.*", "ledger.*"]
 }
 
 table "shop.job_log" { data = "at_freeze" } # no key, small: reloaded inside the freeze

@@ -50,9 +50,16 @@ var compareSettings = []string{
 // the LATIN family). Partitioned tables compare as a whole, inheritance parents
 // without their children.
 func Diff(ctx context.Context, sourceURL, targetURL string, tables []string) ([]Difference, error) {
+	return DiffAt(ctx, sourceURL, targetURL, "", tables)
+}
+
+// DiffAt is Diff with the target seen in an exported snapshot (PostgreSQL docs,
+// pg_export_snapshot), so that writers may go on there. An empty name means now.
+func DiffAt(ctx context.Context, sourceURL, targetURL, targetSnapshot string, tables []string) ([]Difference, error) {
 	var sides [2]*side
+	snapshots := [2]string{"", targetSnapshot}
 	for i, url := range []string{sourceURL, targetURL} {
-		s, err := openSide(ctx, url)
+		s, err := openSide(ctx, url, snapshots[i])
 		if err != nil {
 			return nil, fmt.Errorf("comparing databases: %w", err)
 		}
@@ -77,24 +84,28 @@ type side struct {
 	version int
 }
 
-func openSide(ctx context.Context, url string) (*side, error) {
+func openSide(ctx context.Context, url, snapshot string) (*side, error) {
 	conn, err := pgx.Connect(ctx, url)
 	if err != nil {
 		return nil, err
 	}
 	s := &side{conn: conn}
-	if err := s.begin(ctx); err != nil {
+	if err := s.begin(ctx, snapshot); err != nil {
 		s.close(ctx)
 		return nil, err
 	}
 	return s, nil
 }
 
-func (s *side) begin(ctx context.Context) error {
+func (s *side) begin(ctx context.Context, snapshot string) error {
 	if err := s.conn.QueryRow(ctx, "SELECT pg_catalog.current_setting('server_version_num')::int").Scan(&s.version); err != nil {
 		return err
 	}
-	for _, sql := range slices.Concat([]string{"BEGIN"}, compareSettings[len(compareSettings)-1:], compareSettings[:len(compareSettings)-1]) {
+	start := []string{"BEGIN", compareSettings[len(compareSettings)-1]}
+	if snapshot != "" { // before any query
+		start = append(start, "SET TRANSACTION SNAPSHOT '"+strings.ReplaceAll(snapshot, "'", "''")+"'")
+	}
+	for _, sql := range slices.Concat(start, compareSettings[:len(compareSettings)-1]) {
 		if _, err := s.conn.Exec(ctx, sql); err != nil {
 			return err
 		}
