@@ -1,0 +1,280 @@
+package steps
+
+import (
+	"bufio"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/hashicorp/hcl/v2"
+
+	"github.com/pgrunbook/pgrunbook/engine"
+	"github.com/pgrunbook/pgrunbook/runbook"
+)
+
+// execGrace is how long a command that is being stopped may tidy up before it is killed.
+const execGrace = 300 * time.Millisecond
+
+// execStep runs a command of the runbook. It never goes through a shell.
+type execStep struct {
+	person
+	dir     string
+	command []string
+	undo    []string
+	vars    map[string]runbook.Secret
+	timeout time.Duration
+	pinned  []string // files beside the runbook that the commands name
+}
+
+func decodeExec(env *Env, place Place, b runbook.StepBlock) (engine.Step, hcl.Diagnostics) {
+	body := runbook.DecodeBody(b)
+	s := &execStep{
+		dir:     b.Dir,
+		command: body.Strings("command"), // no sensitive word: every user of the machine can read arguments
+		undo:    body.Strings("undo"),
+		vars:    body.SensitiveMap("env"),
+		timeout: body.Duration("timeout", 0),
+	}
+	body.Require("command")
+	for _, name := range []string{"command", "undo"} {
+		argv := s.command
+		if name == "undo" {
+			argv = s.undo
+		}
+		if body.Known(name) && (len(argv) == 0 || strings.TrimSpace(argv[0]) == "") {
+			body.Errorf(name, "No program", `The first element of %s is the program, for example %s = ["./dns.sh", "rds"].`, name, name)
+		}
+	}
+	for _, name := range sortedKeys(s.vars) {
+		if strings.HasPrefix(name, "PGRUNBOOK_") || name == "" || strings.ContainsAny(name, "=\x00") {
+			body.Errorf("env", "Bad name of an environment variable", "%q cannot be set here. Names that start with PGRUNBOOK_ are set by pgrunbook, and a name holds no equals sign.", name)
+		}
+	}
+	s.pin(body, b)
+	s.person = newPerson(env, place, b, s.command, s.undo, s.vars, s.timeout)
+	return s, body.Done()
+}
+
+// pin makes the files that the commands name as "./x" part of what was reviewed. What is not
+// there, or no file, is left to the command.
+func (s *execStep) pin(body *runbook.Body, b runbook.StepBlock) {
+	for _, word := range append(slices.Clone(s.command), s.undo...) {
+		name := filepath.ToSlash(filepath.Clean(word))
+		if !strings.HasPrefix(word, "./") || slices.Contains(s.pinned, name) {
+			continue
+		}
+		info, err := os.Stat(filepath.Join(s.dir, name))
+		if err != nil || !info.Mode().IsRegular() {
+			continue
+		}
+		if _, err := b.ReadFile(name); err != nil {
+			body.Errorf("command", "Cannot read a file of the command", "%s.", err)
+			continue
+		}
+		s.pinned = append(s.pinned, name)
+	}
+}
+
+func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
+
+func (s *execStep) Timeout() time.Duration { return s.timeout }
+func (s *execStep) hasUndo() bool          { return len(s.undo) > 0 }
+
+// Plan shows the command line, quoted for reading.
+func (s *execStep) Plan(context.Context) (engine.StepPlan, error) {
+	line := commandLine(s.command)
+	p := s.plan("run "+line, "", engine.Action{On: engine.Runner, SQL: line, Reverse: commandLine(s.undo)})
+	if s.timeout > 0 {
+		p.Why = "killed with its children after " + s.timeout.String()
+	}
+	p.Hazards = []engine.Hazard{{Kind: engine.HazardExternal, Object: s.command[0],
+		Text: "runs a command; after a crash in the middle it runs again"}}
+	return p, nil
+}
+
+// Apply runs the command.
+func (s *execStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Checkpoint) error {
+	return s.run(ctx, s.command, false, cp)
+}
+
+// Undo runs the undo command, where there is one.
+func (s *execStep) Undo(ctx context.Context, cp engine.Checkpoint) error {
+	if len(s.undo) == 0 {
+		return nil
+	}
+	return s.run(ctx, s.undo, true, cp)
+}
+
+func (s *execStep) run(ctx context.Context, argv []string, undo bool, cp engine.Checkpoint) error {
+	if err := s.unchanged(); err != nil {
+		return err
+	}
+	if s.timeout > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, s.timeout, fmt.Errorf("it took longer than its timeout of %s", s.timeout))
+		defer cancel()
+	}
+	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...) //nolint:gosec // the command is the runbook's own
+	cmd.Dir, cmd.Env = s.dir, s.environ(undo)
+	tail, err := runGroup(cmd, func(stream, line string) {
+		cp.Emit(engine.Event{Kind: engine.EventNote, Object: stream, Message: s.redact.String(line)})
+	})
+	if err == nil {
+		return nil
+	}
+	if ctx.Err() != nil {
+		err = context.Cause(ctx)
+	} else if tail != "" {
+		err = fmt.Errorf("%w: %s", err, tail)
+	}
+	return s.fail("running", commandLine(argv), "Mend what the command says and run the same command again.", err)
+}
+
+// unchanged compares the pinned files with the accepted plan right before they run.
+func (s *execStep) unchanged() error {
+	if s.env.Plan == nil {
+		return nil
+	}
+	for _, name := range s.pinned {
+		want, ok := s.env.Plan.Runbook.Files[name]
+		data, err := os.ReadFile(filepath.Join(s.dir, name))
+		if err != nil {
+			return fmt.Errorf("reading %s: %w", name, err)
+		}
+		if ok && fileDigest(data) != want {
+			return engine.Errorf(engine.ClassStale, "Put the reviewed file back, or plan again.", "%s is not the file that the plan was made with", name)
+		}
+	}
+	return nil
+}
+
+func fileDigest(data []byte) string {
+	sum := sha256.Sum256(data)
+	return hex.EncodeToString(sum[:])
+}
+
+// environ is the whole environment of a command: nothing of ours leaks into it.
+func (s *execStep) environ(undo bool) []string {
+	var env []string
+	for _, name := range []string{"PATH", "HOME", "LANG"} {
+		if v, ok := os.LookupEnv(name); ok {
+			env = append(env, name+"="+v)
+		}
+	}
+	for _, name := range sortedKeys(s.vars) {
+		env = append(env, name+"="+s.vars[name].Reveal())
+	}
+	add := func(name, value string) { env = append(env, "PGRUNBOOK_"+name+"="+value) }
+	add("STEP", string(s.ID()))
+	add("PHASE", string(s.place.Phase))
+	if undo {
+		add("UNDO", "1")
+	}
+	if s.env.Run.ID != "" {
+		add("RUN", s.env.Run.ID)
+	}
+	if s.env.Runbook != nil {
+		add("RUNBOOK", s.env.Runbook.Name)
+	}
+	if s.env.Source != nil {
+		add("SOURCE", s.env.Source.Address())
+	}
+	if s.env.Target != nil {
+		add("TARGET", s.env.Target.Address())
+	}
+	return env
+}
+
+// runGroup runs cmd as a process group of its own, hands every line of output on, and returns
+// the last line of stderr for the error. When cmd's context ends, the whole group is asked to
+// end and shortly after killed.
+func runGroup(cmd *exec.Cmd, line func(stream, text string)) (tail string, err error) {
+	cmd.SysProcAttr = groupAttr()
+	cmd.Cancel = func() error { return killGroup(cmd, syscall.SIGTERM) }
+	cmd.WaitDelay = execGrace
+	out, outWriter := io.Pipe()
+	errs, errWriter := io.Pipe()
+	cmd.Stdout, cmd.Stderr = outWriter, errWriter
+	done := make(chan string, 2)
+	go func() { lines(out, func(t string) { line("stdout", t) }); done <- "" }()
+	go func() {
+		last := ""
+		lines(errs, func(t string) { last = t; line("stderr", t) })
+		done <- last
+	}()
+	err = startAndWait(cmd)
+	_ = outWriter.Close() // a pipe's Close never fails
+	_ = errWriter.Close()
+	for range 2 {
+		if t := <-done; t != "" {
+			tail = t
+		}
+	}
+	return tail, err
+}
+
+// startAndWait keeps to one thread, because the signal that ends the command with us (where the
+// system has it) is tied to the thread that started it. Whatever the command left in its group
+// ends with it.
+func startAndWait(cmd *exec.Cmd) error {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	err := cmd.Wait()
+	_ = killGroup(cmd, syscall.SIGKILL) // usually nobody is left
+	if errors.Is(err, exec.ErrWaitDelay) {
+		return nil // it ended well; only a child of it still held the output
+	}
+	return err
+}
+
+func killGroup(cmd *exec.Cmd, sig syscall.Signal) error {
+	err := syscall.Kill(-cmd.Process.Pid, sig)
+	if errors.Is(err, syscall.ESRCH) {
+		return os.ErrProcessDone
+	}
+	return err
+}
+
+// lines hands on each line, cut at 4 KiB, and reads to the end whatever comes.
+func lines(r io.Reader, each func(string)) {
+	br := bufio.NewReaderSize(r, 4096)
+	for {
+		b, more, err := br.ReadLine()
+		if text := strings.TrimRight(string(b), "\r"); text != "" {
+			each(text)
+		}
+		for more && err == nil {
+			_, more, err = br.ReadLine()
+		}
+		if err != nil {
+			return
+		}
+	}
+}
+
+// commandLine writes argv as one would type it.
+func commandLine(argv []string) string {
+	words := make([]string, len(argv))
+	for i, w := range argv {
+		words[i] = w
+		if w == "" || strings.ContainsAny(w, " \t\n'\"\\$`&|;<>()*?[]{}#~!") {
+			words[i] = "'" + strings.ReplaceAll(w, "'", `'\''`) + "'"
+		}
+	}
+	return strings.Join(words, " ")
+}

@@ -1,0 +1,90 @@
+package steps
+
+import (
+	"encoding/json"
+	"io"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// hidden stands in every output where a secret stood.
+const hidden = "(sensitive)"
+
+// Redactor masks secrets in text: as they are, and as JSON, Go quotes and URLs write them.
+type Redactor struct {
+	replacer *strings.Replacer
+	longest  int
+}
+
+// NewRedactor makes one for a set of secrets. A secret of up to three bytes is masked only in
+// quotes: it may be a part of any word.
+func NewRedactor(secrets []string) *Redactor {
+	var forms []string
+	add := func(s string) {
+		if s != "" && !slices.Contains(forms, s) {
+			forms = append(forms, s)
+		}
+	}
+	for _, s := range secrets {
+		if strings.TrimSpace(s) == "" {
+			continue
+		}
+		if len(s) < 4 {
+			add(`"` + s + `"`)
+			continue
+		}
+		add(s)
+		add(unquoted(strconv.Quote(s)))
+		if b, err := json.Marshal(s); err == nil {
+			add(unquoted(string(b)))
+		}
+		add(url.QueryEscape(s))
+		add(url.PathEscape(s))
+		if u := url.UserPassword("u", s).String(); len(u) > 2 {
+			add(u[2:])
+		}
+	}
+	// Longest first: a whole URL goes before the password inside it.
+	slices.SortStableFunc(forms, func(a, b string) int { return len(b) - len(a) })
+	r := &Redactor{}
+	pairs := make([]string, 0, 2*len(forms))
+	for _, f := range forms {
+		r.longest = max(r.longest, len(f))
+		mask := hidden
+		if strings.HasPrefix(f, `"`) && len(f) < 6 {
+			mask = `"` + hidden + `"`
+		}
+		pairs = append(pairs, f, mask)
+	}
+	r.replacer = strings.NewReplacer(pairs...)
+	return r
+}
+
+func unquoted(s string) string { return s[1 : len(s)-1] }
+
+// String masks text.
+func (r *Redactor) String(text string) string {
+	if r == nil {
+		return text
+	}
+	return r.replacer.Replace(text)
+}
+
+// Writer masks what is written to w. Each Write is masked on its own, so a secret must not be
+// split over two; loggers and encoders write whole lines.
+func (r *Redactor) Writer(w io.Writer) io.Writer { return redactWriter{r: r, w: w} }
+
+type redactWriter struct {
+	r *Redactor
+	w io.Writer
+}
+
+// Write reports len(p) on success, whatever the masked text's length.
+func (w redactWriter) Write(p []byte) (int, error) {
+	if _, err := io.WriteString(w.w, w.r.String(string(p))); err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}
