@@ -4,7 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
 )
 
 // StepState is a step's state in the journal.
@@ -62,7 +65,7 @@ type Walk struct {
 	Journal Journal
 	Sink    Sink
 	Ask     AskFunc          // nil: nobody can be asked
-	Until   StepID           // inclusive; empty walks all
+	Until   StepID           // inclusive; empty walks all, a name that is no step's is an error
 	Now     func() time.Time // Defaults to time.Now
 }
 
@@ -79,6 +82,9 @@ type Outcome struct {
 func (w *Walk) Run(ctx context.Context) ([]Outcome, error) {
 	if w.Now == nil {
 		w.Now = time.Now
+	}
+	if w.Until != "" && !slices.ContainsFunc(w.Steps, func(s Step) bool { return s.ID() == w.Until }) {
+		return nil, Errorf(ClassRunbook, "Take a step's name from: pgrunbook plan", "there is no step %q to stop after", w.Until)
 	}
 	outcomes := make([]Outcome, 0, len(w.Steps))
 	for i, s := range w.Steps {
@@ -123,15 +129,13 @@ func (w *Walk) step(ctx context.Context, s Step) (Outcome, error) {
 	// The end is recorded even when the walk is being stopped, or the record would say "running" for ever.
 	endCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 3*time.Second)
 	defer cancel()
-	endErr := w.Journal.End(endCtx, s.ID(), err)
+	if endErr := w.Journal.End(endCtx, s.ID(), err); err == nil && endErr != nil {
+		err = fmt.Errorf("recording the end: %w", endErr)
+	}
 	if err != nil {
 		o.State = StepFailed
-		w.emit(Event{Kind: EventStepFailed, Step: s.ID(), Phase: s.Phase(), Level: "error", Message: err.Error(), Elapsed: o.Elapsed, Hint: HintOf(err)})
+		w.emit(Event{Kind: EventStepFailed, Step: s.ID(), Phase: s.Phase(), Level: "error", Message: err.Error(), Elapsed: o.Elapsed, Hint: HintOf(err), SQLState: sqlState(err)})
 		return o, named(s.ID(), err)
-	}
-	if endErr != nil {
-		o.State = StepFailed
-		return o, named(s.ID(), fmt.Errorf("recording the end: %w", endErr))
 	}
 	o.State = StepDone
 	w.emit(Event{Kind: EventStepDone, Step: s.ID(), Phase: s.Phase(), Message: p.Title, Elapsed: o.Elapsed})
@@ -171,6 +175,14 @@ func (w *Walk) approve(ctx context.Context, s Step) error {
 func (w *Walk) emit(e Event) {
 	e.At = w.Now()
 	w.Sink.Emit(e)
+}
+
+func sqlState(err error) string {
+	var pgErr *pgconn.PgError
+	if errors.As(err, &pgErr) {
+		return pgErr.Code
+	}
+	return ""
 }
 
 func named(id StepID, err error) error {

@@ -108,7 +108,7 @@ func conformCursors(t *testing.T, j engine.Journal) {
 		t.Errorf("a half done step with another fingerprint: %v", err)
 	}
 	cp.Emit(engine.Event{Kind: engine.EventNote, Message: "hello"})
-	if len(emitted) != 1 || emitted[0].Step != "copy" || emitted[0].Message != "hello" {
+	if len(emitted) != 1 || emitted[0].Step != "copy" || emitted[0].Message != "hello" || emitted[0].At.IsZero() {
 		t.Errorf("emitted %+v", emitted)
 	}
 }

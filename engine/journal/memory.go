@@ -128,9 +128,12 @@ func (c *memoryCheckpoint) Save(_ context.Context, _ pgx.Tx, cursor any) error {
 	return nil
 }
 
-// Emit passes an event on with the step's name.
+// Emit passes an event on with the step's name, and the time where it has none.
 func (c *memoryCheckpoint) Emit(e engine.Event) {
 	e.Step = c.id
+	if e.At.IsZero() {
+		e.At = c.journal.now()
+	}
 	c.sink.Emit(e)
 }
 

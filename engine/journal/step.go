@@ -199,9 +199,12 @@ func (c *checkpoint) save(ctx context.Context, tx pgx.Tx, cursor string) error {
 	return errNotRunning
 }
 
-// Emit passes an event on with the run's and the step's name.
+// Emit passes an event on with the run's and the step's name, and the time where it has none.
 func (c *checkpoint) Emit(e engine.Event) {
 	e.Run, e.Step = c.run.ID, c.id
+	if e.At.IsZero() {
+		e.At = time.Now()
+	}
 	c.sink.Emit(e)
 }
 
