@@ -1,0 +1,128 @@
+package dump
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pgrunbook/pgrunbook/engine"
+	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
+)
+
+// objectID names an object of one database.
+type objectID struct{ class, oid uint32 }
+
+// Left is an object that cannot be carried because something that it needs is excluded.
+type Left struct {
+	Class, OID uint32
+	Text       string // "view erp.report", as pg_describe_object says it
+}
+
+// goneSQL walks pg_depend from the excluded relations and schemas. A rule takes its view along, a
+// column default takes nothing along.
+const goneSQL = `
+WITH RECURSIVE start (classid, objid) AS (
+  SELECT 'pg_catalog.pg_class'::regclass::oid, c.oid
+    FROM unnest($1::text[], $2::text[]) AS x (nsp, rel)
+    JOIN pg_namespace n ON n.nspname::text = x.nsp
+    JOIN pg_class c ON c.relnamespace = n.oid AND c.relname::text = x.rel
+  UNION ALL
+  SELECT 'pg_catalog.pg_namespace'::regclass::oid, n.oid FROM pg_namespace n WHERE n.nspname::text = ANY ($3::text[])
+), gone (classid, objid) AS (
+  SELECT classid, objid FROM start
+  UNION
+  SELECT n.classid, n.objid
+    FROM gone g
+    CROSS JOIN LATERAL (
+      SELECT d.classid, d.objid FROM pg_depend d
+       WHERE d.refclassid = g.classid AND d.refobjid = g.objid AND d.deptype <> 'e' AND d.classid <> 'pg_catalog.pg_extension'::regclass
+      UNION ALL
+      SELECT 'pg_catalog.pg_class'::regclass::oid, r.ev_class FROM pg_rewrite r
+       WHERE g.classid = 'pg_catalog.pg_rewrite'::regclass AND r.oid = g.objid AND r.rulename = '_RETURN'
+    ) n
+)
+SELECT g.classid, g.objid, pg_describe_object(g.classid, g.objid, 0),
+       coalesce(n.nspname::text, ''), coalesce(c.relname::text, ''),
+       (g.classid = 'pg_catalog.pg_class'::regclass AND c.relkind IN ('v', 'm', 'r', 'p', 'f')
+         OR g.classid IN ('pg_catalog.pg_proc'::regclass, 'pg_catalog.pg_policy'::regclass)
+         OR g.classid = 'pg_catalog.pg_constraint'::regclass AND con.contype = 'f'
+         OR g.classid = 'pg_catalog.pg_trigger'::regclass AND NOT tg.tgisinternal AND tp.pronamespace::regnamespace::text <> 'pgrunbook')
+       AND NOT coalesce(own.gone, false) AND (s.objid IS NULL)
+  FROM gone g
+  LEFT JOIN start s ON s.classid = g.classid AND s.objid = g.objid
+  LEFT JOIN pg_constraint con ON g.classid = 'pg_catalog.pg_constraint'::regclass AND con.oid = g.objid
+  LEFT JOIN pg_trigger tg ON g.classid = 'pg_catalog.pg_trigger'::regclass AND tg.oid = g.objid
+  LEFT JOIN pg_proc tp ON tp.oid = tg.tgfoid
+  LEFT JOIN pg_policy pol ON g.classid = 'pg_catalog.pg_policy'::regclass AND pol.oid = g.objid
+  LEFT JOIN pg_proc p ON g.classid = 'pg_catalog.pg_proc'::regclass AND p.oid = g.objid
+  LEFT JOIN pg_class c ON g.classid = 'pg_catalog.pg_class'::regclass AND c.oid = g.objid
+  LEFT JOIN pg_class h ON h.oid = coalesce(con.conrelid, tg.tgrelid, pol.polrelid)
+  LEFT JOIN pg_namespace n ON n.oid = coalesce(c.relnamespace, p.pronamespace, h.relnamespace)
+  LEFT JOIN LATERAL (SELECT true AS gone FROM start x
+     WHERE x.classid = 'pg_catalog.pg_namespace'::regclass AND x.objid = n.oid
+        OR x.classid = 'pg_catalog.pg_class'::regclass AND x.objid = h.oid LIMIT 1) own ON true`
+
+// leaveOut drops from the archive's lists what depends on something excluded, and names it.
+// A table in scope that needs an excluded object cannot be left out: that is an error.
+func (a *Archive) leaveOut(ctx context.Context, conn *pgx.Conn, s *scope.Scope) error {
+	gone, left, err := dependents(ctx, conn, s)
+	if err != nil {
+		return err
+	}
+	a.Left = left
+	ids := map[int]bool{}
+	a.Pre = without(a.Pre, gone, ids)
+	a.Post = without(a.Post, gone, ids)
+	return nil
+}
+
+// NotCarried gives one sentence for each object that an exclusion drags along.
+func NotCarried(ctx context.Context, conn *pgx.Conn, s *scope.Scope) ([]string, error) {
+	_, left, err := dependents(ctx, conn, s)
+	if err != nil {
+		return nil, err
+	}
+	var out []string
+	for _, l := range left {
+		out = append(out, l.Text+" is not carried: it needs an excluded table or schema")
+	}
+	return out, nil
+}
+
+func dependents(ctx context.Context, conn *pgx.Conn, s *scope.Scope) (map[objectID]bool, []Left, error) {
+	var schemas, tables []string
+	for _, t := range s.ExcludedTables {
+		schemas, tables = append(schemas, t.Schema), append(tables, t.Name)
+	}
+	rows, err := conn.Query(ctx, goneSQL, schemas, tables, append([]string{ownSchema}, s.ExcludedSchemas...))
+	if err != nil {
+		return nil, nil, fmt.Errorf("finding what depends on excluded tables: %w", err)
+	}
+	carried := map[scope.Name]bool{}
+	for i := range s.Tables {
+		carried[s.Tables[i].Name] = true
+	}
+	gone := map[objectID]bool{}
+	var left []Left
+	var l Left
+	var rel scope.Name
+	var tell bool
+	_, err = pgx.ForEachRow(rows, []any{&l.Class, &l.OID, &l.Text, &rel.Schema, &rel.Name, &tell}, func() error {
+		gone[objectID{l.Class, l.OID}] = true
+		if carried[rel] {
+			return &engine.Error{
+				Op: "leaving out excluded tables", Object: l.Text, Err: fmt.Errorf("it is in scope and its definition needs an excluded table or schema"),
+				Hint: "Exclude this table as well, or take the exclusion back.",
+			}
+		}
+		if tell && rel.Schema != ownSchema {
+			left = append(left, l)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, nil, fmt.Errorf("finding what depends on excluded tables: %w", err)
+	}
+	return gone, left, nil
+}

@@ -1,0 +1,116 @@
+package dump
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pgrunbook/pgrunbook/engine"
+	"github.com/pgrunbook/pgrunbook/internal/pg"
+)
+
+// RestoreOptions say how entries are restored.
+type RestoreOptions struct {
+	Mark          string
+	TargetMajor   int
+	NoOwner       bool // neither owners nor grants: the caller sets them (package's SetOwners, SetGrants)
+	NoTablespaces bool
+	Clean         bool // drop each entry first where it exists: a restore that was begun is done again
+	OneTx         bool // all or nothing; not possible where Atomic says so
+}
+
+// Restore makes entries on the target, in their order, and stops at the first error.
+func (a *Archive) Restore(ctx context.Context, to *pg.Server, entries []Entry, o RestoreOptions) error {
+	if len(entries) == 0 {
+		return nil
+	}
+	list := filepath.Join(a.dir, "list")
+	var b strings.Builder
+	for _, e := range entries {
+		b.WriteString(strconv.Itoa(e.DumpID))
+		b.WriteString(";\n")
+	}
+	if err := os.WriteFile(list, []byte(b.String()), 0o600); err != nil {
+		return fmt.Errorf("writing the list of objects to restore: %w", err)
+	}
+	// "dbname" with an equals sign is a connection string: the database itself comes from PGDATABASE.
+	args := []string{"--dbname=fallback_application_name=pgrunbook", "--no-password", "--use-list=" + list}
+	tolerant := !a.Tools.Atomic(o.TargetMajor)
+	if !tolerant {
+		args = append(args, "--exit-on-error")
+	}
+	for flag, on := range map[string]bool{
+		"--no-owner": o.NoOwner, "--no-privileges": o.NoOwner, "--no-tablespaces": o.NoTablespaces,
+		"--clean": o.Clean, "--if-exists": o.Clean, "--single-transaction": o.OneTx && !tolerant,
+	} {
+		if on {
+			args = append(args, flag)
+		}
+	}
+	s := session{server: to, name: "restore", options: map[string]string{"pgrunbook.mark": o.Mark}}
+	_, warned, err := a.Tools.runWarned(ctx, s, "pg_restore", append(args, a.file())...)
+	a.Warnings = append(a.Warnings, warned...)
+	if tolerant && onlyUnknownSetting(err) {
+		return nil
+	}
+	if err != nil {
+		return &engine.Error{Op: "restoring the structure on", Object: to.Address(), Err: err, Hint: restoreHint(err)}
+	}
+	return nil
+}
+
+// Atomic reports whether these programs can restore to a target in one transaction. pg_restore 17
+// and later begin with SET transaction_timeout, which servers before 17 refuse; there, a restore
+// goes on after errors, and errors other than that one are found in its output.
+func (t Tools) Atomic(targetMajor int) bool { return t.Major < 17 || targetMajor >= 17 }
+
+// onlyUnknownSetting reports whether pg_restore failed for nothing but that setting.
+func onlyUnknownSetting(err error) bool {
+	var failed *ProgramError
+	return errors.As(err, &failed) &&
+		strings.Contains(failed.Output, `unrecognized configuration parameter "transaction_timeout"`) &&
+		strings.Contains(failed.Output, "errors ignored on restore: 1\n")
+}
+
+// restoreHint reads pg_restore's complaint.
+func restoreHint(err error) string {
+	var failed *ProgramError
+	if !errors.As(err, &failed) {
+		return ""
+	}
+	for word, hint := range restoreHints {
+		if strings.Contains(failed.Output, word) {
+			return hint
+		}
+	}
+	return "Mend the cause on the target and run the same command again."
+}
+
+var restoreHints = map[string]string{
+	"must be able to SET ROLE": "The target's role must be a member of every owner, or map owners with schema { owners = { ... } }.",
+	"must be member of role":   "The target's role must be a member of every owner, or map owners with schema { owners = { ... } }.",
+	"role \"":                  "Create the role on the target, or let the runbook do it with schema { roles = \"create\" }.",
+	"extension \"":             "Install the extension's package on the target, or exclude the schema that needs it.",
+	"permission denied":        "Grant the target's role what the message names; CREATE on the database is needed for schemas.",
+	"already exists":           "The target is not empty: drop what is there, or set schema { mode = \"existing\" }.",
+	"out of shared memory":     "Raise max_locks_per_transaction on the target.",
+	"event trigger":            "An event trigger of the target refuses the definition: disable it until the run is over.",
+}
+
+// FitsOneTransaction reports whether a restore of n objects in one transaction stays below half of
+// the target's lock table (https://www.postgresql.org/docs/current/runtime-config-locks.html).
+func FitsOneTransaction(ctx context.Context, conn *pgx.Conn, n int) (bool, error) {
+	var room int
+	err := conn.QueryRow(ctx, `SELECT current_setting('max_locks_per_transaction')::int * (current_setting('max_connections')::int + current_setting('max_prepared_transactions')::int) / 2`).Scan(&room)
+	if err != nil {
+		return false, fmt.Errorf("reading the size of the lock table: %w", err)
+	}
+	const locksEach = 4 // a table, its row type, its TOAST table and index
+	return n*locksEach < room, nil
+}
