@@ -107,6 +107,11 @@ var (
 	dumpNoise  = regexp.MustCompile(`(?m)^(\\(un)?restrict .*|SET default_(tablespace|table_access_method) = .*|-- PostgreSQL database dump complete)\n`)
 )
 
+// initdbPublic matches what pg_dump says of the schema public as initdb made it
+// before 15, when everybody could create in it and the superuser owned it.
+var initdbPublic = regexp.MustCompile(`^-- Name: (public; Type: SCHEMA;.*\n--\n\n-- \*not\* creating schema, since initdb creates it\n\n+ALTER SCHEMA public OWNER TO .*;$|` +
+	`SCHEMA public; Type: ACL;.*\n--\n\nREVOKE USAGE ON SCHEMA public FROM PUBLIC;\nGRANT ALL ON SCHEMA public TO PUBLIC;$)`)
+
 // normaliseDump keeps the blocks that begin with a "-- Name:" header; what
 // comes before the first sets up the session.
 func normaliseDump(dump string) string {
@@ -119,7 +124,10 @@ func normaliseDump(dump string) string {
 			end = starts[i+1][0]
 		}
 		block := strings.TrimPrefix(dump[s[0]:end], "--\n")
-		blocks = append(blocks, strings.TrimRight(block, "-\n"))
+		block = strings.TrimRight(block, "-\n")
+		if !initdbPublic.MatchString(block) {
+			blocks = append(blocks, block)
+		}
 	}
 	slices.Sort(blocks)
 	return strings.Join(blocks, "\n\n") + "\n"

@@ -133,7 +133,7 @@ const columnsQuery = `
 SELECT attname::text, atttypid::pg_catalog.regtype::text
 FROM pg_catalog.pg_attribute
 WHERE attrelid = pg_catalog.to_regclass($1) AND attnum > 0 AND NOT attisdropped
-ORDER BY attname COLLATE "C"`
+ORDER BY attname::pg_catalog.text COLLATE "C"`
 
 func (s *side) shape(ctx context.Context, table string) (shape, error) {
 	rows, err := s.conn.Query(ctx, shapeQuery, table)
