@@ -3,7 +3,6 @@ package steps
 import (
 	"fmt"
 	"slices"
-	"time"
 
 	"github.com/hashicorp/hcl/v2"
 
@@ -12,7 +11,7 @@ import (
 )
 
 // Check decodes every step that people wrote, without any server, and holds them to the rules
-// that need no server: unique names, and a switch that fits into the write block.
+// that need no server.
 func Check(rb *runbook.Runbook) hcl.Diagnostics {
 	env := &Env{Runbook: rb}
 	var diags hcl.Diagnostics
@@ -30,12 +29,9 @@ func Check(rb *runbook.Runbook) hcl.Diagnostics {
 			}{Switch, rb.Cutover.Switch})
 		}
 		for _, s := range slots {
-			decoded, more := people(env, Place{phase, s.slot}, s.blocks)
+			_, more := people(env, Place{phase, s.slot}, s.blocks)
 			diags = append(diags, more...)
 			diags = append(diags, seen.check(s.blocks, phase, s.slot)...)
-			if s.slot == Switch {
-				diags = append(diags, checkBudget(rb, decoded)...)
-			}
 		}
 	}
 	return diags
@@ -79,27 +75,6 @@ func (n names) check(blocks []runbook.StepBlock, phase engine.Phase, slot Slot) 
 		})
 	}
 	return diags
-}
-
-// checkBudget compares what the switch may take with the longest write block that is allowed.
-func checkBudget(rb *runbook.Runbook, steps []engine.Step) hcl.Diagnostics {
-	var sum time.Duration
-	for _, s := range steps {
-		if t, ok := s.(timed); ok {
-			sum += t.Timeout()
-		}
-	}
-	if sum <= rb.Cutover.MaxWriteBlock {
-		return nil
-	}
-	at := rb.Cutover.Switch[0].Range
-	return hcl.Diagnostics{{
-		Severity: hcl.DiagError,
-		Summary:  "The switch may take longer than the write block",
-		Detail: fmt.Sprintf("The timeouts of the switch steps add up to %s, and cutover { max_write_block } is %s. Shorten the timeouts, or raise max_write_block.",
-			sum, rb.Cutover.MaxWriteBlock),
-		Subject: &at,
-	}}
 }
 
 // Build gives the steps of the forward walk, in their order. It connects to nothing.

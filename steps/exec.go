@@ -89,9 +89,6 @@ func (s *execStep) pin(body *runbook.Body, b runbook.StepBlock) {
 
 func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
 
-func (s *execStep) Timeout() time.Duration { return s.timeout }
-func (s *execStep) hasUndo() bool          { return len(s.undo) > 0 }
-
 // Plan shows the command line, quoted for reading.
 func (s *execStep) Plan(context.Context) (engine.StepPlan, error) {
 	line := commandLine(s.command)

@@ -23,7 +23,7 @@ type httpStep struct {
 	status   int
 	retries  int64
 	interval time.Duration
-	timeout  time.Duration // of one request; in the switch of all of them
+	timeout  time.Duration // of one request
 }
 
 func decodeHTTP(env *Env, place Place, b runbook.StepBlock) (engine.Step, hcl.Diagnostics) {
@@ -34,20 +34,15 @@ func decodeHTTP(env *Env, place Place, b runbook.StepBlock) (engine.Step, hcl.Di
 		status:   int(body.Int("status", http.StatusOK, 100)),
 		retries:  body.Int("retries", 0, 0),
 		interval: body.Duration("interval", time.Second),
-		timeout:  body.Duration("timeout", requestTimeout(place)),
+		timeout:  body.Duration("timeout", requestTimeout),
 	}
 	body.Require("url")
 	s.person = newPerson(env, place, b, s.url, s.method, s.status, s.retries, s.interval, s.timeout)
 	return s, body.Done()
 }
 
-// requestTimeout is the default: none in the switch, where people must choose one.
-func requestTimeout(place Place) time.Duration {
-	if place.Slot == Switch {
-		return 0
-	}
-	return 10 * time.Second
-}
+// requestTimeout is how long one request may take by default.
+const requestTimeout = 10 * time.Second
 
 // address reads an http or https URL.
 func address(body *runbook.Body, name string) runbook.Secret {
@@ -72,8 +67,6 @@ func parseHTTP(address string) (*url.URL, error) {
 	return u, nil
 }
 
-func (s *httpStep) Timeout() time.Duration { return s.timeout }
-
 // Plan shows the request and what answer is waited for.
 func (s *httpStep) Plan(context.Context) (engine.StepPlan, error) {
 	p := s.plan(fmt.Sprintf("%s %s until it answers %d", s.method, s.url.String(), s.status), "",
@@ -86,11 +79,6 @@ func (s *httpStep) Plan(context.Context) (engine.StepPlan, error) {
 
 // Apply asks until the answer is right or the tries are used up.
 func (s *httpStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Checkpoint) error {
-	if s.place.Slot == Switch {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, s.timeout)
-		defer cancel()
-	}
 	for try := int64(0); ; try++ {
 		err := s.ask(ctx)
 		if err == nil {

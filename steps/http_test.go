@@ -88,7 +88,7 @@ func TestNotifyStopsTheRunOnlyWhenRequired(t *testing.T) {
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusForbidden) }))
 	defer srv.Close()
 	build := func(required string) engine.Step {
-		return oneStep(t, &Env{}, Switch, t.TempDir(), "step \"notify\" \"n\" {\n url = \""+srv.URL+"\"\n message = \"m\"\n timeout = \"1s\"\n required = "+required+"\n }", nil)
+		return oneStep(t, &Env{}, Before, t.TempDir(), "step \"notify\" \"n\" {\n url = \""+srv.URL+"\"\n message = \"m\"\n timeout = \"1s\"\n required = "+required+"\n }", nil)
 	}
 	cp := &paper{}
 	if err := apply(t, build("false"), cp); err != nil {
@@ -126,7 +126,11 @@ func TestWaitForSQL(t *testing.T) {
 	cp := &paper{}
 	go func() { done <- s.Apply(t.Context(), engine.StepPlan{}, cp) }()
 	for !strings.Contains(cp.text(), "waiting for") {
-		time.Sleep(5 * time.Millisecond)
+		select {
+		case err := <-done:
+			t.Fatalf("it ended early: %v", err)
+		case <-time.After(5 * time.Millisecond):
+		}
 	}
 	query(t, url, "DELETE FROM public.queue")
 	if err := <-done; err != nil {

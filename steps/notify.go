@@ -52,14 +52,12 @@ func decodeNotify(env *Env, place Place, b runbook.StepBlock) (engine.Step, hcl.
 		shape:    body.Enum("shape", "webhook", "webhook", "slack"),
 		message:  body.String("message"),
 		required: body.Bool("required", false),
-		timeout:  body.Duration("timeout", requestTimeout(place)),
+		timeout:  body.Duration("timeout", requestTimeout),
 	}
 	body.Require("url", "message")
 	s.person = newPerson(env, place, b, s.url, s.shape, s.message, s.required, s.timeout)
 	return s, body.Done()
 }
-
-func (s *notifyStep) Timeout() time.Duration { return s.timeout }
 
 // Plan shows where the message goes. The address often is a secret by itself; then it is hidden.
 func (s *notifyStep) Plan(context.Context) (engine.StepPlan, error) {
@@ -77,15 +75,11 @@ func (s *notifyStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Che
 	if err != nil {
 		return err
 	}
-	tries := notifyTries
-	if s.place.Slot == Switch {
-		tries = 1
-	}
 	for try := 1; ; try++ {
 		if err = s.post(ctx, body); err == nil {
 			return nil
 		}
-		if try == tries || ctx.Err() != nil {
+		if try == notifyTries || ctx.Err() != nil {
 			break
 		}
 		if err := pause(ctx, time.Second); err != nil {

@@ -4,7 +4,8 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
-	"time"
+	"slices"
+	"strings"
 
 	"github.com/hashicorp/hcl/v2"
 
@@ -78,37 +79,19 @@ type cleanError struct {
 func (e cleanError) Error() string { return e.redact.String(e.err.Error()) }
 func (e cleanError) Unwrap() error { return e.err }
 
-// timed is a step that gives up after a time of its own.
-type timed interface{ Timeout() time.Duration }
+// switchKinds can act within the write block and take it back.
+var switchKinds = []string{"exec", "sql"}
 
-// checkSwitch holds a step of the switch to the rules of the freeze: bounded, and able to take
-// back what it did.
-func checkSwitch(place Place, b runbook.StepBlock, s engine.Step) hcl.Diagnostics {
-	if place.Slot != Switch {
+// checkSwitch refuses kinds that cannot be undone. That each step has an undo and a timeout, and
+// that they fit into the write block, the runbook itself checks.
+func checkSwitch(place Place, b runbook.StepBlock) hcl.Diagnostics {
+	if place.Slot != Switch || slices.Contains(switchKinds, b.Kind) {
 		return nil
 	}
-	refuse := func(summary, detail string) hcl.Diagnostics {
-		return hcl.Diagnostics{{Severity: hcl.DiagError, Summary: summary, Detail: detail, Subject: labelRange(b.KindRange, b.Range)}}
-	}
-	if b.Kind == "approve" {
-		return refuse("A person cannot be asked while writes are held", "Put the approve step into cutover { before { ... } }.")
-	}
-	if w, ok := s.(*waitStep); ok && !w.polls {
-		return refuse("A fixed wait only lengthens the write block", "Leave it out of switch, or wait for something with sql and timeout.")
-	}
-	var diags hcl.Diagnostics
-	if t, ok := s.(timed); ok && t.Timeout() == 0 {
-		diags = append(diags, refuse("A switch step needs a timeout", "Writes are held while it runs. Add for example: timeout = \"1s\"")...)
-	}
-	if u, ok := s.(interface{ hasUndo() bool }); ok && !u.hasUndo() {
-		diags = append(diags, refuse("A switch step needs an undo", "The freeze runs it when it lets go, and a rollback runs it as its switch. Add for example: "+undoExample(b.Kind))...)
-	}
-	return diags
-}
-
-func undoExample(kind string) string {
-	if kind == "sql" {
-		return `undo = "UPDATE infra.endpoint SET host = 'old'"`
-	}
-	return `undo = ["./dns.sh", "onprem"]`
+	return hcl.Diagnostics{{
+		Severity: hcl.DiagError,
+		Summary:  fmt.Sprintf("A step %q cannot stand in switch", b.Kind),
+		Detail:   fmt.Sprintf("Writes are held while switch runs, and what stands there must be undone when the freeze lets go: only %s can. Put the step into before or after.", strings.Join(switchKinds, " and ")),
+		Subject:  labelRange(b.KindRange, b.Range),
+	}}
 }

@@ -62,7 +62,7 @@ func decodeStep(env *Env, place Place, b runbook.StepBlock) (engine.Step, hcl.Di
 		if diags.HasErrors() {
 			return nil, diags
 		}
-		return s, append(diags, checkSwitch(place, b, s)...)
+		return s, append(diags, checkSwitch(place, b)...)
 	}
 	detail := "Kinds of steps are: " + strings.Join(Kinds(), ", ") + "."
 	if near := runbook.SuggestKind(b.Kind, Kinds()); near != "" {

@@ -70,15 +70,6 @@ func script(body *runbook.Body, b runbook.StepBlock) string {
 	return string(data)
 }
 
-func (s *sqlStep) Timeout() time.Duration { return s.timeout }
-func (s *sqlStep) hasUndo() bool          { return s.undo != "" || s.expects && readsOnly(s.statement) }
-
-// readsOnly tells a query that needs no undo from the rest, by its first word.
-func readsOnly(statement string) bool {
-	first, _, _ := strings.Cut(strings.ToLower(strings.TrimSpace(statement)), " ")
-	return first == "select" || first == "values" || first == "table" || first == "show"
-}
-
 // Plan shows the statement as it will be sent.
 func (s *sqlStep) Plan(context.Context) (engine.StepPlan, error) {
 	p := s.plan(fmt.Sprintf("run SQL on the %s: %s", s.on, firstLine(s.statement)), "",

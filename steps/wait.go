@@ -36,7 +36,7 @@ func decodeWait(env *Env, place Place, b runbook.StepBlock) (engine.Step, hcl.Di
 		duration: body.Duration("duration", 0),
 		sql:      body.String("sql"),
 		on:       engine.Side(body.Enum("on", "source", "source", "target")),
-		interval: body.Duration("interval", pollInterval(place)),
+		interval: body.Duration("interval", time.Second),
 		timeout:  body.Duration("timeout", 0),
 	}
 	s.polls = body.Has("sql")
@@ -51,16 +51,6 @@ func decodeWait(env *Env, place Place, b runbook.StepBlock) (engine.Step, hcl.Di
 	s.person = newPerson(env, place, b, s.duration, s.sql, s.on, s.interval, s.timeout)
 	return s, body.Done()
 }
-
-// pollInterval is the default time between two looks.
-func pollInterval(place Place) time.Duration {
-	if place.Slot == Switch {
-		return 10 * time.Millisecond
-	}
-	return time.Second
-}
-
-func (s *waitStep) Timeout() time.Duration { return s.timeout }
 
 // Plan says what is waited for.
 func (s *waitStep) Plan(context.Context) (engine.StepPlan, error) {
