@@ -94,7 +94,7 @@ func (r *Runbook) scrubbed(d *hcl.Diagnostic) *hcl.Diagnostic {
 	return &c
 }
 
-// tidy sorts diagnostics by their place and drops repetitions: an expression that two readers
+// tidy sorts diagnostics by their place (those without one come first) and drops repetitions: an expression that two readers
 // evaluate complains twice.
 func tidy(diags hcl.Diagnostics) hcl.Diagnostics {
 	out := slices.Clone(diags)

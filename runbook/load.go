@@ -128,11 +128,22 @@ func (l *loader) finish() hcl.Diagnostics {
 	l.rb.Digest = l.rb.digest()
 	l.rb.sources.secrets = l.rb.secrets
 	diags := tidy(l.diags)
+	if more := len(diags) - maxDiagnostics; more > 0 {
+		diags = append(diags[:maxDiagnostics:maxDiagnostics], &hcl.Diagnostic{
+			Severity: hcl.DiagError,
+			Summary:  "Too many mistakes",
+			Subject:  diags[maxDiagnostics-1].Subject, // so that it is printed last
+			Detail:   fmt.Sprintf("%d more mistakes are not shown. Mend these first, or see whether the file is a runbook at all.", more),
+		})
+	}
 	for _, d := range diags {
 		l.rb.secrets.scrub(d)
 	}
 	return diags
 }
+
+// maxDiagnostics bounds what one file can print: a binary file is one mistake per byte.
+const maxDiagnostics = 200
 
 func (l *loader) add(diags hcl.Diagnostics) { l.diags = append(l.diags, diags...) }
 

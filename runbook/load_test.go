@@ -236,3 +236,14 @@ func TestWidthAndColor(t *testing.T) {
 		t.Errorf("%q", b.String())
 	}
 }
+
+// TestTooManyMistakes bounds what a file that is no runbook prints.
+func TestTooManyMistakes(t *testing.T) {
+	rb, diags := Parse("t.hcl", bytes.Repeat([]byte("\x06"), 5000), Options{Getenv: noEnv})
+	if last := diags[len(diags)-1]; len(diags) != maxDiagnostics+1 || last.Summary != "Too many mistakes" {
+		t.Errorf("%d diagnostics, the last: %v", len(diags), last)
+	}
+	if out := printed(t, rb, diags); strings.Count(out, "Error: ") != maxDiagnostics+1 || !strings.HasSuffix(out, "at all.\n\n") {
+		t.Errorf("%d bytes are printed", len(out))
+	}
+}
