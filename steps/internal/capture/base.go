@@ -78,9 +78,16 @@ var baseTables = []string{"captured", "truncated", "heartbeat", "sentinel", "wat
 // (https://www.postgresql.org/docs/13/release-13.html), before that txid_current's bigint.
 func xColumn(major int) string {
 	if major >= 13 {
-		return "x xid8 NOT NULL DEFAULT pg_catalog.pg_current_xact_id()"
+		return "x xid8 NOT NULL DEFAULT " + currentX(major)
 	}
-	return "x bigint NOT NULL DEFAULT pg_catalog.txid_current()"
+	return "x bigint NOT NULL DEFAULT " + currentX(major)
+}
+
+func currentX(major int) string {
+	if major >= 13 {
+		return "pg_catalog.pg_current_xact_id()"
+	}
+	return "pg_catalog.txid_current()"
 }
 
 func majorOf(ctx context.Context, conn *pgx.Conn) (int, error) {

@@ -107,9 +107,10 @@ func keyBody(t scope.Table, root uint32) body {
 	into := fmt.Sprintf("INSERT INTO %s (rel, %s) ", DeltaName(t.Key.Shape), names(t.Key))
 	b := body{truncate: fmt.Sprintf("INSERT INTO pgrunbook.truncated (rel, member) VALUES (%d, %s);", t.ID, member(root))}
 	if t.Capture == scope.Row {
-		values := func(alias string) string { return fmt.Sprintf("VALUES (%d, %s);", t.ID, keys(t.Key, alias)) }
-		b.insert, b.remove = into+values("NEW"), into+values("OLD")
-		b.update = into + values("NEW") + fmt.Sprintf("\n    IF (%s) IS NOT TRUE THEN\n      %s%s\n    END IF;", sameKey(t.Key), into, values("OLD"))
+		row := func(alias string) string { return fmt.Sprintf("SELECT %d, %s", t.ID, keys(t.Key, alias)) }
+		end := replanned(t, 1+len(t.Key.Columns))
+		b.insert, b.remove = into+row("NEW")+end, into+row("OLD")+end
+		b.update = fmt.Sprintf("%s%s UNION ALL %s WHERE (%s) IS NOT TRUE%s", into, row("NEW"), row("OLD"), sameKey(t.Key), end)
 		return b
 	}
 	rows := func(alias, from string) string {
@@ -120,10 +121,35 @@ func keyBody(t scope.Table, root uint32) body {
 	return b
 }
 
-func imageBody(t scope.Table, root uint32) body {
+// imageMark records a TRUNCATE. One of a tree's root fires for its members too, after the root;
+// their marks would say less than the root's, so they are left out while the transaction has left
+// no image since (nobody else can: TRUNCATE locks until the end).
+func imageMark(t scope.Table, root uint32, major int) string {
+	mark := fmt.Sprintf("INSERT INTO %s (op, img) SELECT '%s', %s", ImageName(t.ID), OpTruncate, member(root))
+	if t.Kind != scope.Partitioned {
+		return mark + ";"
+	}
+	return mark + fmt.Sprintf(` WHERE TG_RELID OPERATOR(pg_catalog.=) %[2]d::pg_catalog.oid OR NOT EXISTS (
+      SELECT FROM %[1]s AS m WHERE m.x OPERATOR(pg_catalog.=) %[3]s AND m.op OPERATOR(pg_catalog.=) '%[4]s' AND m.img OPERATOR(pg_catalog.=) '' AND NOT EXISTS (
+        SELECT FROM %[1]s AS i WHERE i.x OPERATOR(pg_catalog.=) m.x AND i.n OPERATOR(pg_catalog.>) m.n AND i.op OPERATOR(pg_catalog.<>) '%[4]s'));`,
+		ImageName(t.ID), root, currentX(major), OpTruncate)
+}
+
+// replanned ends a row trigger's INSERT. A session keeps the plan of a statement with the types
+// that NEW had, and fails when a column got another type, unless the statement names the table:
+// then ALTER TABLE makes it plan again. The branch yields nothing and costs nothing. Members of a
+// tree do not get it: the root is a table that the application's statement may not have locked.
+func replanned(t scope.Table, columns int) string {
+	if t.Kind == scope.Partitioned {
+		return ";"
+	}
+	return fmt.Sprintf(" UNION ALL SELECT %s FROM ONLY %s WHERE false;", strings.TrimSuffix(strings.Repeat("NULL, ", columns), ", "), pg.Name(t.Schema, t.Name.Name))
+}
+
+func imageBody(t scope.Table, root uint32, major int) body {
 	put := func(op, alias, from string) string {
 		if t.Capture == scope.Row {
-			return fmt.Sprintf("INSERT INTO %s (op, img) VALUES ('%s', %s);", ImageName(t.ID), op, image(t, alias))
+			return fmt.Sprintf("INSERT INTO %s (op, img) SELECT '%s'::pg_catalog.\"char\", %s%s", ImageName(t.ID), op, image(t, alias), replanned(t, 2))
 		}
 		return fmt.Sprintf("INSERT INTO %s (op, img) SELECT '%s', %s FROM %s AS %s;", ImageName(t.ID), op, image(t, alias), from, alias)
 	}
@@ -135,7 +161,7 @@ func imageBody(t scope.Table, root uint32) body {
 	}
 	b := body{
 		insert:   put(OpInsert, alias("NEW", "n"), newRows),
-		truncate: fmt.Sprintf("INSERT INTO %s (op, img) VALUES ('%s', %s);", ImageName(t.ID), OpTruncate, member(root)),
+		truncate: imageMark(t, root, major),
 	}
 	if t.Identity == scope.AppendOnly {
 		b.update, b.remove = violation(t, OpUpdate), violation(t, OpDelete)
@@ -158,13 +184,13 @@ func violation(t scope.Table, op string) string {
 // no grant), so every name and operator in it is qualified: it must not see the search path.
 // There is no EXCEPTION block: it would cost a subtransaction a statement, and the load of an
 // append_only table relies on row and image having the same xmin.
-func functionSQL(t scope.Table, root uint32) string {
+func functionSQL(t scope.Table, root uint32, major int) string {
 	b := body{}
 	settings := ""
 	if t.Identity == scope.ByKey {
 		b = keyBody(t, root)
 	} else {
-		b = imageBody(t, root)
+		b = imageBody(t, root, major)
 		for _, s := range recordSettings {
 			settings += "\n  SET " + s[0] + " = " + s[1]
 		}

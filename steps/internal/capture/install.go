@@ -25,7 +25,7 @@ func Statements(run scope.Run, t scope.Table, major int) []string {
 	} else {
 		list = append(list, imageTableSQL(t.ID, major))
 	}
-	list = append(list, functionSQL(t, t.OID))
+	list = append(list, functionSQL(t, t.OID, major))
 	kind := map[bool]string{false: "r", true: "p"}
 	add := func(name scope.Name, kind string) {
 		for _, g := range triggersFor(t.Capture, kind) {
@@ -145,7 +145,7 @@ func objects(ctx context.Context, conn *pgx.Conn, run scope.Run, t scope.Table, 
 				return err
 			}
 		}
-		if err := script(ctx, tx, functionSQL(t, root)); err != nil {
+		if err := script(ctx, tx, functionSQL(t, root, major)); err != nil {
 			return err
 		}
 		function := FunctionName(t.ID) + "()"
