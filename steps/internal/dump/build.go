@@ -123,7 +123,9 @@ func (b *Builder) EnsureAll(ctx context.Context, objects []Object, concurrently 
 	if split < 0 {
 		split = len(objects)
 	}
-	if err := b.parallel(ctx, objects[:split], func(ctx context.Context, conn *pgx.Conn, o Object) error {
+	// A concurrent build waits for every session with an older snapshot, also one that waits for its
+	// table: two on one table would wait for each other.
+	if err := b.parallel(ctx, batches(objects[:split], concurrently), func(ctx context.Context, conn *pgx.Conn, o Object) error {
 		return b.Ensure(ctx, conn, o, concurrently)
 	}); err != nil {
 		return err
@@ -144,31 +146,49 @@ func (b *Builder) EnsureAll(ctx context.Context, objects []Object, concurrently 
 	return nil
 }
 
-// parallel runs do for every object over a few sessions.
-func (b *Builder) parallel(ctx context.Context, objects []Object, do func(context.Context, *pgx.Conn, Object) error) error {
+// batches cuts objects into pieces that one session makes one after the other: one object each, or
+// all of one table.
+func batches(objects []Object, byTable bool) [][]Object {
+	var out [][]Object
+	at := map[scope.Name]int{}
+	for _, o := range objects {
+		i, ok := at[o.Table]
+		if !ok || !byTable {
+			i = len(out)
+			at[o.Table], out = i, append(out, nil)
+		}
+		out[i] = append(out[i], o)
+	}
+	return out
+}
+
+// parallel runs do for every object over a few sessions, batch by batch.
+func (b *Builder) parallel(ctx context.Context, todo [][]Object, do func(context.Context, *pgx.Conn, Object) error) error {
 	workers := b.Parallel
 	if workers <= 0 {
 		workers = 4
 	}
-	work := make(chan Object, len(objects))
-	for _, o := range objects {
-		work <- o
+	work := make(chan []Object, len(todo))
+	for _, batch := range todo {
+		work <- batch
 	}
 	close(work)
 	g, ctx := errgroup.WithContext(ctx)
-	for i := range min(workers, len(objects)) {
+	for i := range min(workers, len(todo)) {
 		g.Go(func() error {
 			conn, err := b.Connect(ctx, fmt.Sprintf("build %d", i+1))
 			if err != nil {
 				return err
 			}
 			defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
-			for o := range work {
-				if err := ctx.Err(); err != nil {
-					return err
-				}
-				if err := do(ctx, conn, o); err != nil {
-					return err
+			for batch := range work {
+				for _, o := range batch {
+					if err := ctx.Err(); err != nil {
+						return err
+					}
+					if err := do(ctx, conn, o); err != nil {
+						return err
+					}
 				}
 			}
 			return nil

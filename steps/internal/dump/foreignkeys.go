@@ -66,7 +66,7 @@ func (b *Builder) EnsureForeignKeys(ctx context.Context, keys []Object) ([]Viola
 		broken = append(broken, Violation{Object: o, Detail: detail})
 		return nil
 	}
-	err = b.parallel(ctx, later, func(ctx context.Context, conn *pgx.Conn, o Object) error {
+	err = b.parallel(ctx, batches(later, true), func(ctx context.Context, conn *pgx.Conn, o Object) error {
 		_, err := conn.Exec(ctx, "ALTER TABLE "+pg.Name(o.Table.Schema, o.Table.Name)+" VALIDATE CONSTRAINT "+ident(o.Name))
 		if err == nil && b.Done != nil {
 			b.Done(o)
