@@ -1,0 +1,124 @@
+package load
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pgrunbook/pgrunbook/engine/journal"
+	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
+)
+
+// unloaded lists the tables of a method that are still loading, in the order of their ids.
+func (l *Loader) unloaded(ctx context.Context, m scope.Method) ([]scope.Table, map[int32]journal.TableState, error) {
+	states, err := l.cfg.Journal.TableStates(ctx, nil)
+	if err != nil {
+		return nil, nil, err
+	}
+	var list []scope.Table
+	for _, id := range slices.Sorted(maps.Keys(l.tables)) {
+		if t := l.tables[id]; t.Method == m && states[id].State == journal.Loading {
+			list = append(list, t)
+		}
+	}
+	return list, states, nil
+}
+
+// bulk loads tables by pg_dump and pg_restore. They know no chunks: what was not marked when a
+// runner died is emptied and done again.
+func (l *Loader) bulk(ctx context.Context) error {
+	tables, states, err := l.unloaded(ctx, scope.PgDump)
+	if err != nil {
+		return err
+	}
+	progress, err := l.cfg.Journal.Progress(ctx, l.stepOf(scope.Table{Method: scope.PgDump}))
+	if err != nil {
+		return err
+	}
+	for _, p := range progress {
+		if p.DoneItems == p.Items {
+			tables = slices.DeleteFunc(tables, func(t scope.Table) bool { return t.ID == p.Table })
+		}
+	}
+	if len(tables) == 0 {
+		return nil
+	}
+	if l.cfg.Bulk == nil {
+		return errors.New("tables of method pg_dump cannot be loaded here")
+	}
+	s, err := l.connect(ctx, "load")
+	if err != nil {
+		return err
+	}
+	defer s.close()
+	for _, t := range tables {
+		if err := pgx.BeginFunc(ctx, s.to, func(tx pgx.Tx) error { return empty(ctx, tx, t) }); err != nil {
+			return err
+		}
+		l.report.stage(t, Copying)
+	}
+	if err := l.cfg.Bulk(ctx, tables); err != nil {
+		return err
+	}
+	for _, t := range tables {
+		if err := l.markWhole(ctx, s, t, states[t.ID]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// markWhole marks the one item of a table that was loaded by other means, unless the table was
+// rewritten meanwhile.
+func (l *Loader) markWhole(ctx context.Context, s sides, t scope.Table, state journal.TableState) error {
+	if _, err := s.from.Exec(ctx, "UPDATE pgrunbook.heartbeat SET at = clock_timestamp()"); err != nil {
+		return fmt.Errorf("writing the heartbeat: %w", err)
+	}
+	return pgx.BeginFunc(ctx, s.to, func(tx pgx.Tx) error {
+		it, ok, err := l.cfg.Journal.ClaimOf(ctx, tx, l.stepOf(t), t.ID)
+		if err != nil || !ok {
+			return err
+		}
+		return l.cfg.Journal.Done(ctx, tx, l.stepOf(t), it, t.Rows, it.Size)
+	})
+}
+
+// external goes on with tables that somebody else loaded, once they are said to be there. They
+// must have been read after capture was installed; verification by hash proves the result.
+func (l *Loader) external(ctx context.Context) error {
+	tables, states, err := l.unloaded(ctx, scope.External)
+	if err != nil {
+		return err
+	}
+	all := slices.DeleteFunc(slices.Collect(maps.Values(l.tables)), func(t scope.Table) bool {
+		return t.Method != scope.External || states[t.ID].State == journal.Following
+	})
+	if len(all) == 0 {
+		return nil
+	}
+	if l.cfg.Loaded != nil && len(tables) > 0 {
+		if err := l.cfg.Loaded(ctx, tables); err != nil {
+			return err
+		}
+	}
+	s, err := l.connect(ctx, "load")
+	if err != nil {
+		return err
+	}
+	defer s.close()
+	for _, t := range tables {
+		if err := l.markWhole(ctx, s, t, states[t.ID]); err != nil {
+			return err
+		}
+	}
+	for _, t := range all {
+		if err := l.finish(ctx, t); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,147 @@
+package load
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/pgrunbook/pgrunbook/engine"
+	"github.com/pgrunbook/pgrunbook/engine/journal"
+	"github.com/pgrunbook/pgrunbook/internal/pg"
+	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
+)
+
+// maxWorkers is how far the number of workers can be raised while a load runs.
+const maxWorkers = 64
+
+// Run loads until every table follows. Tables whose chunks are done are finished while others are
+// still read.
+func (l *Loader) Run(ctx context.Context) error {
+	if err := l.Prepare(ctx); err != nil {
+		return err
+	}
+	if err := l.bulk(ctx); err != nil {
+		return err
+	}
+	o := newOverview(l)
+	g, gctx := errgroup.WithContext(ctx)
+	for n := range maxWorkers {
+		g.Go(func() error { return l.lazily(gctx, n, o.copied) })
+	}
+	g.Go(func() error { return o.finishAll(gctx) })
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	return l.external(ctx)
+}
+
+// Work only takes chunks, for a process that helps a load which another one runs. It ends when
+// nothing is left to take.
+func (l *Loader) Work(ctx context.Context) error {
+	o := newOverview(l)
+	g, gctx := errgroup.WithContext(ctx)
+	for n := range maxWorkers {
+		g.Go(func() error { return l.lazily(gctx, n, o.copied) })
+	}
+	g.Go(func() error {
+		for {
+			if err := o.look(gctx); err != nil || o.isCopied() {
+				return err
+			}
+			if err := sleep(gctx, overviewPoll); err != nil {
+				return err
+			}
+		}
+	})
+	return g.Wait()
+}
+
+// lazily starts worker n once it is wanted.
+func (l *Loader) lazily(ctx context.Context, n int, copied <-chan struct{}) error {
+	for n >= max(l.gate.get().Workers, 1) {
+		select {
+		case <-copied:
+			return nil
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(pollControl):
+		}
+	}
+	w := &worker{l: l, n: n}
+	return w.run(ctx, copied)
+}
+
+// finish brings a copied table to following. Each stage may have been done by a process that died.
+func (l *Loader) finish(ctx context.Context, t scope.Table) error {
+	return pg.Retrier{Report: func(e pg.RetryEvent) {
+		l.cfg.Emit(engine.Event{Kind: engine.EventRetry, At: time.Now(), Object: tableName(t), Message: e.What + " again: " + e.Err.Error(), SQLState: e.SQLState})
+	}}.Do(ctx, "finishing "+tableName(t), func(ctx context.Context) error { return l.finishOnce(ctx, t) })
+}
+
+func (l *Loader) finishOnce(ctx context.Context, t scope.Table) error {
+	s, err := l.connect(ctx, "finish "+t.Name.Name)
+	if err != nil {
+		return err
+	}
+	defer s.close()
+	state, _, err := l.cfg.Journal.TableState(ctx, nil, t.ID)
+	if err != nil || state.State == journal.Following {
+		return err
+	}
+	if state.State == journal.Loading {
+		done, err := l.verifyAndScrub(ctx, s, t, state)
+		if err != nil || !done {
+			return err
+		}
+	}
+	return l.build(ctx, s, t, state)
+}
+
+// verifyAndScrub is false where the table has to be loaded once more.
+func (l *Loader) verifyAndScrub(ctx context.Context, s sides, t scope.Table, state journal.TableState) (bool, error) {
+	if l.cfg.Check != nil {
+		again, err := l.cfg.Check(ctx, s.from, t)
+		if err != nil {
+			return false, err
+		}
+		if again {
+			return false, l.startOver(ctx, t, state.Generation)
+		}
+	}
+	l.report.stage(t, Scrubbing)
+	err := l.scrub(ctx, s, t, state)
+	if errors.Is(err, errNotCopied) { // started over by a worker meanwhile
+		return false, nil
+	}
+	return err == nil, err
+}
+
+func (l *Loader) build(ctx context.Context, s sides, t scope.Table, state journal.TableState) error {
+	name := tableName(t)
+	if l.cfg.Builder != nil {
+		l.report.stage(t, Keying)
+		if err := l.cfg.Builder.BuildKey(ctx, s.to, t); err != nil {
+			return fmt.Errorf("building the key of %s: %w", name, err)
+		}
+		l.report.stage(t, Indexing)
+		if err := l.cfg.Builder.BuildIndexes(ctx, t); err != nil {
+			return fmt.Errorf("building the indexes of %s: %w", name, err)
+		}
+		l.report.stage(t, Analyzing)
+		if err := l.cfg.Builder.Analyze(ctx, s.to, t); err != nil {
+			return err
+		}
+	}
+	err := pgx.BeginFunc(ctx, s.to, func(tx pgx.Tx) error {
+		return l.cfg.Journal.SetTableState(ctx, tx, t.ID, journal.Following, state.Generation, state.Filenodes)
+	})
+	if err != nil {
+		return err
+	}
+	l.report.stage(t, Ready)
+	return nil
+}
