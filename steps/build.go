@@ -146,7 +146,7 @@ func ownSteps(env *Env, phase engine.Phase) ([]engine.Step, hcl.Diagnostics) {
 		return []engine.Step{newVerify(env)}, nil
 	case engine.PhaseCutover:
 		repoint, diags := people(env, Place{phase, Switch}, env.Runbook.Cutover.Switch)
-		return []engine.Step{newArm(env), newFreeze(env, repoint)}, diags
+		return []engine.Step{newArm(env), newFreeze(env, switchSteps(env, repoint))}, diags
 	case engine.PhaseRollback, engine.PhaseFinish:
 	}
 	return nil, nil

@@ -31,7 +31,7 @@ const execGrace = 300 * time.Millisecond
 type execStep struct {
 	person
 	dir     string
-	command []string
+	argv    []string
 	undo    []string
 	vars    map[string]runbook.Secret
 	timeout time.Duration
@@ -42,14 +42,14 @@ func decodeExec(env *Env, place Place, b runbook.StepBlock) (engine.Step, hcl.Di
 	body := runbook.DecodeBody(b)
 	s := &execStep{
 		dir:     b.Dir,
-		command: body.Strings("command"), // no sensitive word: every user of the machine can read arguments
+		argv:    body.Strings("command"), // no sensitive word: every user of the machine can read arguments
 		undo:    body.Strings("undo"),
 		vars:    body.SensitiveMap("env"),
 		timeout: body.Duration("timeout", 0),
 	}
 	body.Require("command")
 	for _, name := range []string{"command", "undo"} {
-		argv := s.command
+		argv := s.argv
 		if name == "undo" {
 			argv = s.undo
 		}
@@ -63,14 +63,14 @@ func decodeExec(env *Env, place Place, b runbook.StepBlock) (engine.Step, hcl.Di
 		}
 	}
 	s.pin(body, b)
-	s.person = newPerson(env, place, b, s.command, s.undo, s.vars, s.timeout)
+	s.person = newPerson(env, place, b, s.argv, s.undo, s.vars, s.timeout)
 	return s, body.Done()
 }
 
 // pin makes the files that the commands name as "./x" part of what was reviewed. What is not
 // there, or no file, is left to the command.
 func (s *execStep) pin(body *runbook.Body, b runbook.StepBlock) {
-	for _, word := range append(slices.Clone(s.command), s.undo...) {
+	for _, word := range append(slices.Clone(s.argv), s.undo...) {
 		name := filepath.ToSlash(filepath.Clean(word))
 		if !strings.HasPrefix(word, "./") || slices.Contains(s.pinned, name) {
 			continue
@@ -89,21 +89,24 @@ func (s *execStep) pin(body *runbook.Body, b runbook.StepBlock) {
 
 func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
 
+func (s *execStep) command() string      { return "exec " + s.name + ": " + commandLine(s.argv) }
+func (s *execStep) limit() time.Duration { return s.timeout }
+
 // Plan shows the command line, quoted for reading.
 func (s *execStep) Plan(context.Context) (engine.StepPlan, error) {
-	line := commandLine(s.command)
+	line := commandLine(s.argv)
 	p := s.plan("run "+line, "", engine.Action{On: engine.Runner, SQL: line, Reverse: commandLine(s.undo)})
 	if s.timeout > 0 {
 		p.Why = "killed with its children after " + s.timeout.String()
 	}
-	p.Hazards = []engine.Hazard{{Kind: engine.HazardExternal, Object: s.command[0],
+	p.Hazards = []engine.Hazard{{Kind: engine.HazardExternal, Object: s.argv[0],
 		Text: "runs a command; after a crash in the middle it runs again"}}
 	return p, nil
 }
 
 // Apply runs the command.
 func (s *execStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Checkpoint) error {
-	return s.run(ctx, s.command, false, cp)
+	return s.run(ctx, s.argv, false, cp)
 }
 
 // Undo runs the undo command, where there is one.

@@ -70,6 +70,11 @@ func script(body *runbook.Body, b runbook.StepBlock) string {
 	return string(data)
 }
 
+func (s *sqlStep) command() string {
+	return "sql " + s.name + ", on the " + string(s.on) + ": " + s.redact.String(firstLine(s.statement))
+}
+func (s *sqlStep) limit() time.Duration { return s.timeout }
+
 // Plan shows the statement as it will be sent.
 func (s *sqlStep) Plan(context.Context) (engine.StepPlan, error) {
 	p := s.plan(fmt.Sprintf("run SQL on the %s: %s", s.on, firstLine(s.statement)), "",

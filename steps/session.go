@@ -1,0 +1,100 @@
+package steps
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+
+	"github.com/pgrunbook/pgrunbook/engine"
+	"github.com/pgrunbook/pgrunbook/engine/journal"
+	"github.com/pgrunbook/pgrunbook/internal/pg"
+	"github.com/pgrunbook/pgrunbook/runbook"
+	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
+)
+
+// NewEnv prepares both servers of a runbook. It connects to nothing.
+func NewEnv(rb *runbook.Runbook, log *slog.Logger, sink engine.Sink) (*Env, error) {
+	env := &Env{Runbook: rb, Log: log, Sink: sink}
+	var err error
+	if env.Source, err = serverOf(rb, engine.Source, rb.Source); err != nil {
+		return nil, err
+	}
+	if env.Target, err = serverOf(rb, engine.Target, rb.Target); err != nil {
+		return nil, err
+	}
+	return env, nil
+}
+
+func serverOf(rb *runbook.Runbook, side engine.Side, s runbook.Server) (*pg.Server, error) {
+	server, err := pg.New(pg.Config{
+		Side: string(side), URL: s.URL, Service: s.Service, InheritEnv: s.InheritEnv,
+		PasswordCommand: s.PasswordCommand, Dir: rb.Dir, ReplicaRoleFunction: s.ReplicaRoleFunction,
+	})
+	if err != nil {
+		return nil, &engine.Error{Class: engine.ClassRunbook, Op: "preparing the", Object: string(side), Err: err,
+			Hint: fmt.Sprintf("Look at the %s block of the runbook.", side)}
+	}
+	return server, nil
+}
+
+// NewServer prepares one side without a runbook: from a connection string, else a service.
+func NewServer(side engine.Side, url, service string) (*pg.Server, error) {
+	server, err := pg.New(pg.Config{Side: string(side), URL: url, Service: service})
+	if err != nil {
+		return nil, &engine.Error{Class: engine.ClassRunbook, Op: "preparing the", Object: string(side), Err: err}
+	}
+	return server, nil
+}
+
+// OpenOptions say how a run is opened.
+type OpenOptions struct {
+	ToolVersion string
+	Steal       bool // end the runner that holds the run
+	Amend       bool // env.Plan takes the place of the accepted one
+	Redact      func(string) string
+}
+
+// OpenRun opens the run of env.Plan on the target, or makes it, takes the locks of both sides, and
+// completes env for apply. Without a plan it continues the run that is there with its own plan.
+// Close env.Journal when done; its Context ends with the locks.
+func OpenRun(ctx context.Context, env *Env, o OpenOptions) error {
+	run, err := journal.Open(ctx, env.Target, journal.OpenOptions{
+		Plan: env.Plan, ToolVersion: o.ToolVersion, Amend: o.Amend, Steal: o.Steal, Redact: o.Redact,
+	})
+	if err != nil {
+		return err
+	}
+	if err := env.adopt(run); err != nil {
+		run.Close(ctx)
+		return err
+	}
+	if err := run.LockSource(ctx, env.Source, o.Steal); err != nil {
+		run.Close(ctx)
+		return err
+	}
+	return nil
+}
+
+// adopt fills env with what the journal knows of the run.
+func (e *Env) adopt(run *journal.Run) error {
+	e.Journal, e.Plan = run, run.Plan
+	e.Run = scope.Run{ID: run.ID, Mark: run.Mark, Epoch: run.Epoch, GateKey: run.GateKey}
+	if e.Runbook != nil {
+		e.Run.Message, e.Run.ClosedError = e.Runbook.Cutover.ClosedMessage, e.Runbook.Cutover.ClosedError
+	}
+	if e.Source != nil {
+		e.Source = e.Source.ForRun(run.ID, run.Mark)
+	}
+	e.Target = e.Target.ForRun(run.ID, run.Mark)
+	return e.readScope()
+}
+
+// readScope takes the scope from the plan.
+func (e *Env) readScope() error {
+	e.Scope = &scope.Scope{}
+	if err := json.Unmarshal(e.Plan.Scope, e.Scope); err != nil {
+		return fmt.Errorf("reading the tables of the plan: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,291 @@
+package steps
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pgrunbook/pgrunbook/engine"
+	"github.com/pgrunbook/pgrunbook/engine/journal"
+	"github.com/pgrunbook/pgrunbook/internal/pg"
+	"github.com/pgrunbook/pgrunbook/steps/internal/capture"
+	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
+)
+
+// Status is what the target knows of a run, and what the source adds when it can be asked.
+type Status struct {
+	At      time.Time        `json:"at"`
+	Run     string           `json:"run"`
+	Runbook string           `json:"runbook"`
+	State   journal.RunState `json:"state"`
+	Started time.Time        `json:"started"`
+	Ended   time.Time        `json:"ended,omitzero"`
+
+	Writes  engine.Side `json:"writes"` // who may write: source, target, or unclear
+	Since   time.Time   `json:"writes_since"`
+	Flipped bool        `json:"flipped"` // the target took over at least once
+
+	Holder *journal.Holder `json:"holder,omitempty"` // who holds the run, or held it last
+	Paused bool            `json:"paused,omitempty"`
+	By     string          `json:"paused_by,omitempty"`
+
+	Phase engine.Phase  `json:"phase,omitempty"`
+	Step  engine.StepID `json:"step,omitempty"` // running, failed or next
+	Steps []StepStatus  `json:"steps"`
+
+	Tables []TableStatus `json:"tables,omitempty"`
+
+	LagSeconds *float64 `json:"lag_seconds,omitempty"` // since the snapshot of the last exact pass
+	Pending    *int64   `json:"pending,omitempty"`     // rows in the deltas; needs the source
+	SourceNote string   `json:"source_note,omitempty"` // why the source could not be asked
+
+	Waiting  string   `json:"waiting,omitempty"` // for what
+	Blockers []string `json:"blockers,omitempty"`
+	Error    string   `json:"error,omitempty"` // of the failed step
+	Type     string   `json:"type"`            // what to type next
+}
+
+// StepStatus is one step of the plan with its record.
+type StepStatus struct {
+	ID      engine.StepID    `json:"id"`
+	Phase   engine.Phase     `json:"phase"`
+	State   engine.StepState `json:"state"`
+	Started time.Time        `json:"started,omitzero"`
+	Ended   time.Time        `json:"ended,omitzero"`
+	Error   string           `json:"error,omitempty"`
+}
+
+// TableStatus is one table's load and whether passes follow it.
+type TableStatus struct {
+	Name     string  `json:"name"`
+	State    string  `json:"state"` // pending, loading, scrubbed, following, at_freeze, empty
+	Rows     int64   `json:"rows"`
+	Bytes    int64   `json:"bytes"`
+	BytesAll int64   `json:"bytes_all"` // estimate
+	Done     float64 `json:"done"`      // 0 to 1
+}
+
+// recentEvents is how far status looks back for what is being waited for.
+const recentEvents = 50
+
+// ReadStatus reads the run of a target. The source may be nil; where it cannot be reached the
+// status says so and is complete otherwise. Without a run it returns journal.ErrNoRun.
+func ReadStatus(ctx context.Context, target, source *pg.Server) (Status, error) {
+	run, err := journal.OpenReadOnly(ctx, target)
+	if err != nil {
+		return Status{}, err
+	}
+	defer run.Close(ctx)
+	st := Status{At: time.Now().UTC(), Run: run.ID, Runbook: run.Name, State: run.State, Started: run.Started, Ended: run.Ended, Writes: engine.Source}
+	owner, err := run.Owner(ctx)
+	if err != nil {
+		return st, err
+	}
+	st.Writes, st.Since = owner.Side, owner.Since
+	st.Flipped = owner.Flip != nil && owner.Flip.Outcome == "done"
+	if h, ok, err := run.Holder(ctx); err != nil {
+		return st, err
+	} else if ok {
+		st.Holder = &h
+	}
+	control, err := run.Control(ctx)
+	if err != nil {
+		return st, err
+	}
+	if control.Paused {
+		st.Paused, st.By = true, control.By
+	}
+	for _, read := range []func(context.Context, *journal.Run) error{st.readSteps, st.readTables, st.readWaiting} {
+		if err := read(ctx, run); err != nil {
+			return st, err
+		}
+	}
+	if err := st.readLag(ctx, target); err != nil {
+		return st, err
+	}
+	if source != nil && run.State == journal.Active {
+		st.readPending(ctx, source)
+	}
+	st.Type = st.next()
+	return st, nil
+}
+
+func (st *Status) readSteps(ctx context.Context, run *journal.Run) error {
+	records, err := run.Steps(ctx)
+	if err != nil {
+		return err
+	}
+	known := map[engine.StepID]engine.StepRecord{}
+	for _, r := range records {
+		known[r.ID] = r
+	}
+	for _, p := range run.Plan.Steps {
+		s := StepStatus{ID: p.ID, Phase: p.Phase, State: engine.StepPending}
+		if r, ok := known[p.ID]; ok {
+			s.State, s.Started, s.Ended, s.Error = r.State, r.Started, r.Ended, r.Error
+		}
+		st.Steps = append(st.Steps, s)
+		if st.Step == "" && s.State != engine.StepDone {
+			st.Step, st.Phase, st.Error = s.ID, s.Phase, s.Error
+		}
+	}
+	return nil
+}
+
+func (st *Status) readTables(ctx context.Context, run *journal.Run) error {
+	env := &Env{Plan: run.Plan}
+	if err := env.readScope(); err != nil {
+		return err
+	}
+	progress, err := run.Progress(ctx, "copy")
+	if err != nil {
+		return err
+	}
+	loads := map[int32]journal.TableProgress{}
+	for _, p := range progress {
+		loads[p.Table] = p
+	}
+	states, err := run.TableStates(ctx, nil)
+	if err != nil {
+		return err
+	}
+	for _, t := range env.Scope.Tables {
+		st.Tables = append(st.Tables, tableStatus(t, loads[t.ID], string(states[t.ID].State)))
+	}
+	return nil
+}
+
+func tableStatus(t scope.Table, load journal.TableProgress, state string) TableStatus {
+	ts := TableStatus{Name: t.Schema + "." + t.Name.Name, State: state, Rows: load.Rows, Bytes: load.Bytes, BytesAll: t.Bytes}
+	switch {
+	case t.Data == scope.AtFreeze:
+		ts.State, ts.Done = "at_freeze", 1
+	case t.Data == scope.NoData:
+		ts.State, ts.Done = "empty", 1
+	case state == "":
+		ts.State = "pending"
+	case load.Items > 0:
+		ts.Done = float64(load.DoneItems) / float64(load.Items)
+	case state == "following":
+		ts.Done = 1
+	}
+	return ts
+}
+
+// readWaiting finds the newest event that says what is waited for, unless something happened since.
+func (st *Status) readWaiting(ctx context.Context, run *journal.Run) error {
+	events, err := run.Events(ctx, recentEvents)
+	if err != nil {
+		return err
+	}
+	for i := len(events) - 1; i >= 0; i-- {
+		e := events[i]
+		switch {
+		case e.Step != "" && e.Step != st.Step:
+			return nil
+		case e.Kind == engine.EventWaiting:
+			st.Waiting, st.Blockers = e.Message, e.Blockers
+			return nil
+		case e.Kind == engine.EventLag:
+			continue
+		default:
+			return nil
+		}
+	}
+	return nil
+}
+
+// lagSQL gives the age of the newest exact pass in seconds; its row carries the side's own name.
+const lagSQL = `
+SELECT pg_catalog.extract('epoch' FROM pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) w.at)::float8
+  FROM pgrunbook.watermark w WHERE w.from_side OPERATOR(pg_catalog.=) $1::text`
+
+func (st *Status) readLag(ctx context.Context, target *pg.Server) error {
+	if st.State != journal.Active || st.Writes != engine.Source {
+		return nil
+	}
+	conn, err := target.Connect(ctx, pg.Use{Name: "status", ReadOnly: true})
+	if err != nil {
+		return err
+	}
+	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
+	var exists bool
+	if err := conn.QueryRow(ctx, "SELECT pg_catalog.to_regclass('pgrunbook.watermark') IS NOT NULL").Scan(&exists); err != nil || !exists {
+		return err
+	}
+	var lag float64
+	err = conn.QueryRow(ctx, lagSQL, string(engine.Source)).Scan(&lag)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("reading the lag: %w", err)
+	}
+	lag = max(lag, 0)
+	st.LagSeconds = &lag
+	return nil
+}
+
+// pendingLimit bounds the look at the source: status must answer when it is slow or away.
+const pendingLimit = 5 * time.Second
+
+func (st *Status) readPending(ctx context.Context, source *pg.Server) {
+	ctx, cancel := context.WithTimeout(ctx, pendingLimit)
+	defer cancel()
+	var total int64
+	err := func() error {
+		conn, err := source.Connect(ctx, pg.Use{Name: "status", ReadOnly: true})
+		if err != nil {
+			return err
+		}
+		defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
+		counts, err := capture.Pending(ctx, conn, 0)
+		for _, c := range counts {
+			total += c.All()
+		}
+		return err
+	}()
+	if err != nil {
+		st.SourceNote = "the source cannot be asked: " + err.Error()
+		return
+	}
+	st.Pending = &total
+}
+
+// next says what to type.
+func (st *Status) next() string {
+	approval, needs := strings.CutPrefix(lastTwo(st.Step), "approve.")
+	switch {
+	case st.State == journal.Finished:
+		return "nothing: the run is finished"
+	case st.State == journal.Aborted:
+		return "pgrunbook plan: the run was aborted, a new one can begin"
+	case st.Writes == journal.Unclear:
+		return "pgrunbook apply: it looks at both gates and settles who may write"
+	case st.Paused:
+		return "pgrunbook unpause"
+	case needs && !st.running():
+		return "pgrunbook approve " + approval + " --by WHO"
+	case st.running():
+		return "nothing: it is running. pgrunbook status --watch follows it"
+	case st.Step == "":
+		return "pgrunbook finish, once the way back is no longer needed"
+	default:
+		return "pgrunbook apply"
+	}
+}
+
+func (st *Status) running() bool { return st.Holder != nil && st.Holder.Alive }
+
+// lastTwo gives "kind.name" of a person's step.
+func lastTwo(id engine.StepID) string {
+	parts := strings.SplitN(string(id), ".", 3)
+	if len(parts) < 3 {
+		return ""
+	}
+	return parts[2]
+}
