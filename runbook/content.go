@@ -34,7 +34,8 @@ var (
 	runbookSchema    = schema(words("required_version"))
 	variableSchema   = schema(words("type default description sensitive nullable"), block("validation"))
 	validationSchema = &hcl.BodySchema{Attributes: []hcl.AttributeSchema{
-		{Name: "condition", Required: true}, {Name: "error_message", Required: true}}}
+		{Name: "condition", Required: true}, {Name: "error_message", Required: true},
+	}}
 
 	serverSchema = schema(words("url service inherit_env password_command apply_role replica_role_function"))
 	tablesSchema = schema(words("include exclude exclude_data"))

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"strings"
 )
@@ -14,6 +15,7 @@ type fileSet struct {
 	rb       *Runbook
 	pinned   map[string][]byte
 	optional bool // a missing file is no error: validate
+	envUsed  bool // env() was called outside the default of a variable
 	secret   bool // a sensitive value is being computed: its files are read but not pinned
 }
 
@@ -64,6 +66,9 @@ func (f *fileSet) pin(word string) {
 	}
 	if data, ok := f.pinned[name]; ok {
 		f.rb.Files[name] = data
+		return
+	}
+	if info, err := os.Stat(f.path(name)); err != nil || !info.Mode().IsRegular() {
 		return
 	}
 	if data, err := readFile(f.path(name)); err == nil {

@@ -52,7 +52,7 @@ func functions(files *fileSet, env *envFunc) map[string]function.Function {
 	maps.Copy(out, encodings)
 	out["file"] = fileFunc(files)
 	out["fileexists"] = fileExistsFunc(files)
-	out["env"] = env.function()
+	out["env"] = env.function(files)
 	return out
 }
 
@@ -115,13 +115,14 @@ type envFunc struct {
 
 const envOutside = "env() works only in the default of a variable"
 
-func (e *envFunc) function() function.Function {
+func (e *envFunc) function(files *fileSet) function.Function {
 	return function.New(&function.Spec{
 		Params: []function.Parameter{{Name: "name", Type: cty.String}},
 		Type:   function.StaticReturnType(cty.String),
 		Impl: func(args []cty.Value, _ cty.Type) (cty.Value, error) {
 			name := args[0].AsString()
 			if e == nil {
+				files.envUsed = true
 				return cty.NilVal, errors.New(envOutside)
 			}
 			if value, ok := e.lookup(name); ok {
@@ -155,8 +156,12 @@ func (l *loader) checkEnvCalls(root *hclsyntax.Body) {
 	})
 }
 
+const envSummary = "env() outside a variable"
+
+func isEnvDiagnostic(d *hcl.Diagnostic) bool { return d.Summary == envSummary }
+
 func envDiagnostic(at hcl.Range) *hcl.Diagnostic {
-	return newError(at, "env() outside a variable", envOutside+`, so that a reader finds every input at the top. Declare variable "x" { default = env("NAME") } and write var.x here.`)
+	return newError(at, envSummary, envOutside+`, so that a reader finds every input at the top. Declare variable "x" { default = env("NAME") } and write var.x here.`)
 }
 
 // never are functions that other products have and a runbook must not.

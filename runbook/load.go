@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -121,6 +122,10 @@ func (l *loader) load(src []byte) {
 	content := l.content(file.Body, rootSchema, "the top level of a runbook")
 	l.loadValues(content)
 	l.loadBlocks(content)
+	if _, ok := file.Body.(*hclsyntax.Body); !ok && l.files.envUsed && !slices.ContainsFunc(l.diags, isEnvDiagnostic) {
+		// In the JSON twin try() hides the call from the evaluation and strings hide it from the syntax.
+		l.diags = append(l.diags, envDiagnostic(file.Body.MissingItemRange()))
+	}
 }
 
 // finish pins the result and brings the diagnostics into the order of the file, free of secrets.
@@ -178,18 +183,21 @@ func braceFollows(src []byte, from int) bool {
 
 func isJSON(filename string) bool { return strings.EqualFold(filepath.Ext(filename), ".json") }
 
+// readFile reads a file or a pipe: -var-file <(decrypt secrets) is how people keep them off disks.
 func readFile(path string) ([]byte, error) {
-	info, err := os.Stat(path)
+	f, err := os.Open(path)
 	if err != nil {
 		return nil, err
 	}
-	if !info.Mode().IsRegular() {
-		return nil, fmt.Errorf("%s is not a file", path)
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, maxFile+1))
+	if err != nil {
+		return nil, err
 	}
-	if info.Size() > maxFile {
-		return nil, fmt.Errorf("%s has %d bytes, more than the %d that are read", path, info.Size(), maxFile)
+	if len(data) > maxFile {
+		return nil, fmt.Errorf("%s has more than the %d bytes that are read of a file", path, maxFile)
 	}
-	return os.ReadFile(path)
+	return data, nil
 }
 
 // cause names the file and the reason without Go's "open" and "stat".

@@ -43,12 +43,9 @@ func (s *secretSet) insert(value string) {
 // addValue notes every string inside v, which is sensitive as a whole.
 func (s *secretSet) addValue(v cty.Value) {
 	v, _ = v.UnmarkDeep()
-	_ = cty.Walk(v, func(_ cty.Path, leaf cty.Value) (bool, error) {
-		if leaf.IsKnown() && !leaf.IsNull() && leaf.Type() == cty.String {
-			s.add(leaf.AsString())
-		}
-		return true, nil
-	})
+	for _, text := range texts(v) {
+		s.add(text)
+	}
 }
 
 // addMarked notes every string inside v that carries the mark.
@@ -99,14 +96,7 @@ func (s *secretSet) in(v cty.Value) bool {
 	if v.ContainsMarked() {
 		return true
 	}
-	found := false
-	_ = cty.Walk(v, func(_ cty.Path, leaf cty.Value) (bool, error) {
-		if leaf.IsKnown() && !leaf.IsNull() && leaf.Type() == cty.String && s.inString(leaf.AsString()) {
-			found = true
-		}
-		return !found, nil
-	})
-	return found
+	return slices.ContainsFunc(texts(v), s.inString)
 }
 
 func (s *secretSet) inString(text string) bool {
@@ -121,7 +111,8 @@ func (s *secretSet) inString(text string) bool {
 // first. It is for the layer that writes logs and events.
 func (r *Runbook) Secrets() []string { return slices.Clone(r.secrets.values) }
 
-// Redact returns a copy without secrets and without the means to compute them, for plans.
+// Redact returns a copy without secrets and without the means to compute them, the bodies of
+// steps included, for plans.
 // Connection strings that came from sensitive values are replaced as a whole.
 func (r *Runbook) Redact() *Runbook {
 	c := *r
@@ -159,7 +150,7 @@ func (r *Runbook) redact(text string) string {
 func redactSteps(steps []StepBlock) []StepBlock {
 	out := slices.Clone(steps)
 	for i := range out {
-		out[i].Eval, out[i].files, out[i].secrets = nil, nil, nil
+		out[i].Body, out[i].Eval, out[i].files, out[i].secrets = nil, nil, nil, nil
 	}
 	return out
 }

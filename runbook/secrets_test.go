@@ -64,8 +64,8 @@ func TestSecretsAndRedact(t *testing.T) {
 			t.Errorf("the redacted copy shows a secret:\n%s", text)
 		}
 	}
-	if data, err := json.Marshal(red.Hooks); err == nil && strings.Contains(string(data), secretWord) {
-		t.Error("the redacted steps show a secret")
+	if data, err := json.Marshal(red); err != nil || strings.Contains(string(data), secretWord) {
+		t.Errorf("the redacted copy as JSON: %v\n%s", err, data)
 	}
 	if red.Source.URL != hidden || red.Target.Service != "new" || red.Cutover.Poolers[0].Database != "erp" || red.Digest != rb.Digest {
 		t.Errorf("redacted: %+v", red)

@@ -6,7 +6,6 @@ import (
 	"strings"
 
 	"github.com/hashicorp/hcl/v2"
-	"github.com/zclconf/go-cty/cty"
 )
 
 func (l *loader) loadServer(content *hcl.BodyContent, side string) Server {
@@ -134,16 +133,6 @@ func (l *loader) checkServers() {
 	if s.InheritEnv && t.InheritEnv {
 		l.errorf(t.Range, "Source and target are the same", "inherit_env takes the PG* variables, which can describe one server only. Give the other side a url or a service; the source stands at %s.", s.Range)
 	}
-}
-
-// literalText returns the text of an expression that is nothing but text: it needs neither a
-// name nor a function.
-func literalText(expr hcl.Expression) (string, bool) {
-	v, diags := expr.Value(&hcl.EvalContext{})
-	if diags.HasErrors() || v.IsNull() || !v.IsKnown() || v.Type() != cty.String {
-		return "", false
-	}
-	return v.AsString(), true
 }
 
 func envName(name string) string {

@@ -81,11 +81,28 @@ func TestCheckVersion(t *testing.T) {
 		constraint, tool string
 		ok               bool
 	}{
-		{">= 1.0", "1.2.0", true}, {">= 1.0", "v1.0.0", true}, {">= 1.3", "1.2.9", false}, {"1.2", "1.2.0", true}, {"= 1.2", "1.2.1", false},
-		{"!= 1.2.0", "1.2.0", false}, {"> 1.2", "1.2.0", false}, {"< 2, >= 1", "1.9.9", true}, {"<= 1.2", "1.2.1", false},
-		{"~> 1.2", "1.9.0", true}, {"~> 1.2", "2.0.0", false}, {"~> 1.2.3", "1.2.9", true}, {"~> 1.2.3", "1.3.0", false}, {"~> 1", "1.9", true},
-		{">= 99", "dev", true}, {">= 99", "", true}, {">= 1.2", "1.2.0-rc1", true},
-		{"new", "1.2.0", false}, {"=> 1", "dev", false}, {"", "1.2.0", false}, {">= 1.2.3.4", "dev", false}, {"~> 1, two", "dev", false},
+		{">= 1.0", "1.2.0", true},
+		{">= 1.0", "v1.0.0", true},
+		{">= 1.3", "1.2.9", false},
+		{"1.2", "1.2.0", true},
+		{"= 1.2", "1.2.1", false},
+		{"!= 1.2.0", "1.2.0", false},
+		{"> 1.2", "1.2.0", false},
+		{"< 2, >= 1", "1.9.9", true},
+		{"<= 1.2", "1.2.1", false},
+		{"~> 1.2", "1.9.0", true},
+		{"~> 1.2", "2.0.0", false},
+		{"~> 1.2.3", "1.2.9", true},
+		{"~> 1.2.3", "1.3.0", false},
+		{"~> 1", "1.9", true},
+		{">= 99", "dev", true},
+		{">= 99", "", true},
+		{">= 1.2", "1.2.0-rc1", true},
+		{"new", "1.2.0", false},
+		{"=> 1", "dev", false},
+		{"", "1.2.0", false},
+		{">= 1.2.3.4", "dev", false},
+		{"~> 1, two", "dev", false},
 	} {
 		if err := checkVersion(tc.constraint, tc.tool); (err == nil) != tc.ok {
 			t.Errorf("%q on %q: %v", tc.constraint, tc.tool, err)

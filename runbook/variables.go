@@ -2,7 +2,6 @@ package runbook
 
 import (
 	"maps"
-	"regexp"
 	"slices"
 
 	"github.com/hashicorp/hcl/v2"
@@ -42,6 +41,7 @@ func (l *loader) loadValues(content *hcl.BodyContent) {
 	l.rb.eval = l.scope.context(nil)
 	for _, v := range vars {
 		value := l.scope.nodes["var."+v.name].value
+		l.checkPlainPassword(v, value)
 		for _, check := range v.validations {
 			l.validate(v, check)
 		}
@@ -143,7 +143,7 @@ func (l *loader) unset(v *variable) cty.Value {
 }
 
 func (l *loader) defaultValue(v *variable, ctx *hcl.EvalContext) cty.Value {
-	ctx.Functions["env"] = (&envFunc{variable: v.name, lookup: l.opts.Getenv, validate: l.opts.Validate}).function()
+	ctx.Functions["env"] = (&envFunc{variable: v.name, lookup: l.opts.Getenv, validate: l.opts.Validate}).function(l.files)
 	l.files.secret = v.sensitive
 	value, diags := evaluate(v.def.Expr, ctx)
 	l.files.secret = false
@@ -242,34 +242,3 @@ func sortedAttributes(attrs hcl.Attributes) []*hcl.Attribute {
 		return a.NameRange.Start.Byte - b.NameRange.Start.Byte
 	})
 }
-
-// checkLiteralSecret refuses a secret in the file: a saved plan carries the runbook's text. A
-// connection string without a password is no secret.
-func (l *loader) checkLiteralSecret(v *variable) {
-	text, ok := literalText(v.def.Expr)
-	if !ok || text == "" {
-		return
-	}
-	pw, _ := connPassword(text)
-	isConn := connShaped.MatchString(text)
-	if pw == "" && (!v.sensitive || isConn) {
-		return
-	}
-	at := v.def.Expr.Range()
-	if v.sensitive {
-		l.rb.sources.hide(at)
-		l.rb.secrets.add(text)
-		l.errorf(at, "Secret in the file", "The default of a sensitive variable is written out, and the runbook is kept in git and in every saved plan. Write default = env(\"%s\"), or leave the default out and set PGRUNBOOK_VAR_%s.", envName(v.name), v.name)
-		return
-	}
-	l.hidePassword(v.def.Expr, text)
-	l.refused[v.name] = true
-	l.errorf(at, "Password in the file", "The default of variable %q holds a password, and the runbook is kept in git and in every saved plan. "+passwordFix, v.name, envName(v.name))
-}
-
-// connShaped is a connection string of either form.
-var connShaped = regexp.MustCompile(`^\s*(?:postgres(?:ql)?://|[a-z_]+\s*=\s*\S)`)
-
-// passwordFix names the three ways that keep a password out of the file. %s is the name of an
-// environment variable.
-const passwordFix = "Take it out: mark the variable sensitive = true with default = env(\"%s\"), or use password_command, or keep it in a passfile (~/.pgpass)."

@@ -191,3 +191,30 @@ func TestFunctions(t *testing.T) {
 		}
 	}
 }
+
+func TestSensitiveValidation(t *testing.T) {
+	text := prelude + `
+variable "pw" {
+  sensitive = true
+  validation {
+    condition     = strlen(var.pw) > 20
+    error_message = "Password ${var.pw} is too short."
+  }
+}
+`
+	rb, diags := Parse("t.hcl", []byte(text), Options{Getenv: noEnv, Vars: map[string]string{"pw": secretWord}})
+	out := printed(t, rb, diags)
+	if !strings.Contains(out, "uses a sensitive value and is not shown") || strings.Contains(out, secretWord) {
+		t.Errorf("%s", out)
+	}
+}
+
+// TestPlainPassword refuses a password in a variable that plans show, used or not.
+func TestPlainPassword(t *testing.T) {
+	text := prelude + "variable \"url\" {\n  default = env(\"URL\")\n}\ncutover {\n  closed_message = var.url\n}\n"
+	rb, diags := Parse("t.hcl", []byte(text), Options{Getenv: envOf(map[string]string{"URL": "postgresql://app:hunter2@old/erp"})})
+	out := printed(t, rb, diags)
+	if !strings.Contains(out, "Write sensitive = true in it") || strings.Contains(out, secretWord) {
+		t.Errorf("%s", out)
+	}
+}
