@@ -133,6 +133,9 @@ func reference(t hcl.Traversal) string {
 // evaluate computes an expression. Names that nothing declares are reported in our words, with
 // the nearest declared one; the value is then unknown, which every reader accepts in silence.
 func evaluate(expr hcl.Expression, ctx *hcl.EvalContext) (cty.Value, hcl.Diagnostics) {
+	if ctx == nil {
+		ctx = &hcl.EvalContext{} // a step without a runbook: constants only
+	}
 	var diags hcl.Diagnostics
 	for _, t := range expr.Variables() {
 		if d := checkReference(t, ctx); d != nil {
