@@ -94,7 +94,7 @@ func relationChanges(t scope.Table, was, now relPrint) []Change {
 	if was.Kind != now.Kind {
 		add(Renamed, Stop, name+" is now of another kind")
 	}
-	if was.InheritXmin != now.InheritXmin || was.Parent != now.Parent || was.Bound != now.Bound {
+	if was.Parent != 0 && (was.InheritXmin != now.InheritXmin || was.Parent != now.Parent || was.Bound != now.Bound) {
 		add(PartitionMoved, Recopy, "the partition "+name+" was detached and attached again")
 	}
 	if was.Node != now.Node && !slices.EqualFunc(was.Columns, now.Columns, func(a, b colPrint) bool { return a.Xmin == b.Xmin }) {

@@ -11,5 +11,7 @@
 // What an application's DDL can do to its own writes: delta columns have base types without
 // modifiers and integers as bigint, so a wider key is no error. Renaming a key column, or giving
 // it a type that the old one does not cast to, makes writes to that table fail until the table is
-// captured again or Neutralize is called; Check reports both as stop.
+// captured again or Neutralize is called; Check reports both as stop. Servers before 14 refuse to
+// ATTACH a table that has statement triggers with transition tables: there, a partition that was
+// captured and detached cannot be attached again while it is captured.
 package capture

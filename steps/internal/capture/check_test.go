@@ -1,0 +1,224 @@
+package capture
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
+)
+
+const checkSetup = `
+CREATE TABLE plain (id int PRIMARY KEY, v varchar(10), n int);
+INSERT INTO plain SELECT g, 'v', g FROM generate_series(1, 10) g;
+CREATE TABLE ref (id int PRIMARY KEY, p int);
+CREATE TABLE part (id int, g int, v text, PRIMARY KEY (g, id)) PARTITION BY RANGE (g);
+CREATE TABLE part_1 PARTITION OF part FOR VALUES FROM (0) TO (10);
+CREATE TABLE part_2 PARTITION OF part FOR VALUES FROM (10) TO (20);
+INSERT INTO part SELECT g, g, 'v' FROM generate_series(1, 19) g;`
+
+var checkCases = []struct {
+	name, sql string
+	want      []string // rule and what, with SQL where carried
+}{
+	{"nothing", `SELECT 1`, nil},
+	{"maintenance", `VACUUM FULL public.plain; CLUSTER public.plain USING plain_pkey; REINDEX TABLE public.plain; ANALYZE public.plain; VACUUM FULL pg_attribute`, nil},
+	{"set unlogged and logged", `ALTER TABLE public.plain SET UNLOGGED; ALTER TABLE public.plain SET LOGGED`, nil},
+	{"statistics and storage", `ALTER TABLE public.plain ALTER v SET STATISTICS 500; ALTER TABLE public.plain ALTER v SET STORAGE EXTERNAL`, nil},
+	{"grants and comments", `GRANT SELECT ON public.plain TO other_reader; GRANT SELECT (v) ON public.plain TO other_reader; COMMENT ON COLUMN public.plain.v IS 'x'`, nil},
+	{"indexes and foreign keys", `CREATE INDEX ON public.plain (v); CREATE UNIQUE INDEX ON public.plain (n); ALTER TABLE public.ref ADD FOREIGN KEY (p) REFERENCES public.plain`, nil},
+	{"application triggers", `CREATE TRIGGER mine BEFORE UPDATE ON public.plain FOR EACH ROW EXECUTE FUNCTION suppress_redundant_updates_trigger()`, nil},
+	{"key rebuilt", `REINDEX TABLE CONCURRENTLY public.plain`, nil},
+	{"truncate", `TRUNCATE public.plain; TRUNCATE public.part`, nil},
+	{"column added", `ALTER TABLE public.plain ADD COLUMN w text COLLATE "C" DEFAULT 'a b'`, []string{`carry column_added: ALTER TABLE "public"."plain" ADD COLUMN "w" text COLLATE pg_catalog."C" DEFAULT 'a b'::text`}},
+	{"volatile column added", `ALTER TABLE public.plain ADD COLUMN w float8 DEFAULT random()`, []string{`carry column_added: ALTER TABLE "public"."plain" ADD COLUMN "w" double precision DEFAULT random()`, "recopy rewritten"}},
+	{"varchar widened", `ALTER TABLE public.plain ALTER v TYPE varchar(50)`, []string{`carry column_type: ALTER TABLE "public"."plain" ALTER COLUMN "v" TYPE character varying(50)`}},
+	{"type changed by rewrite", `ALTER TABLE public.plain ALTER n TYPE bigint USING n + 1`, []string{`carry column_type: ALTER TABLE "public"."plain" ALTER COLUMN "n" TYPE bigint`, "recopy rewritten"}},
+	{"same type by rewrite", `ALTER TABLE public.plain ALTER n TYPE int USING n + 1`, []string{"recopy rewritten"}},
+	{"null and default", `ALTER TABLE public.plain ALTER v SET DEFAULT 'd'; ALTER TABLE public.plain ALTER v SET NOT NULL`, []string{`carry column_null: ALTER TABLE "public"."plain" ALTER COLUMN "v" SET NOT NULL`,
+		`carry column_default: ALTER TABLE "public"."plain" ALTER COLUMN "v" SET DEFAULT 'd'::character varying`}},
+	{"column dropped", `ALTER TABLE public.plain DROP COLUMN v`, []string{"stop column_dropped"}},
+	{"column renamed", `ALTER TABLE public.plain RENAME v TO w`, []string{"stop column_renamed"}},
+	{"key type", `ALTER TABLE public.plain ALTER id TYPE bigint`, []string{"stop column_type", "recopy rewritten"}},
+	{"key dropped", `ALTER TABLE public.plain DROP CONSTRAINT plain_pkey`, []string{"stop key_changed"}},
+	{"table renamed", `ALTER TABLE public.plain RENAME TO plane`, []string{"stop renamed"}},
+	{"table dropped", `DROP TABLE public.plain`, []string{"stop dropped"}},
+	{"table replaced", `CREATE TABLE public.new (LIKE public.plain INCLUDING ALL); DROP TABLE public.plain; ALTER TABLE public.new RENAME TO plain`, []string{"stop dropped"}},
+	{"writes behind disabled triggers", `BEGIN; ALTER TABLE public.plain DISABLE TRIGGER USER; UPDATE public.plain SET v = 'hidden'; ALTER TABLE public.plain ENABLE ALWAYS TRIGGER pgrunbook_capture_upd; COMMIT`, []string{"recopy tampered"}},
+	{"ENABLE TRIGGER ALL", `ALTER TABLE public.plain ENABLE TRIGGER ALL`, []string{"recopy tampered"}},
+	{"trigger dropped", `DROP TRIGGER pgrunbook_capture_del ON public.plain`, []string{"recopy tampered"}},
+	{"partition made", `CREATE TABLE public.part_3 PARTITION OF public.part FOR VALUES FROM (20) TO (30)`, []string{`carry partition_added: CREATE TABLE "public"."part_3" PARTITION OF "public"."part" FOR VALUES FROM (20) TO (30)`}},
+	{"partitioned partition made", `CREATE TABLE public.part_3 PARTITION OF public.part FOR VALUES FROM (20) TO (30) PARTITION BY LIST (id); CREATE TABLE public.part_3d PARTITION OF public.part_3 DEFAULT`,
+		[]string{`carry partition_added: CREATE TABLE "public"."part_3" PARTITION OF "public"."part" FOR VALUES FROM (20) TO (30) PARTITION BY LIST (id)`, `carry partition_added: CREATE TABLE "public"."part_3d" PARTITION OF "public"."part_3" DEFAULT`}},
+	{"partition detached and attached", `ALTER TABLE public.part DETACH PARTITION public.part_1; ALTER TABLE public.part ATTACH PARTITION public.part_1 FOR VALUES FROM (0) TO (10)`, []string{"recopy partition_moved"}},
+	{"partition dropped", `DROP TABLE public.part_1`, []string{"recopy partition_removed"}},
+	{"inherited", `CREATE TABLE public.kid () INHERITS (public.plain)`, []string{"stop inheritance"}},
+	{"attached elsewhere (14)", `CREATE TABLE public.tree (id int NOT NULL, v varchar(10), n int) PARTITION BY LIST (n); ALTER TABLE public.tree ATTACH PARTITION public.plain DEFAULT`, []string{"stop inheritance"}},
+}
+
+func describe(changes []Change) []string {
+	var list []string
+	for _, c := range changes {
+		s := string(c.Rule) + " " + string(c.What)
+		if c.Rule == Carry {
+			s += ": " + c.SQL
+		}
+		list = append(list, s)
+	}
+	return list
+}
+
+func TestCheckNamesWhatFiresNoTrigger(t *testing.T) {
+	for _, major := range []int{12, 15, 18} {
+		d := newDB(t, major, checkSetup)
+		su := d.connect(d.url)
+		_ = d.try(su, "CREATE ROLE other_reader") // there already in a cluster that another test uses
+		for _, c := range checkCases {
+			if major < 14 && strings.HasSuffix(c.name, "(14)") {
+				continue // older servers refuse to attach a table with transition tables
+			}
+			d.run(su, "DROP SCHEMA IF EXISTS pgrunbook CASCADE; DROP SCHEMA public CASCADE; CREATE SCHEMA public; "+checkSetup)
+			tables := []scope.Table{d.table(1, "plain", scope.Statement, scope.ByKey), d.table(2, "part", scope.Row, scope.ByKey)}
+			d.install(tables...)
+			if quiet, err := Check(d.ctx, d.ours, testRun, tables); err != nil || len(quiet) > 0 {
+				t.Fatalf("%d: before %s: %v, %v", major, c.name, describe(quiet), err)
+			}
+			for _, s := range split(c.sql) {
+				d.run(su, s)
+			}
+			changes, err := Check(d.ctx, d.ours, testRun, tables)
+			if err != nil {
+				t.Fatalf("%d: %s: %v", major, c.name, err)
+			}
+			if diff := cmp.Diff(c.want, describe(changes)); diff != "" {
+				t.Errorf("%d: %s (-want +got):\n%s", major, c.name, diff)
+			}
+			if len(c.want) == 0 { // recorded as seen: no details next time
+				if ids, err := differing(d.ctx, d.ours, []int32{1, 2}); err != nil || len(ids) > 0 {
+					t.Errorf("%d: %s: sums of %v still differ, %v", major, c.name, ids, err)
+				}
+			}
+			if (Err(changes) != nil) != slices.ContainsFunc(c.want, func(s string) bool { return strings.HasPrefix(s, "stop") }) {
+				t.Errorf("%d: %s: Err says %v", major, c.name, Err(changes))
+			}
+		}
+	}
+}
+
+func TestAcceptTakesWhatWasSeenAndNoMore(t *testing.T) {
+	d := newDB(t, 15, `CREATE TABLE plain (id int PRIMARY KEY, v text); INSERT INTO plain VALUES (1, 'a'), (2, 'b')`)
+	table := d.table(1, "plain", scope.Statement, scope.ByKey)
+	d.install(table)
+	d.run(d.ours, "ALTER TABLE public.plain ADD COLUMN w int")
+	seen, err := Check(d.ctx, d.ours, testRun, []scope.Table{table})
+	if err != nil || len(seen) != 1 {
+		t.Fatalf("Check says %v, %v", seen, err)
+	}
+	d.run(d.ours, "ALTER TABLE public.plain ADD COLUMN x int")
+	if err := Accept(d.ctx, d.ours, table, seen...); err == nil || !strings.Contains(err.Error(), "changed again") {
+		t.Fatalf("Accept of a table that changed further says %v", err)
+	}
+	seen, err = Check(d.ctx, d.ours, testRun, []scope.Table{table})
+	if err != nil || len(seen) != 2 {
+		t.Fatalf("Check says %v, %v", describe(seen), err)
+	}
+	d.run(d.ours, "ALTER TABLE public.plain ENABLE TRIGGER ALL")
+	if err := InstallOn(d.ctx, d.ours, testRun, table, nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := Accept(d.ctx, d.ours, table, seen...); err != nil {
+		t.Fatal(err)
+	}
+	if seen, err = Check(d.ctx, d.ours, testRun, []scope.Table{table}); err != nil || len(seen) > 0 {
+		t.Errorf("after Accept: %v, %v", describe(seen), err)
+	}
+}
+
+func TestCheckRefusesAnOldSnapshot(t *testing.T) {
+	d := newDB(t, 15, `CREATE TABLE plain (id int PRIMARY KEY)`)
+	table := d.table(1, "plain", scope.Statement, scope.ByKey)
+	d.install(table)
+	tx, err := d.ours.BeginTx(d.ctx, pgx.TxOptions{IsoLevel: pgx.RepeatableRead})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = tx.Rollback(d.ctx) }()
+	if _, err := Check(d.ctx, d.ours, testRun, []scope.Table{table}); err == nil || !strings.Contains(err.Error(), "past") {
+		t.Errorf("Check in REPEATABLE READ says %v", err)
+	}
+}
+
+func TestFileNodesSeeThePresent(t *testing.T) {
+	d := newDB(t, 15, checkSetup)
+	table := d.table(1, "part", scope.Statement, scope.ByKey)
+	before, err := FileNodes(d.ctx, d.ours, table)
+	if err != nil || len(before) != 2 {
+		t.Fatalf("file nodes %v, %v", before, err)
+	}
+	tx, err := d.ours.BeginTx(d.ctx, pgx.TxOptions{IsoLevel: pgx.RepeatableRead})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = tx.Rollback(d.ctx) }()
+	if _, err := tx.Exec(d.ctx, "SELECT 1"); err != nil {
+		t.Fatal(err)
+	}
+	d.run(d.connect(d.url), "ALTER TABLE part_1 SET UNLOGGED")
+	after, err := FileNodes(d.ctx, d.ours, table)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if after[`"public"."part_1"`] == before[`"public"."part_1"`] || after[`"public"."part_2"`] != before[`"public"."part_2"`] {
+		t.Errorf("file nodes %v, then %v after a rewrite of part_1", before, after)
+	}
+}
+
+func TestNewPartitionIsCarriedWithItsRows(t *testing.T) {
+	for _, mode := range modes() {
+		d := newDB(t, 15, checkSetup)
+		table := d.table(1, "part", mode, scope.ByKey)
+		d.install(table)
+		d.run(d.ours, `CREATE TABLE public.part_3 (id int NOT NULL, g int NOT NULL, v text, PRIMARY KEY (g, id));
+INSERT INTO public.part_3 VALUES (1, 20, 'before'), (2, 21, 'before');
+ALTER TABLE public.part ATTACH PARTITION public.part_3 FOR VALUES FROM (20) TO (30)`)
+		d.run(d.ours, "INSERT INTO public.part_3 VALUES (3, 22, 'between')")
+		seen, err := Check(d.ctx, d.ours, testRun, []scope.Table{table})
+		if err != nil || len(seen) != 1 || seen[0].What != PartitionAdded {
+			t.Fatalf("%s: %v, %v", mode, describe(seen), err)
+		}
+		if err := InstallOn(d.ctx, d.ours, testRun, table, nil); err != nil {
+			t.Fatal(err)
+		}
+		if err := Accept(d.ctx, d.ours, table, seen...); err != nil {
+			t.Fatal(err)
+		}
+		d.run(d.ours, "INSERT INTO public.part_3 VALUES (4, 23, 'after')")
+		if keys, _ := d.logged(table); strings.Join(keys, " ") != "20|1 21|2 22|3 23|4" {
+			t.Errorf("%s: keys %v are logged", mode, keys)
+		}
+		if seen, err = Check(d.ctx, d.ours, testRun, []scope.Table{table}); err != nil || len(seen) > 0 {
+			t.Errorf("%s: after Accept: %v, %v", mode, describe(seen), err)
+		}
+	}
+}
+
+func TestSumsAreCheapForManyTables(t *testing.T) {
+	d := newDB(t, 15, `DO $$ BEGIN FOR i IN 1..200 LOOP EXECUTE format('CREATE TABLE t%s (id int PRIMARY KEY, v text)', i); END LOOP; END $$`)
+	var tables []scope.Table
+	first := d.table(1, "t1", scope.Statement, scope.ByKey)
+	for i := range 200 {
+		table := first
+		table.ID, table.Name.Name = int32(i+1), fmt.Sprintf("t%d", i+1)
+		tables = append(tables, table)
+	}
+	d.install(tables...)
+	d.run(d.ours, "ALTER TABLE public.t77 ADD COLUMN w int; CREATE INDEX ON public.t78 (v)")
+	changes, err := Check(d.ctx, d.ours, testRun, tables)
+	if err != nil || len(changes) != 1 || changes[0].Table.Name != "t77" {
+		t.Errorf("Check says %v, %v", describe(changes), err)
+	}
+}
