@@ -96,6 +96,17 @@ func bounds(t scope.Table, lo lower, hi *string) ([]string, error) {
 }
 
 // writeChunk goes to the root: a leaf may not exist under the same name and bounds on the target.
-func writeChunk(t scope.Table, bin bool) string {
-	return fmt.Sprintf("COPY %s (%s) FROM STDIN%s", tableName(t), strings.Join(columns(t), ", "), binary(bin))
+func writeChunk(t scope.Table, into string, bin bool) string {
+	return fmt.Sprintf("COPY %s (%s) FROM STDIN%s", into, strings.Join(columns(t), ", "), binary(bin))
+}
+
+// Statement shows how a table is copied, for plans.
+func Statement(t scope.Table) string {
+	cols := strings.Join(columns(t), ", ")
+	from := relation(t)
+	where := ""
+	if t.Identity == scope.AppendOnly {
+		where = fmt.Sprintf(" WHERE NOT EXISTS (SELECT FROM pgrunbook.image_%d e WHERE e.xmin = t.xmin)", t.ID)
+	}
+	return fmt.Sprintf("COPY (SELECT %s FROM %s AS t%s) TO STDOUT; on the target: COPY %s (%s) FROM STDIN", cols, from, where, tableName(t), cols)
 }

@@ -71,7 +71,7 @@ func (l *Loader) lazily(ctx context.Context, n int, copied <-chan struct{}) erro
 		case <-time.After(pollControl):
 		}
 	}
-	w := &worker{l: l, n: n}
+	w := &worker{l: l, n: n, careful: map[int32]bool{}}
 	return w.run(ctx, copied)
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -37,6 +38,8 @@ type worker struct {
 	from   *pgx.Conn
 	to     *pgx.Conn
 	binary map[int32]bool
+	// careful tables have keys or unique constraints on the target while they are loaded.
+	careful map[int32]bool
 }
 
 func (w *worker) close() {
@@ -140,9 +143,13 @@ func (w *worker) once(ctx context.Context) (took bool, err error) {
 		return false, fmt.Errorf("%s has chunks left but is %s", tableName(t), state.State)
 	}
 	err = w.chunk(ctx, tx, t, it, state)
-	if errors.Is(err, errRewritten) {
+	switch {
+	case errors.Is(err, errRewritten):
 		w.rollback(tx)
 		return true, w.l.startOver(ctx, t, state.Generation)
+	case (pg.SQLState(err) == "23505" || pg.SQLState(err) == "23P01") && keyed(t) && !w.careful[t.ID]:
+		w.careful[t.ID] = true // the chunk is free again
+		return true, nil
 	}
 	return err == nil, err
 }
@@ -176,7 +183,13 @@ func (w *worker) chunk(ctx context.Context, tx pgx.Tx, t scope.Table, it journal
 	}
 	var flown int64
 	defer func() { w.l.report.flying(t, -flown) }()
-	got, err := pg.Pipe(ctx, w.from, w.to, read, writeChunk(t, bin), func(ctx context.Context, n int) error {
+	write := writeChunk(t, tableName(t), bin)
+	if w.careful[t.ID] {
+		if write, err = w.stage(ctx, t, bin); err != nil {
+			return err
+		}
+	}
+	got, err := pg.Pipe(ctx, w.from, w.to, read, write, func(ctx context.Context, n int) error {
 		flown += int64(n)
 		w.l.report.flying(t, int64(n))
 		return w.l.gate.take(ctx, n)
@@ -189,6 +202,11 @@ func (w *worker) chunk(ctx context.Context, tx pgx.Tx, t scope.Table, it journal
 	}
 	if err := w.settle(ctx); err != nil {
 		return err
+	}
+	if w.careful[t.ID] {
+		if err := w.insertStaged(ctx, t); err != nil {
+			return err
+		}
 	}
 	if snapshot != "" {
 		if err := w.remember(ctx, tx, t, snapshot); err != nil {
@@ -206,6 +224,28 @@ func (w *worker) chunk(ctx context.Context, tx pgx.Tx, t scope.Table, it journal
 	select {
 	case w.l.kick <- struct{}{}:
 	default:
+	}
+	return nil
+}
+
+// stage makes a temporary table for chunks of a table that has its keys already.
+func (w *worker) stage(ctx context.Context, t scope.Table, bin bool) (write string, err error) {
+	name := fmt.Sprintf("pg_temp.load_%d", t.ID)
+	_, err = w.to.Exec(ctx, fmt.Sprintf("CREATE TEMPORARY TABLE IF NOT EXISTS load_%d ON COMMIT DELETE ROWS AS SELECT %s FROM ONLY %s WITH NO DATA",
+		t.ID, strings.Join(columns(t), ", "), tableName(t)))
+	if err != nil {
+		return "", fmt.Errorf("making a stage for %s: %w", tableName(t), err)
+	}
+	return writeChunk(t, name, bin), nil
+}
+
+// insertStaged leaves out rows that clash with what is there. Two rows clash only if the later one
+// changed after the earlier one was read; then its key is in the delta and passes put it right.
+func (w *worker) insertStaged(ctx context.Context, t scope.Table) error {
+	cols := strings.Join(columns(t), ", ")
+	_, err := w.to.Exec(ctx, fmt.Sprintf("INSERT INTO %s (%s) OVERRIDING SYSTEM VALUE SELECT %s FROM pg_temp.load_%d ON CONFLICT DO NOTHING", tableName(t), cols, cols, t.ID))
+	if err != nil {
+		return fmt.Errorf("inserting a chunk of %s: %w", tableName(t), err)
 	}
 	return nil
 }

@@ -1,0 +1,169 @@
+package steps
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pgrunbook/pgrunbook/engine"
+	"github.com/pgrunbook/pgrunbook/steps/internal/capture"
+	"github.com/pgrunbook/pgrunbook/steps/internal/pass"
+	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
+)
+
+const (
+	lagToReach  = time.Second
+	recopiesMax = 20 // of tables that keep being rewritten under our hands
+)
+
+// catchUpStep works off what was captured during the copy and follows until the target is within
+// a second of the source.
+type catchUpStep struct{ env *Env }
+
+func newCatchUp(env *Env) engine.Step { return &catchUpStep{env: env} }
+
+func (s *catchUpStep) ID() engine.StepID   { return "catch_up" }
+func (s *catchUpStep) Phase() engine.Phase { return engine.PhaseCatchUp }
+
+// Fingerprint is fixed: nothing of the runbook decides what a pass does.
+func (s *catchUpStep) Fingerprint() string { return "catch_up" }
+
+// Plan says how a backlog is worked off.
+func (s *catchUpStep) Plan(context.Context) (engine.StepPlan, error) {
+	p := engine.StepPlan{
+		ID: s.ID(), Phase: s.Phase(),
+		Title: "apply what was written meanwhile, until the target is less than a second behind",
+		Why:   "afterwards each pass is small, and so is the last one, inside the freeze",
+		Actions: []engine.Action{
+			{On: engine.Source, SQL: "BEGIN ISOLATION LEVEL REPEATABLE READ; LOCK TABLE ... IN ACCESS SHARE MODE; COPY (SELECT changed keys LEFT JOIN the table) TO STDOUT; DELETE FROM pgrunbook.delta_...", Why: "read the changed rows as they are now, and forget their keys"},
+			{On: engine.Target, SQL: "DELETE keys without a row; INSERT ... ON CONFLICT DO UPDATE", Why: "apply them, with the position of the pass, in one transaction"},
+		},
+		Hazards: []engine.Hazard{{Kind: engine.HazardLoad, Text: "each pass reads the changed rows on the source by their key and makes one small durable commit there"}},
+	}
+	for _, t := range s.env.Scope.Tables {
+		if t.Data == scope.Live && t.Identity == scope.FullRow {
+			p.Hazards = append(p.Hazards, engine.Hazard{Kind: engine.HazardLoad, Object: t.Schema + "." + t.Name.Name,
+				Text: "a table without a key: each pass with deleted or updated rows reads the whole table on the target"})
+		}
+	}
+	return p, nil
+}
+
+// recopy says that tables must be loaded again: something happened that leaves no keys.
+type recopy struct {
+	tables  []scope.Table
+	changes []capture.Change
+}
+
+func (r *recopy) Error() string {
+	return fmt.Sprintf("%s: the table is loaded again", r.changes[0].Text)
+}
+
+// Apply drains and follows. Tables that were rewritten or swapped are loaded again in between.
+func (s *catchUpStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Checkpoint) error {
+	ctx, limits, err := watchLimits(ctx, s.env, cp)
+	if err != nil {
+		return err
+	}
+	defer limits.close()
+	for range recopiesMax {
+		err := s.drain(ctx, limits, cp)
+		var again *recopy
+		if !errors.As(err, &again) {
+			if ctx.Err() != nil && err != nil {
+				return context.Cause(ctx)
+			}
+			return err
+		}
+		if err := s.recopy(ctx, limits, cp, again); err != nil {
+			return err
+		}
+	}
+	return &engine.Error{Op: "catching up", Err: fmt.Errorf("tables had to be loaded again %d times", recopiesMax),
+		Hint: "Find out what rewrites tables on the source or swaps partitions, and stop it for the time of the run."}
+}
+
+func (s *catchUpStep) drain(ctx context.Context, limits *limits, cp engine.Checkpoint) error {
+	passer := pass.New(pass.Config{
+		From: s.env.Source, To: s.env.Target, Run: s.env.Run, Tables: s.env.Scope.Tables, Log: s.env.Log, Emit: cp.Emit,
+		Fence: s.env.fence(s.env.Target), Check: s.check,
+	})
+	defer func() { _ = passer.Close(context.WithoutCancel(ctx)) }()
+	res, err := passer.Drain(ctx, pass.DrainOptions{
+		Workers: s.env.Runbook.Copy.Workers, Until: lagToReach,
+		Control: func() (int, bool) { c := limits.control(); return c.Workers, c.Paused },
+	})
+	if err != nil {
+		return err
+	}
+	cp.Emit(engine.Event{Kind: engine.EventLag, Lag: res.Took, Rows: res.Rows, Message: fmt.Sprintf("the target follows, %s behind", res.Took.Round(time.Millisecond))})
+	return nil
+}
+
+// check names what fires no trigger. Compatible changes are carried here; what needs a new load
+// comes back as *recopy.
+func (s *catchUpStep) check(ctx context.Context, conn *pgx.Conn) error {
+	changes, err := capture.Check(ctx, conn, s.env.Run, s.env.Scope.Tables)
+	if err != nil {
+		return err
+	}
+	if err := capture.Err(changes); err != nil {
+		return err
+	}
+	again := &recopy{}
+	for _, c := range changes {
+		if c.Rule != capture.Recopy {
+			continue
+		}
+		again.changes = append(again.changes, c)
+		for _, t := range s.env.Scope.Tables {
+			if t.ID == c.ID {
+				again.tables = append(again.tables, t)
+			}
+		}
+	}
+	if len(again.tables) > 0 {
+		return again
+	}
+	return checkCatalog(ctx, s.env, conn)
+}
+
+// recopy loads tables once more. The fingerprint is accepted before the rows are read.
+func (s *catchUpStep) recopy(ctx context.Context, limits *limits, cp engine.Checkpoint, again *recopy) error {
+	sides, err := openSides(ctx, s.env, "recopy")
+	if err != nil {
+		return err
+	}
+	defer sides.close(context.WithoutCancel(ctx))
+	loader, err := (&copyStep{env: s.env}).loader(ctx, limits, cp)
+	if err != nil {
+		return err
+	}
+	done := map[int32]bool{}
+	for _, t := range again.tables {
+		if done[t.ID] {
+			continue
+		}
+		done[t.ID] = true
+		cp.Emit(engine.Event{Kind: engine.EventNote, Level: "warn", Object: t.Schema + "." + t.Name.Name, Message: again.Error()})
+		if err := capture.InstallOn(ctx, sides.source, s.env.Run, t, nil); err != nil {
+			return err
+		}
+		if err := loader.StartOver(ctx, t); err != nil {
+			return err
+		}
+		var seen []capture.Change
+		for _, c := range again.changes {
+			if c.ID == t.ID {
+				seen = append(seen, c)
+			}
+		}
+		if err := capture.Accept(ctx, sides.source, t, seen...); err != nil {
+			return err
+		}
+	}
+	return loader.Run(ctx)
+}

@@ -1,0 +1,215 @@
+package steps
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pgrunbook/pgrunbook/engine"
+	"github.com/pgrunbook/pgrunbook/internal/pg"
+	"github.com/pgrunbook/pgrunbook/steps/internal/capture"
+	"github.com/pgrunbook/pgrunbook/steps/internal/dump"
+	"github.com/pgrunbook/pgrunbook/steps/internal/load"
+	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
+)
+
+// copyStep loads every live table: chunks, scrub, key, plain indexes, statistics. Afterwards
+// passes can follow all of them.
+type copyStep struct{ env *Env }
+
+func newCopy(env *Env) engine.Step { return &copyStep{env: env} }
+
+func (s *copyStep) ID() engine.StepID   { return "copy" }
+func (s *copyStep) Phase() engine.Phase { return engine.PhaseCopy }
+
+// Fingerprint covers how each table is loaded. Workers and chunk sizes may change in mid-run.
+func (s *copyStep) Fingerprint() string {
+	methods := map[string]string{}
+	if s.env.Scope != nil {
+		for _, t := range s.env.Scope.Tables {
+			methods[t.Schema+"."+t.Name.Name] = string(t.Method) + " " + string(t.Data) + " " + string(t.Identity)
+		}
+	}
+	b, err := json.Marshal(methods)
+	if err != nil {
+		panic(fmt.Sprintf("methods are not JSON: %v", err)) // a map of strings: cannot happen
+	}
+	return fmt.Sprintf("copy/%x", sha256.Sum256(b))
+}
+
+// externalApproval is what a person says when the tables of method external are loaded.
+const externalApproval = "external-copy"
+
+// Apply loads what is not loaded. The journal knows which chunks are.
+func (s *copyStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Checkpoint) error {
+	ctx, limits, err := watchLimits(ctx, s.env, cp)
+	if err != nil {
+		return err
+	}
+	defer limits.close()
+	loader, err := s.loader(ctx, limits, cp)
+	if err != nil {
+		return err
+	}
+	if err := loader.Run(ctx); err != nil {
+		if cause := context.Cause(ctx); cause != nil && ctx.Err() != nil {
+			return cause
+		}
+		return err
+	}
+	return nil
+}
+
+// loader puts a load together from the runbook, the journal and the source's definitions.
+func (s *copyStep) loader(ctx context.Context, limits *limits, cp engine.Checkpoint) (*load.Loader, error) {
+	conn, err := s.env.Source.Connect(ctx, pg.Use{Name: "copy", ReadOnly: true})
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
+	objects, err := dump.PostData(ctx, conn, s.env.Scope)
+	if err != nil {
+		return nil, err
+	}
+	progress := &copyProgress{cp: cp, tables: map[int32]load.Progress{}, began: time.Now()}
+	for _, t := range s.env.Scope.Tables {
+		if t.Data == scope.Live {
+			progress.all += t.Bytes
+		}
+	}
+	return load.New(load.Config{
+		From: s.env.Source, To: s.env.Target, Run: s.env.Run, Journal: s.env.Journal, Step: s.ID(), Tables: s.env.Scope.Tables,
+		Builder: &dump.Builder{Target: s.env.Target, Objects: objects},
+		Control: limits.control, Bulk: s.bulk(cp), Loaded: s.loaded, Check: s.check,
+		Progress: progress.table, Emit: cp.Emit, Log: s.env.Log,
+	}), nil
+}
+
+// NewWorker is a load that only takes chunks of the copy step that another process runs.
+func NewWorker(env *Env, cp engine.Checkpoint) func(ctx context.Context) error {
+	s := &copyStep{env: env}
+	return func(ctx context.Context) error {
+		ctx, limits, err := watchLimits(ctx, env, cp)
+		if err != nil {
+			return err
+		}
+		defer limits.close()
+		loader, err := s.loader(ctx, limits, cp)
+		if err != nil {
+			return err
+		}
+		return loader.Work(ctx)
+	}
+}
+
+// check compares a table's fingerprint when its last chunk is done. What a re-copy mends starts
+// the table over; what can be carried is carried by the passes.
+func (s *copyStep) check(ctx context.Context, conn *pgx.Conn, t scope.Table) (again bool, err error) {
+	if t.Capture == scope.NoCapture {
+		return false, nil
+	}
+	changes, err := capture.Check(ctx, conn, s.env.Run, []scope.Table{t})
+	if err != nil {
+		return false, err
+	}
+	if err := capture.Err(changes); err != nil {
+		return false, err
+	}
+	var recopy []capture.Change
+	for _, c := range changes {
+		if c.Rule == capture.Recopy {
+			recopy = append(recopy, c)
+		}
+	}
+	if len(recopy) == 0 {
+		return false, nil
+	}
+	if err := capture.InstallOn(ctx, conn, s.env.Run, t, nil); err != nil {
+		return false, err
+	}
+	return true, capture.Accept(ctx, conn, t, changes...)
+}
+
+// loaded asks whether the tables of method external are there.
+func (s *copyStep) loaded(ctx context.Context, tables []scope.Table) error {
+	_, found, err := s.env.Journal.Approval(ctx, externalApproval, s.env.Journal.Digest)
+	if err != nil || found {
+		return err
+	}
+	names := make([]string, len(tables))
+	for i, t := range tables {
+		names[i] = t.Schema + "." + t.Name.Name
+	}
+	return &engine.Error{
+		Class: engine.ClassApproval, Op: "waiting for somebody else's load of", Object: joinSome(names), Err: errors.New("nobody has said that it is done"),
+		Hint: fmt.Sprintf("Load these tables now, from a snapshot that is taken after this message. Then: pgrunbook approve %s --by WHO, and run the same command again.", externalApproval),
+	}
+}
+
+// bulk loads whole tables with pg_dump and pg_restore.
+func (s *copyStep) bulk(cp engine.Checkpoint) func(ctx context.Context, tables []scope.Table) error {
+	return func(ctx context.Context, tables []scope.Table) error {
+		tools, err := dump.Find(ctx, s.env.Plan.Source.Major, s.env.Plan.Target.Major)
+		if err != nil {
+			return err
+		}
+		o := dump.DataOptions{Tables: tables, Jobs: s.env.Runbook.Copy.Workers, Mark: s.env.Run.Mark, ReplicaRole: s.env.Runbook.Target.ReplicaRoleFunction == ""}
+		cp.Emit(engine.Event{Kind: engine.EventNote, Message: fmt.Sprintf("pg_dump reads %d tables in one snapshot", len(tables))})
+		data, err := dump.DumpData(ctx, tools, s.env.Source, o)
+		if err != nil {
+			return err
+		}
+		cp.Emit(engine.Event{Kind: engine.EventNote, Message: fmt.Sprintf("pg_restore writes %d tables", len(tables))})
+		return errors.Join(data.Restore(ctx, s.env.Target, o), data.Close())
+	}
+}
+
+// copyProgress adds tables up for the step's own line.
+type copyProgress struct {
+	cp    engine.Checkpoint
+	began time.Time
+	all   int64 // bytes, estimated
+
+	mu     sync.Mutex
+	tables map[int32]load.Progress
+	first  int64 // bytes that were there when this process began
+	told   time.Time
+}
+
+func (p *copyProgress) table(t load.Progress) {
+	p.cp.Emit(engine.Event{
+		Kind: engine.EventTable, Object: t.Table.Schema + "." + t.Table.Name.Name, Reason: string(t.Stage),
+		Message: fmt.Sprintf("%s.%s: %s", t.Table.Schema, t.Table.Name.Name, t.Stage),
+		Rows:    t.Rows, RowsAll: max(t.Table.Rows, t.Rows), Bytes: t.Bytes, BytesAll: t.Size,
+	})
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if _, seen := p.tables[t.Table.ID]; !seen && time.Since(p.began) < time.Second {
+		p.first += t.Bytes
+	}
+	p.tables[t.Table.ID] = t
+	if time.Since(p.told) < time.Second {
+		return
+	}
+	p.told = time.Now()
+	var e engine.Event
+	for _, t := range p.tables {
+		e.Rows += t.Rows
+		e.Bytes += t.Bytes
+	}
+	e.Kind, e.BytesAll, e.Elapsed = engine.EventProgress, max(p.all, e.Bytes), time.Since(p.began)
+	if s := e.Elapsed.Seconds(); s > 1 {
+		e.Rate = float64(e.Bytes-p.first) / s
+	}
+	if e.Rate > 0 {
+		e.ETA = time.Duration(float64(e.BytesAll-e.Bytes) / e.Rate * float64(time.Second))
+	}
+	e.Message = fmt.Sprintf("%d rows copied", e.Rows)
+	p.cp.Emit(e)
+}
