@@ -251,6 +251,12 @@ func Fence(ctx context.Context, tx pgx.Tx, runID string, epoch int64) error {
 	return nil
 }
 
+// Fenced checks, on the journal's own session, that this runner still holds the run: for work on
+// the source, whose transactions cannot lock the epoch.
+func (r *Run) Fenced(ctx context.Context) error {
+	return r.fenced(ctx, func(pgx.Tx) error { return nil })
+}
+
 // end ends the run in a state. Nothing can be written for it afterwards but Drop's removal.
 func (r *Run) end(ctx context.Context, state RunState) error {
 	err := r.write(ctx, func(tx pgx.Tx) error {

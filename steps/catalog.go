@@ -1,0 +1,40 @@
+package steps
+
+import (
+	"context"
+	"errors"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pgrunbook/pgrunbook/engine"
+	"github.com/pgrunbook/pgrunbook/internal/pg"
+	"github.com/pgrunbook/pgrunbook/steps/internal/capture"
+	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
+)
+
+// captured gives the tables whose changes triggers record.
+func captured(env *Env) []scope.Table {
+	var list []scope.Table
+	for _, t := range env.Scope.Tables {
+		if t.Data == scope.Live && t.Capture != scope.NoCapture {
+			list = append(list, t)
+		}
+	}
+	return list
+}
+
+// checkCatalog stops where a captured table is no longer what it was when its triggers were made.
+// What changes no row and no shape is not reported.
+func checkCatalog(ctx context.Context, env *Env, conn *pgx.Conn) error {
+	changes, err := capture.Check(ctx, conn, env.Run, captured(env))
+	if err != nil || len(changes) == 0 {
+		return err
+	}
+	if err := capture.Err(changes); err != nil {
+		return err
+	}
+	c := changes[0]
+	return &engine.Error{
+		Class: engine.ClassFailed, Op: "following", Object: pg.Name(c.Table.Schema, c.Table.Name), Err: errors.New(c.Text), Hint: c.Hint,
+	}
+}

@@ -1,0 +1,336 @@
+package steps
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pgrunbook/pgrunbook/engine"
+	"github.com/pgrunbook/pgrunbook/internal/pg"
+	"github.com/pgrunbook/pgrunbook/steps/internal/capture"
+	"github.com/pgrunbook/pgrunbook/steps/internal/freeze"
+	"github.com/pgrunbook/pgrunbook/steps/internal/gate"
+	"github.com/pgrunbook/pgrunbook/steps/internal/pass"
+)
+
+// freezeStep changes the write owner: passes until little is left, then attempts at the freeze
+// within the budget, then what follows a flip.
+type freezeStep struct {
+	env     *Env
+	id      engine.StepID
+	phase   engine.Phase
+	from    engine.Side
+	repoint []freeze.SwitchStep
+}
+
+func newFreeze(env *Env, switchSteps []freeze.SwitchStep) engine.Step {
+	return &freezeStep{env: env, id: "freeze", phase: engine.PhaseCutover, from: engine.Source, repoint: switchSteps}
+}
+
+func (s *freezeStep) ID() engine.StepID   { return s.id }
+func (s *freezeStep) Phase() engine.Phase { return s.phase }
+
+// Fingerprint covers what must not change once the freeze has begun: nothing of the budget, which
+// may be tuned between attempts.
+func (s *freezeStep) Fingerprint() string { return "freeze/1" }
+
+// Plan lists the freeze in the order of the protocol.
+func (s *freezeStep) Plan(context.Context) (engine.StepPlan, error) {
+	c, to := s.env.Runbook.Cutover, s.from.Other()
+	p := engine.StepPlan{
+		ID: s.ID(), Phase: s.Phase(),
+		Title: fmt.Sprintf("hold writes for at most %s, carry the last changes over, let them go on the %s", c.MaxWriteBlock, to),
+		Why:   fmt.Sprintf("one side takes writes at every instant, and the %s has every row before it is the one", to),
+		Hazards: []engine.Hazard{{
+			Kind: engine.HazardBlock,
+			Text: fmt.Sprintf("writes wait for at most %s per attempt (%d attempts); queued writers without a pooler get one error, SQLSTATE %s, at the flip", c.MaxWriteBlock, c.Attempts, c.ClosedError),
+		}},
+	}
+	add := func(on engine.Side, sql, why string) {
+		p.Actions = append(p.Actions, engine.Action{On: on, SQL: sql, Why: why})
+	}
+	add(s.from, "BEGIN; SET LOCAL idle_in_transaction_session_timeout = '1s', lock_timeout = '250ms', statement_timeout = '1s'; ALTER SEQUENCE pgrunbook.gate_flag RESTART 1; SELECT pg_advisory_xact_lock(K)", "the hold: ended by the server itself within a second when we die")
+	add(s.from, "SELECT ... FROM pg_locks", "proof that no older writer is left")
+	add(to, fmt.Sprintf("the final exact pass, tables reloaded at the freeze, ALTER SEQUENCE ... RESTART for %d sequences", len(s.env.Scope.Sequences)), fmt.Sprintf("the %s equals the %s", to, s.from))
+	for _, sw := range s.repoint {
+		add(engine.Runner, sw.Name, "repoint, while writes are held on both sides")
+	}
+	add(s.from, "COMMIT", fmt.Sprintf("the flip: the %s is closed", s.from))
+	add(to, "COMMIT", fmt.Sprintf("the %s is open", to))
+	if c.ReadOnly {
+		add(s.from, "ALTER DATABASE ... SET default_transaction_read_only = on", "moves clients that look for a writable server")
+	}
+	if c.EndSessions {
+		add(s.from, "SELECT pg_terminate_backend(...) for the application's sessions", "pools must not keep the old side")
+	}
+	return p, nil
+}
+
+// Apply may be called again after any death: it looks at both gates first.
+func (s *freezeStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Checkpoint) error {
+	f, err := s.build(ctx, cp)
+	if err != nil {
+		return err
+	}
+	defer f.close(ctx)
+	opened, err := f.settle(ctx)
+	if err != nil {
+		return err
+	}
+	if !opened {
+		if err := f.attempts(ctx); err != nil {
+			return err
+		}
+	}
+	return f.after(ctx)
+}
+
+// flipper is one run of the step.
+type flipper struct {
+	*freeze.Freeze
+	env    *Env
+	cp     engine.Checkpoint
+	from   engine.Side
+	to     engine.Side
+	passer *pass.Passer
+	looks  *sideConns
+	reload *reloader
+	cert   *freeze.Certificate
+}
+
+func (s *freezeStep) build(ctx context.Context, cp engine.Checkpoint) (_ *flipper, err error) {
+	env, from, to := s.env, s.env.Server(s.from), s.env.Server(s.from.Other())
+	f := &flipper{env: env, cp: cp, from: s.from, to: s.from.Other(), passer: newPasser(env, from, to, cp)}
+	defer func() {
+		if err != nil {
+			f.close(ctx)
+		}
+	}()
+	if f.looks, err = openSides(ctx, env, "freeze"); err != nil {
+		return nil, err
+	}
+	if f.reload, err = newReloader(ctx, env, from, to); err != nil {
+		return nil, err
+	}
+	atOpen, err := f.statementsAtOpen(ctx)
+	if err != nil {
+		return nil, err
+	}
+	f.Freeze = &freeze.Freeze{
+		From: from, To: to, Run: env.Run, Budget: env.Runbook.Cutover.MaxWriteBlock,
+		Tables: env.Scope.Tables, Switch: s.repoint,
+		Prepare:   f.prepare,
+		Sequences: f.sequences,
+		Pending:   f.pending,
+		Check:     f.check,
+		Decide:    func(ctx context.Context) error { return env.Journal.DecideFlip(ctx, env.Run.Epoch, f.from, f.to) },
+		AtOpen: func(ctx context.Context, exec freeze.ExecFunc) error {
+			for _, sql := range atOpen {
+				if err := exec(ctx, sql); err != nil {
+					return fmt.Errorf("%s: %w", sql, err)
+				}
+			}
+			return nil
+		},
+		Compare: func(context.Context) (string, error) {
+			return fmt.Sprintf("row counts of both ends of every COPY, %d tables reloaded; contents by the live verification", len(f.reload.tables)), nil
+		},
+		Mark: func(name, message string) {
+			cp.Emit(engine.Event{Kind: engine.EventFreeze, Mark: name, Message: message})
+		},
+	}
+	return f, nil
+}
+
+func (f *flipper) close(ctx context.Context) {
+	ctx = context.WithoutCancel(ctx)
+	_ = f.passer.Close(ctx)
+	f.looks.close(ctx)
+	f.reload.close(ctx)
+}
+
+// settle ends what an earlier process may have left between the two COMMITs and reports whether
+// the other side takes writes already.
+func (f *flipper) settle(ctx context.Context) (opened bool, err error) {
+	state, err := f.Look(ctx)
+	if err != nil {
+		return false, err
+	}
+	owner, err := f.env.Journal.Owner(ctx)
+	if err != nil {
+		return false, err
+	}
+	unsettled := owner.Flip != nil && owner.Flip.Settled.IsZero() && owner.Flip.To == f.to
+	switch {
+	case !state.FromClosed && state.ToClosed:
+		if owner.Side == f.to {
+			return false, f.ambiguous(fmt.Sprintf("the journal says that the %s takes writes, but its gate is closed and the %s's is open", f.to, f.from))
+		}
+		if unsettled {
+			err = f.env.Journal.SetOwner(ctx, nil, f.from)
+		}
+		return false, err
+	case state.FromClosed && (unsettled || owner.Side == f.to):
+		if opened, err = f.Resolve(ctx); err != nil || !opened {
+			return false, err
+		}
+		return true, f.env.Journal.SetOwner(ctx, nil, f.to)
+	default:
+		return false, f.ambiguous(fmt.Sprintf("%s closed: %v, %s closed: %v, and the journal records no flip that explains it", f.from, state.FromClosed, f.to, state.ToClosed))
+	}
+}
+
+func (f *flipper) ambiguous(text string) error {
+	return &engine.Error{
+		Class: engine.ClassAmbiguous, Op: "finding who may write", Err: errors.New(text),
+		Hint: "Look at both sides: SELECT last_value FROM pgrunbook.gate_flag (0 is open). Close one by hand before anything else: ALTER SEQUENCE pgrunbook.gate_flag RESTART 1.",
+	}
+}
+
+// attempts tries until the flip is done, the attempts are used up, or something is wrong that
+// another attempt will not mend. Passes go on in between.
+func (f *flipper) attempts(ctx context.Context) error {
+	c := f.env.Runbook.Cutover
+	if f.to == engine.Target {
+		if err := refreshMaterialized(ctx, f.looks); err != nil {
+			return err
+		}
+	}
+	var last error
+	for n := 1; n <= c.Attempts; n++ {
+		if err := waitForWindow(ctx, c.Window, f.cp, f.pass); err != nil {
+			return err
+		}
+		predicted, err := f.drain(ctx)
+		if err != nil {
+			return err
+		}
+		if predicted > c.MaxWriteBlock {
+			last = fmt.Errorf("predicted write block of %s is over max_write_block %s", predicted.Round(time.Millisecond), c.MaxWriteBlock)
+		} else {
+			f.note("freeze attempt %d of %d, predicted write block %s", n, c.Attempts, predicted.Round(time.Millisecond))
+			if f.cert, err = f.Attempt(ctx, n); err == nil {
+				return f.flipped(ctx)
+			}
+			if errors.Is(err, freeze.ErrUnknown) {
+				return f.unknown(ctx, err)
+			}
+			if !errors.Is(err, freeze.ErrNotNow) || ctx.Err() != nil {
+				return err
+			}
+			last = err
+		}
+		f.cp.Emit(engine.Event{Kind: engine.EventRetry, Level: "warn", Message: fmt.Sprintf("attempt %d: %v; writes go on at the %s", n, last, f.from), Reason: last.Error(), Blockers: blockerNames(last)})
+		if n < c.Attempts {
+			if err := f.passUntil(ctx, time.Now().Add(c.RetryEvery/2+rand.N(c.RetryEvery/2+1))); err != nil {
+				return err
+			}
+		}
+	}
+	return &engine.Error{
+		Class: engine.ClassNoCutover, Op: "cutting over", Err: last,
+		Hint: fmt.Sprintf("Writes go on at the %s. Run the same command again when what is named above is gone, or raise max_write_block.", f.from),
+	}
+}
+
+func blockerNames(err error) []string {
+	var blocked *freeze.BlockedError
+	if !errors.As(err, &blocked) {
+		return nil
+	}
+	names := make([]string, len(blocked.Blockers))
+	for i, b := range blocked.Blockers {
+		names[i] = b.String()
+	}
+	return names
+}
+
+// flipped records a flip that this process saw.
+func (f *flipper) flipped(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	if err := f.env.Journal.SetOwner(ctx, nil, f.to); err != nil {
+		return err
+	}
+	return f.env.Journal.SaveCertificate(ctx, f.cert)
+}
+
+// unknown looks until the outcome of the flip is known: neither side may be taken for granted.
+func (f *flipper) unknown(ctx context.Context, cause error) error {
+	f.cp.Emit(engine.Event{Kind: engine.EventWaiting, Level: "warn", Message: "looking at both gates: " + cause.Error()})
+	var opened bool
+	err := pg.Retry(context.WithoutCancel(ctx), "finding who may write", func(ctx context.Context) (err error) {
+		opened, err = f.settle(ctx)
+		return err
+	})
+	if err != nil {
+		return &engine.Error{Class: engine.ClassFailed, Op: "finding who may write", Err: errors.Join(cause, err), Hint: "Run the same command again at once: it looks at both gates and ends the flip."}
+	}
+	if !opened {
+		return &engine.Error{Class: engine.ClassNoCutover, Op: "cutting over", Err: cause, Hint: fmt.Sprintf("Writes go on at the %s. Run the same command again.", f.from)}
+	}
+	return nil
+}
+
+func (f *flipper) note(format string, args ...any) {
+	f.cp.Emit(engine.Event{Kind: engine.EventNote, Message: fmt.Sprintf(format, args...)})
+}
+
+// finalPass is the exact pass and the reload of at-freeze tables as one Pass of the freeze.
+type finalPass struct {
+	f    *flipper
+	open *pass.Open
+}
+
+func (f *flipper) prepare(ctx context.Context) (freeze.Pass, error) {
+	if err := gate.Verify(ctx, f.looks.source, f.env.Run, f.env.Scope.Tables); err != nil {
+		return nil, err
+	}
+	if err := gate.Verify(ctx, f.looks.target, f.env.Run, f.env.Scope.Tables); err != nil {
+		return nil, err
+	}
+	if err := f.reload.prepare(ctx); err != nil {
+		return nil, err
+	}
+	open, err := f.passer.Begin(ctx, pass.Options{})
+	if err != nil {
+		return nil, err
+	}
+	return &finalPass{f: f, open: open}, nil
+}
+
+func (p *finalPass) Run(ctx context.Context) (freeze.PassResult, error) {
+	res, err := p.open.Run(ctx, pass.Options{})
+	if err != nil {
+		return freeze.PassResult{}, err
+	}
+	rows, err := p.f.reload.run(ctx)
+	return freeze.PassResult{ID: res.PassID, Rows: res.Rows + res.Deleted + rows}, err
+}
+
+func (p *finalPass) Close(ctx context.Context) {
+	p.open.Close(ctx)
+	p.f.reload.abandon(ctx)
+}
+
+func (f *flipper) pending(ctx context.Context) (int64, error) {
+	return pendingRows(ctx, f.looks.of(f.from))
+}
+
+// pendingRows counts what waits for a pass on a captured side.
+func pendingRows(ctx context.Context, conn *pgx.Conn) (int64, error) {
+	counts, err := capture.Pending(ctx, conn, 0)
+	var n int64
+	for _, c := range counts {
+		n += c.All()
+	}
+	return n, err
+}
+
+func (f *flipper) check(ctx context.Context) error {
+	return checkCatalog(ctx, f.env, f.looks.of(f.from))
+}

@@ -1,0 +1,146 @@
+package steps
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pgrunbook/pgrunbook/engine"
+	"github.com/pgrunbook/pgrunbook/internal/failpoint"
+	"github.com/pgrunbook/pgrunbook/steps/internal/dump"
+)
+
+// endSessionsSQL ends the application's sessions on the old side: their pools would keep
+// connections that read old data, since 25006 is no connection error to them.
+const endSessionsSQL = `
+SELECT pid, pg_terminate_backend(pid)
+  FROM pg_stat_activity
+ WHERE datname = current_database() AND backend_type = 'client backend'
+   AND pid <> pg_backend_pid() AND application_name NOT LIKE 'pgrunbook%'`
+
+// after closes the old side for good and looks once more. Everything here may be repeated; a
+// missing right is reported and does not undo a flip that happened.
+func (f *flipper) after(ctx context.Context) error {
+	failpoint.Hit("freeze.after")
+	c, old := f.env.Runbook.Cutover, f.looks.of(f.from)
+	warn := func(what string, err error) {
+		f.cp.Emit(engine.Event{Kind: engine.EventDiagnosed, Level: "warn", Message: fmt.Sprintf("%s: %v", what, err), Finding: &engine.Finding{
+			Code: "CUT001", Severity: engine.SeverityWarning, Side: f.from, Text: fmt.Sprintf("%s: %v", what, err),
+			Fix: fmt.Sprintf("The %s's gate is closed all the same; do this by hand as its owner.", f.from),
+		}})
+	}
+	if err := f.check(ctx); err != nil {
+		warn(fmt.Sprintf("the %s's catalog changed during the freeze", f.from), err)
+	}
+	var database string
+	if err := old.QueryRow(ctx, "SELECT current_database()").Scan(&database); err != nil {
+		return fmt.Errorf("closing the %s: %w", f.from, err)
+	}
+	if c.ReadOnly {
+		if _, err := old.Exec(ctx, "ALTER DATABASE "+pgx.Identifier{database}.Sanitize()+" SET default_transaction_read_only = on"); err != nil {
+			warn(fmt.Sprintf("setting the %s read-only by default", f.from), err)
+		}
+	}
+	if c.EndSessions {
+		n, err := endSessions(ctx, old)
+		if err != nil {
+			warn(fmt.Sprintf("ending the application's sessions on the %s", f.from), err)
+		}
+		f.note("%d sessions on the %s were ended", n, f.from)
+	}
+	if err := f.lateSequences(ctx); err != nil {
+		warn(fmt.Sprintf("sequences of the %s", f.from), err)
+	}
+	failpoint.Hit("freeze.closed")
+	return nil
+}
+
+func endSessions(ctx context.Context, conn *pgx.Conn) (n int, err error) {
+	rows, err := conn.Query(ctx, endSessionsSQL)
+	if err != nil {
+		return 0, err
+	}
+	var pid int32
+	var done bool
+	_, err = pgx.ForEachRow(rows, []any{&pid, &done}, func() error {
+		if done {
+			n++
+		}
+		return nil
+	})
+	return n, err
+}
+
+// statementsAtOpen run in the transaction that opens the new side. A target's triggers that fire
+// under the replica role get their mode; a source that takes writes again loses the default that
+// kept clients away.
+func (f *flipper) statementsAtOpen(ctx context.Context) ([]string, error) {
+	if f.to == engine.Source {
+		var database string
+		if err := f.looks.source.QueryRow(ctx, "SELECT current_database()").Scan(&database); err != nil {
+			return nil, fmt.Errorf("asking the source for its name: %w", err)
+		}
+		if !f.env.Runbook.Cutover.ReadOnly {
+			return nil, nil
+		}
+		return []string{"ALTER DATABASE " + pgx.Identifier{database}.Sanitize() + " RESET default_transaction_read_only"}, nil
+	}
+	objects, err := dump.PostData(ctx, f.looks.source, f.env.Scope)
+	if err != nil {
+		return nil, err
+	}
+	var list []string
+	for _, o := range objects {
+		if o.NotCarried == "" {
+			list = append(list, o.AtFlip...)
+		}
+	}
+	return list, nil
+}
+
+const populatedSQL = `
+SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+ WHERE c.relkind = 'm' AND c.relispopulated ORDER BY c.oid`
+
+const emptySQL = `
+SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+ WHERE c.relkind = 'm' ORDER BY c.oid`
+
+// refreshMaterialized fills the target's materialized views just before the freeze, so that the
+// application finds none of them empty. Their oids follow their dependencies, since the restore
+// made them in that order.
+func refreshMaterialized(ctx context.Context, sides *sideConns) error {
+	names := func(conn *pgx.Conn, sql string) (list []pgx.Identifier, err error) {
+		rows, err := conn.Query(ctx, sql)
+		if err != nil {
+			return nil, err
+		}
+		return pgx.CollectRows(rows, func(row pgx.CollectableRow) (pgx.Identifier, error) {
+			var schema, name string
+			err := row.Scan(&schema, &name)
+			return pgx.Identifier{schema, name}, err
+		})
+	}
+	populated, err := names(sides.source, populatedSQL)
+	if err != nil {
+		return fmt.Errorf("reading the source's materialized views: %w", err)
+	}
+	want := map[string]bool{}
+	for _, p := range populated {
+		want[p.Sanitize()] = true
+	}
+	there, err := names(sides.target, emptySQL)
+	if err != nil {
+		return fmt.Errorf("reading the target's materialized views: %w", err)
+	}
+	for _, name := range there {
+		if !want[name.Sanitize()] {
+			continue
+		}
+		if _, err := sides.target.Exec(ctx, "REFRESH MATERIALIZED VIEW "+name.Sanitize()); err != nil {
+			return &engine.Error{Op: "refreshing", Object: name.Sanitize(), Err: err, Hint: "Mend it on the target and run the same command again."}
+		}
+	}
+	return nil
+}

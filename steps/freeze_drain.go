@@ -1,0 +1,86 @@
+package steps
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/pgrunbook/pgrunbook/engine"
+	"github.com/pgrunbook/pgrunbook/runbook"
+	"github.com/pgrunbook/pgrunbook/steps/internal/pass"
+)
+
+// overhead is what a freeze takes beside its pass: drain, proof, sequences, two COMMITs.
+const overhead = 50 * time.Millisecond
+
+// smallEnough is the pass that is not worth another one before the freeze.
+const smallEnough = 100 * time.Millisecond
+
+// drain makes passes until they stop getting shorter and predicts the write block from the last.
+func (f *flipper) drain(ctx context.Context) (predicted time.Duration, err error) {
+	best := time.Duration(0)
+	for i := range 30 {
+		start := time.Now()
+		if err := f.pass(ctx); err != nil {
+			return 0, err
+		}
+		took := time.Since(start)
+		if took <= smallEnough || (i >= 3 && took >= best) {
+			return took + f.reload.estimate() + overhead, nil
+		}
+		best = took
+	}
+	return best + f.reload.estimate() + overhead, nil
+}
+
+// pass makes one exact pass with patience for locks and lost connections.
+func (f *flipper) pass(ctx context.Context) error {
+	res, err := f.passer.Exact(ctx, pass.Options{Patience: time.Minute})
+	if err != nil {
+		return fmt.Errorf("pass before the freeze: %w", err)
+	}
+	f.cp.Emit(engine.Event{Kind: engine.EventLag, Lag: res.Took, Rows: res.Rows + res.Deleted, Message: fmt.Sprintf("pass of %d rows in %s", res.Rows+res.Deleted, res.Took.Round(time.Millisecond))})
+	return nil
+}
+
+// passUntil keeps the target near the source until a time.
+func (f *flipper) passUntil(ctx context.Context, until time.Time) error {
+	for time.Now().Before(until) {
+		if err := f.pass(ctx); err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(min(time.Second, time.Until(until))):
+		}
+	}
+	return nil
+}
+
+// waitForWindow waits, with passes going on, until the runbook's window is open.
+func waitForWindow(ctx context.Context, window string, cp engine.Checkpoint, pass func(context.Context) error) error {
+	if window == "" {
+		return nil
+	}
+	w, err := runbook.ParseWindow(window)
+	if err != nil {
+		return err
+	}
+	for said := false; !w.Contains(time.Now()); {
+		next := w.Next(time.Now())
+		if !said {
+			cp.Emit(engine.Event{Kind: engine.EventWaiting, Reason: "window " + window, Message: fmt.Sprintf("waiting for the cutover window %s, which opens at %s", window, next.Format(time.RFC3339))})
+			said = true
+		}
+		if err := pass(ctx); err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(min(5*time.Second, time.Until(next))):
+		}
+	}
+	return nil
+}

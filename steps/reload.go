@@ -1,0 +1,151 @@
+package steps
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pgrunbook/pgrunbook/engine/journal"
+	"github.com/pgrunbook/pgrunbook/internal/pg"
+	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
+)
+
+// reloader carries the tables that are reloaded whole inside the freeze. Its source transaction
+// locks them before the hold and takes its snapshot after it, like the final pass.
+type reloader struct {
+	env      *Env
+	tables   []scope.Table
+	from, to *pgx.Conn
+	bytes    int64
+	rate     float64 // bytes per second of the last reload
+}
+
+// assumedRate is what a reload is expected to carry before one was measured.
+const assumedRate = 20 << 20
+
+func newReloader(ctx context.Context, env *Env, from, to *pg.Server) (*reloader, error) {
+	r := &reloader{env: env, rate: assumedRate}
+	for _, t := range env.Scope.Tables {
+		if t.Data == scope.AtFreeze {
+			r.tables = append(r.tables, t)
+			r.bytes += t.Bytes
+		}
+	}
+	if len(r.tables) == 0 {
+		return r, nil
+	}
+	var err error
+	if r.from, err = from.Connect(ctx, pg.Use{Name: "reload read", Marked: true, LockTimeout: 300 * time.Millisecond}); err != nil {
+		return nil, err
+	}
+	if r.to, err = to.Connect(ctx, pg.Use{Name: "reload write", Marked: true, Replica: true}); err != nil {
+		_ = r.from.Close(ctx)
+		return nil, err
+	}
+	return r, nil
+}
+
+// estimate is how long the reload will take inside the freeze.
+func (r *reloader) estimate() time.Duration {
+	return time.Duration(float64(r.bytes) / r.rate * float64(time.Second))
+}
+
+// prepare locks the tables on the source; no snapshot is taken.
+func (r *reloader) prepare(ctx context.Context) error {
+	if len(r.tables) == 0 {
+		return nil
+	}
+	names := make([]string, len(r.tables))
+	for i, t := range r.tables {
+		names[i] = only(t)
+	}
+	sql := "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; LOCK TABLE " + strings.Join(names, ", ") + " IN ACCESS SHARE MODE"
+	if _, err := r.from.PgConn().Exec(ctx, sql).ReadAll(); err != nil {
+		r.abandon(ctx)
+		return fmt.Errorf("locking the tables that are reloaded at the freeze: %w", err)
+	}
+	return nil
+}
+
+// run replaces the tables' rows on the target in one transaction.
+func (r *reloader) run(ctx context.Context) (rows int64, err error) {
+	if len(r.tables) == 0 {
+		return 0, nil
+	}
+	start := time.Now()
+	tx, err := r.to.Begin(ctx)
+	if err != nil {
+		return 0, fmt.Errorf("reloading: %w", err)
+	}
+	defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }()
+	if err := journal.Fence(ctx, tx, r.env.Run.ID, r.env.Run.Epoch); err != nil {
+		return 0, err
+	}
+	var bytes int64
+	for _, t := range r.tables {
+		name := pg.Name(t.Schema, t.Name.Name)
+		if _, err := tx.Exec(ctx, "DELETE FROM "+only(t)); err != nil {
+			return 0, fmt.Errorf("reloading %s: %w", name, err)
+		}
+		cols := copyColumns(t)
+		read := fmt.Sprintf("COPY (SELECT %s FROM %s) TO STDOUT", cols, only(t))
+		piped, err := pg.Pipe(ctx, r.from, r.to, read, fmt.Sprintf("COPY %s (%s) FROM STDIN", name, cols), nil)
+		if err != nil {
+			return 0, fmt.Errorf("reloading %s: %w", name, err)
+		}
+		rows += piped.Rows
+		bytes += piped.Bytes
+	}
+	if err := tx.Commit(ctx); err != nil {
+		return 0, fmt.Errorf("reloading: %w", err)
+	}
+	if took := time.Since(start).Seconds(); bytes > 1<<20 && took > 0 {
+		r.rate = float64(bytes) / took
+	}
+	return rows, nil
+}
+
+// only names a table so that children of legacy inheritance are left out; a partition root is
+// read and emptied whole.
+func only(t scope.Table) string {
+	name := pg.Name(t.Schema, t.Name.Name)
+	if t.Kind == scope.Partitioned {
+		return name
+	}
+	return "ONLY " + name
+}
+
+// copyColumns lists a table's columns without generated ones, always by name: a dump may order
+// them differently on the target.
+func copyColumns(t scope.Table) string {
+	names := make([]string, 0, len(t.Columns))
+	for _, c := range t.Columns {
+		if !c.Generated {
+			names = append(names, pgx.Identifier{c.Name}.Sanitize())
+		}
+	}
+	return strings.Join(names, ", ")
+}
+
+// abandon ends the source's transaction.
+func (r *reloader) abandon(ctx context.Context) {
+	if r == nil || r.from == nil || r.from.IsClosed() || r.from.PgConn().TxStatus() == 'I' {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+	defer cancel()
+	if _, err := r.from.Exec(ctx, "ROLLBACK"); err != nil {
+		_ = r.from.Close(ctx)
+	}
+}
+
+func (r *reloader) close(ctx context.Context) {
+	if r == nil || r.from == nil {
+		return
+	}
+	_ = r.from.Close(ctx)
+	_ = r.to.Close(ctx)
+}

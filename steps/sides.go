@@ -1,0 +1,50 @@
+package steps
+
+import (
+	"context"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pgrunbook/pgrunbook/engine"
+	"github.com/pgrunbook/pgrunbook/internal/pg"
+)
+
+// sideConns is one plain session a side, for looks and short statements.
+type sideConns struct{ source, target *pgx.Conn }
+
+func openSides(ctx context.Context, env *Env, name string) (*sideConns, error) {
+	source, err := env.Source.Connect(ctx, pg.Use{Name: name, Marked: true, LockTimeout: lockPatience})
+	if err != nil {
+		return nil, err
+	}
+	target, err := env.Target.Connect(ctx, pg.Use{Name: name, Marked: true, LockTimeout: lockPatience})
+	if err != nil {
+		_ = source.Close(ctx)
+		return nil, err
+	}
+	return &sideConns{source: source, target: target}, nil
+}
+
+func (s *sideConns) close(ctx context.Context) {
+	if s == nil {
+		return
+	}
+	_ = s.source.Close(ctx)
+	_ = s.target.Close(ctx)
+}
+
+// of gives one side's session.
+func (s *sideConns) of(side engine.Side) *pgx.Conn {
+	if side == engine.Source {
+		return s.source
+	}
+	return s.target
+}
+
+// Server gives one side.
+func (e *Env) Server(side engine.Side) *pg.Server {
+	if side == engine.Source {
+		return e.Source
+	}
+	return e.Target
+}
