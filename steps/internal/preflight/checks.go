@@ -1,0 +1,85 @@
+package preflight
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"github.com/pgrunbook/pgrunbook/engine"
+)
+
+// Check is one question to both servers.
+type Check struct {
+	Code string // stable; the scope's findings are PRE001 to PRE099
+	Name string
+	Run  func(ctx context.Context, f *Facts) ([]engine.Finding, error)
+}
+
+// Checks lists all of them in the order of the report.
+func Checks() []Check { return slices.Clone(checks) }
+
+var checks = []Check{
+	{"PRE101", "server versions", versions},
+	{"PRE102", "pg_dump", dumpTool},
+	{"PRE103", "two databases", differentDatabases},
+	{"PRE104", "recovery", notInRecovery},
+
+	{"PRE110", "TLS", tlsMode},
+	{"PRE111", "connection string", connectionWarnings},
+	{"PRE112", "pooler", poolers},
+
+	{"PRE120", "source role", sourceRole},
+	{"PRE121", "source rights: database", sourceCreate},
+	{"PRE122", "source rights: tables", sourceTables},
+	{"PRE123", "source rights: sequences", sourceSequences},
+	{"PRE124", "row-level security", rowSecurity},
+
+	{"PRE130", "target role", targetRole},
+	{"PRE131", "target rights: database", targetCreate},
+	{"PRE132", "target rights: replica role", targetReplica},
+	{"PRE133", "target rights: owners", targetOwners},
+
+	{"PRE140", "long transactions", longTransactions},
+	{"PRE141", "prepared transactions", preparedTransactions},
+
+	{"PRE150", "target tables", targetTables},
+	{"PRE151", "encodings", encodings},
+	{"PRE152", "extensions", extensions},
+	{"PRE153", "large objects", largeObjects},
+	{"PRE154", "collations", collations},
+
+	{"PRE160", "publications", publications},
+	{"PRE161", "subscriptions", subscriptions},
+	{"PRE162", "standbys", standbys},
+
+	{"PRE170", "lock table", lockTable},
+	{"PRE171", "disk", disk},
+	{"PRE172", "connections", connections},
+
+	{"PRE180", "application timeouts", timeouts},
+	{"PRE181", "swallowed errors", swallowedErrors},
+	{"PRE182", "event triggers", eventTriggers},
+}
+
+// Run makes every check and gives all findings. Errors name the check that could not look.
+func Run(ctx context.Context, f *Facts) ([]engine.Finding, error) {
+	var out []engine.Finding
+	for _, c := range checks {
+		found, err := c.Run(ctx, f)
+		if err != nil {
+			return nil, fmt.Errorf("checking %s (%s): %w", c.Name, c.Code, err)
+		}
+		for i := range found {
+			found[i].Code = c.Code
+		}
+		out = append(out, found...)
+	}
+	return out, nil
+}
+
+// finding makes one; its code is filled in by Run.
+func finding(s engine.Severity, side engine.Side, object, fix, format string, args ...any) engine.Finding {
+	return engine.Finding{Severity: s, Side: side, Object: object, Fix: fix, Text: fmt.Sprintf(format, args...)}
+}
+
+func one(f engine.Finding) []engine.Finding { return []engine.Finding{f} }

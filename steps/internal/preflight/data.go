@@ -1,0 +1,131 @@
+package preflight
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/pgrunbook/pgrunbook/engine"
+	"github.com/pgrunbook/pgrunbook/internal/pg"
+	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
+)
+
+const existingSQL = `
+SELECT n.nspname || E'\n' || c.relname FROM unnest($1::text[], $2::text[]) AS x (nsp, rel)
+  JOIN pg_namespace n ON n.nspname = x.nsp JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = x.rel ORDER BY 1`
+
+// targetTables: what is to be created must not be there, and what is to be loaded must be empty,
+// unless somebody else loads it. On a target that has our journal the run itself made them.
+func targetTables(ctx context.Context, f *Facts) ([]engine.Finding, error) {
+	var ours bool
+	if err := f.To.conn.QueryRow(ctx, "SELECT to_regclass('pgrunbook.run') IS NOT NULL").Scan(&ours); err != nil || ours {
+		return nil, err
+	}
+	var schemas, names []string
+	loaded := map[string]bool{}
+	for i := range f.Scope.Tables {
+		t := &f.Scope.Tables[i]
+		schemas, names = append(schemas, t.Schema), append(names, t.Name.Name)
+		loaded[t.Schema+"\n"+t.Name.Name] = t.Method == scope.External
+	}
+	there, err := f.To.list(ctx, existingSQL, schemas, names)
+	if err != nil {
+		return nil, err
+	}
+	if f.Runbook.Schema.Mode != "existing" && f.Runbook.Schema.Enabled {
+		return existingTables(there), nil
+	}
+	var full []string
+	for _, key := range there {
+		schema, table, _ := strings.Cut(key, "\n")
+		if loaded[key] {
+			continue
+		}
+		var rows bool
+		err := f.To.conn.QueryRow(ctx, "SELECT EXISTS (SELECT FROM "+pg.Name(schema, table)+")").Scan(&rows)
+		if err != nil {
+			return nil, fmt.Errorf("looking into %s.%s: %w", schema, table, err)
+		}
+		if rows {
+			full = append(full, schema+"."+table)
+		}
+	}
+	if len(full) == 0 {
+		return nil, nil
+	}
+	return one(finding(engine.SeverityError, engine.Target, full[0], `Empty them, or set method = "external" where somebody else loads them.`, "Tables that are to be loaded hold rows: %s.", some(full))), nil
+}
+
+func existingTables(there []string) []engine.Finding {
+	if len(there) == 0 {
+		return nil
+	}
+	for i, key := range there {
+		there[i] = strings.Replace(key, "\n", ".", 1)
+	}
+	return one(finding(engine.SeverityError, engine.Target, there[0], `Drop them, or set mode = "existing" in the schema block to use what is there.`, "Tables in scope exist already: %s.", some(there)))
+}
+
+func encodings(_ context.Context, f *Facts) ([]engine.Finding, error) {
+	from, to := f.From.Encoding, f.To.Encoding
+	switch {
+	case from == to && from != "SQL_ASCII":
+		return nil, nil
+	case from == to:
+		return one(finding(engine.SeverityWarning, engine.Source, "SQL_ASCII", "Nothing, if the target shall be SQL_ASCII too.", "Both databases are SQL_ASCII: bytes are copied as they are.")), nil
+	case from == "SQL_ASCII":
+		return one(finding(engine.SeverityError, engine.Target, to, "Create the target with ENCODING 'SQL_ASCII', or clean the rows first.", "The source is SQL_ASCII and may hold any bytes; the target (%s) refuses those that are not valid.", to)), nil
+	case to != "UTF8":
+		return one(finding(engine.SeverityError, engine.Target, to, "Create the target with ENCODING 'UTF8'.", "The source is %s and the target %s: characters may have no equivalent there.", from, to)), nil
+	}
+	return one(finding(engine.SeverityWarning, engine.Target, to, "Nothing: rows are converted, and columns may need more bytes.", "The source is %s, the target %s: text is converted.", from, to)), nil
+}
+
+func collations(_ context.Context, f *Facts) ([]engine.Finding, error) {
+	if f.From.Collate == f.To.Collate && f.From.CType == f.To.CType {
+		return nil, nil
+	}
+	return one(finding(engine.SeverityWarning, engine.Target, f.To.Collate, fmt.Sprintf("Create the target with LC_COLLATE '%s' LC_CTYPE '%s' if the application relies on the order.", f.From.Collate, f.From.CType),
+		"The databases sort differently: %s and %s on the source, %s and %s on the target.", f.From.Collate, f.From.CType, f.To.Collate, f.To.CType)), nil
+}
+
+// extensions compares what is installed with what the target could install.
+func extensions(ctx context.Context, f *Facts) ([]engine.Finding, error) {
+	have, err := f.From.list(ctx, "SELECT extname || ' ' || extversion FROM pg_extension WHERE extname <> 'plpgsql' ORDER BY 1")
+	if err != nil {
+		return nil, err
+	}
+	available, err := f.To.list(ctx, "SELECT name || ' ' || coalesce(installed_version, default_version) FROM pg_available_extensions")
+	if err != nil {
+		return nil, err
+	}
+	offers := map[string]string{}
+	for _, a := range available {
+		name, version, _ := strings.Cut(a, " ")
+		offers[name] = version
+	}
+	var out []engine.Finding
+	for _, h := range have {
+		name, version, _ := strings.Cut(h, " ")
+		offer, known := offers[name]
+		switch {
+		case !known:
+			out = append(out, finding(engine.SeverityError, engine.Target, name, "Install its package on the target's server, or drop it on the source if nothing uses it.", "The extension %s %s is not available on the target.", name, version))
+		case offer != version:
+			out = append(out, finding(engine.SeverityWarning, engine.Target, name, fmt.Sprintf("Read its release notes; ALTER EXTENSION %s UPDATE on the source may bring them together.", ident(name)), "The extension %s is %s on the source and %s on the target.", name, version, offer))
+		}
+	}
+	return out, nil
+}
+
+func largeObjects(ctx context.Context, f *Facts) ([]engine.Finding, error) {
+	if f.Runbook.Cutover.LargeObjects == "ignore" {
+		return nil, nil
+	}
+	var some bool
+	if err := f.From.conn.QueryRow(ctx, "SELECT EXISTS (SELECT FROM pg_largeobject_metadata)").Scan(&some); err != nil || !some {
+		return nil, err
+	}
+	return one(finding(engine.SeverityError, engine.Source, "", `Move them into bytea columns, or set large_objects = "ignore" in the cutover block and carry them yourself.`,
+		"There are large objects: changes to them fire no trigger, so they cannot be followed.")), nil
+}

@@ -1,0 +1,426 @@
+package preflight
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/url"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pgrunbook/pgrunbook/engine"
+	"github.com/pgrunbook/pgrunbook/internal/pg"
+	"github.com/pgrunbook/pgrunbook/internal/testpg"
+	"github.com/pgrunbook/pgrunbook/runbook"
+	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
+)
+
+func TestMain(m *testing.M) { testpg.Main(m) }
+
+const schema = `CREATE TABLE public.t (id serial PRIMARY KEY, v text); INSERT INTO public.t (v) VALUES ('a');
+CREATE TABLE public.p (id int PRIMARY KEY) PARTITION BY LIST (id); CREATE TABLE public.p_1 PARTITION OF public.p FOR VALUES IN (1);`
+
+// pair is a source with a small schema and an empty target.
+type pair struct {
+	t        *testing.T
+	from, to string // superusers' URLs
+	blocks   string
+}
+
+func newPair(t *testing.T) *pair {
+	t.Helper()
+	from, to := testpg.Pair(t)
+	p := &pair{t: t, from: from, to: to}
+	p.source(schema)
+	return p
+}
+
+func (p *pair) source(statements ...string) { p.exec(p.from, statements...) }
+func (p *pair) target(statements ...string) { p.exec(p.to, statements...) }
+
+func (p *pair) exec(url string, statements ...string) {
+	p.t.Helper()
+	conn := p.open(url)
+	defer func() { _ = conn.Close(context.Background()) }()
+	for _, s := range statements {
+		if _, err := conn.Exec(context.Background(), s); err != nil {
+			p.t.Fatalf("%s: %v", s, err)
+		}
+	}
+}
+
+// open gives a session without our settings, as an application has it.
+func (p *pair) open(url string) *pgx.Conn {
+	p.t.Helper()
+	conf, err := pgx.ParseConfig(url)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	conf.DefaultQueryExecMode = pgx.QueryExecModeSimpleProtocol
+	conn, err := pgx.ConnectConfig(context.Background(), conf)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return conn
+}
+
+func database(t *testing.T, u string) string {
+	t.Helper()
+	parsed, err := url.Parse(u)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.TrimPrefix(parsed.Path, "/")
+}
+
+// facts gathers what a plan would.
+func (p *pair) facts() *Facts {
+	p.t.Helper()
+	ctx := context.Background()
+	rb, diags := runbook.Parse("t.runbook.hcl", []byte("runbook \"t\" {}\n"+p.sides()+p.blocks), runbook.Options{})
+	if diags.HasErrors() {
+		p.t.Fatal(diags)
+	}
+	in := Input{Runbook: rb, Dump: DumpTool{Major: 18, Version: "18.5", Needed: true}}
+	open := func(side, url string) (*pg.Server, *pgx.Conn) {
+		s, err := pg.New(pg.Config{Side: side, URL: url})
+		if err != nil {
+			p.t.Fatal(err)
+		}
+		conn, err := s.Connect(ctx, pg.Use{ReadOnly: true})
+		if err != nil {
+			p.t.Fatal(err)
+		}
+		p.t.Cleanup(func() { _ = conn.Close(context.Background()) })
+		return s, conn
+	}
+	in.Source, in.SourceConn = open("source", p.from)
+	in.Target, in.TargetConn = open("target", p.to)
+	var err error
+	if in.Scope, _, err = scope.Resolve(ctx, scope.Input{Source: in.SourceConn, Runbook: rb}); err != nil {
+		p.t.Fatal(err)
+	}
+	f, err := Gather(ctx, in)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return f
+}
+
+func (p *pair) sides() string {
+	out := ""
+	for _, side := range []string{"source", "target"} {
+		if !strings.Contains(p.blocks, side+" {") {
+			out += side + " { url = \"postgresql://" + side + ".example.com/x\" }\n"
+		}
+	}
+	return out
+}
+
+// found gives the findings that are no info, as "CODE severity side".
+func (p *pair) found() []string {
+	p.t.Helper()
+	findings, err := Run(context.Background(), p.facts())
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	var out []string
+	for _, f := range findings {
+		if f.Text == "" || f.Fix == "" || strings.Contains(f.Text, "%!") || strings.Contains(f.Fix, "%!") {
+			p.t.Errorf("%s has no text or no fix: %+v", f.Code, f)
+		}
+		if f.Severity != engine.SeverityInfo {
+			out = append(out, fmt.Sprintf("%s %s %s", f.Code, f.Severity, f.Side))
+		}
+	}
+	return out
+}
+
+func (p *pair) want(codes ...string) {
+	p.t.Helper()
+	if diff := cmp.Diff(codes, p.found()); diff != "" {
+		p.t.Error(diff)
+	}
+}
+
+func TestNothingToFind(t *testing.T) {
+	newPair(t).want()
+	seen := map[string]bool{}
+	for _, c := range Checks() {
+		if seen[c.Code] || c.Name == "" || c.Code < "PRE100" {
+			t.Errorf("check %s %q", c.Code, c.Name)
+		}
+		seen[c.Code] = true
+	}
+}
+
+func TestServers(t *testing.T) {
+	for name, tt := range map[string]struct {
+		change func(*Facts)
+		want   string
+		run    func(context.Context, *Facts) ([]engine.Finding, error)
+	}{
+		"target older":  {func(f *Facts) { f.To.Identity.Major = 11 }, "older than the source", versions},
+		"too old":       {func(f *Facts) { f.From.Identity.Major = 9 }, "too old", versions},
+		"unknown":       {func(f *Facts) { f.To.Identity.Major = 30 }, "newer than this program", versions},
+		"same database": {func(f *Facts) { f.To.Identity = f.From.Identity }, "same database", differentDatabases},
+		"standby":       {func(f *Facts) { f.From.Identity.InRecovery = true }, "standby", notInRecovery},
+		"old pg_dump":   {func(f *Facts) { f.Dump.Major = 14 }, "refuses to read", dumpTool},
+		"no pg_dump":    {func(f *Facts) { f.Dump.Err = errors.New("none") }, "No usable pg_dump: none", dumpTool},
+		"holed pg_dump": {func(f *Facts) { f.Dump.Warning = "it lacks fixes" }, "it lacks fixes.", dumpTool},
+		"full lock table": {func(f *Facts) {
+			f.From.Settings["max_locks_per_transaction"] = "0"
+			f.To.Settings["max_locks_per_transaction"] = "0"
+		}, "", lockTable},
+		"small lock table": {func(f *Facts) {
+			f.To.Settings["max_locks_per_transaction"], f.To.Settings["max_connections"], f.To.Settings["max_prepared_transactions"] = "1", "10", "0"
+		}, "lock table has 10 slots", lockTable},
+		"few sessions": {func(f *Facts) { f.From.Settings["max_connections"] = "5" }, "0 sessions are free", connections},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newPair(t).facts()
+			tt.change(f)
+			got, err := tt.run(context.Background(), f)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if tt.want == "" && len(got) > 0 || tt.want != "" && (len(got) == 0 || !strings.Contains(got[0].Text, tt.want)) {
+				t.Errorf("found %+v, want %q", got, tt.want)
+			}
+		})
+	}
+}
+
+func TestSameDatabaseForReal(t *testing.T) {
+	p := newPair(t)
+	p.to = p.from
+	if got := p.found(); !slices.Contains(got, "PRE103 error target") {
+		t.Errorf("found %v", got)
+	}
+}
+
+func TestConnection(t *testing.T) {
+	p := newPair(t)
+	server, err := pg.New(pg.Config{Side: "source", URL: "postgresql://db.example.com/x?keepalives=1&sslmode=require"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := p.facts()
+	f.From.server = server
+	for _, run := range []func(context.Context, *Facts) ([]engine.Finding, error){tlsMode, connectionWarnings} {
+		got, err := run(context.Background(), f)
+		if err != nil || len(got) != 1 || got[0].Side != engine.Source {
+			t.Errorf("found %+v, %v", got, err)
+		}
+	}
+}
+
+func TestSourceRights(t *testing.T) {
+	p := newPair(t)
+	role := "mover_" + database(t, p.from)
+	p.blocks = fmt.Sprintf("source {\n  url = \"postgresql://source.example.com/x\"\n  apply_role = %q\n}\n", role)
+	p.want("PRE120 error source")
+	p.source("CREATE ROLE "+role+" LOGIN", "CREATE SCHEMA closed", "CREATE TABLE closed.c (id serial PRIMARY KEY)", "REVOKE ALL ON SCHEMA public FROM public")
+	t.Cleanup(func() { p.source("DROP OWNED BY "+role, "DROP ROLE "+role) })
+	p.source("ALTER TABLE public.t ENABLE ROW LEVEL SECURITY")
+	p.want("PRE121 error source", "PRE122 error source", "PRE122 error source", "PRE122 error source", "PRE122 error source", "PRE122 error source",
+		"PRE123 error source", "PRE123 error source", "PRE124 error source")
+	// Every fix is a statement that mends it.
+	findings, err := Run(context.Background(), p.facts())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range findings {
+		if f.Severity == engine.SeverityError && f.Fix != `GRANT "postgres" TO `+ident(role)+";" {
+			p.source(f.Fix)
+		}
+	}
+	p.want("PRE122 error source")
+	owner := "owner_" + database(t, p.from)
+	p.source("CREATE ROLE "+owner, "ALTER TABLE closed.c OWNER TO "+owner, "ALTER TABLE public.t OWNER TO "+owner, "ALTER TABLE public.p OWNER TO "+owner,
+		"ALTER TABLE public.p_1 OWNER TO "+owner, "GRANT "+owner+" TO "+role)
+	t.Cleanup(func() { p.source("DROP OWNED BY "+owner+" CASCADE", "DROP ROLE "+owner) })
+	p.blocks += "schema { roles = \"skip\" }\n"
+	p.want()
+}
+
+func TestTargetRights(t *testing.T) {
+	p := newPair(t)
+	role, owner := "mover_"+database(t, p.to), "owner_"+database(t, p.from)
+	block := func(more string) string {
+		return fmt.Sprintf("target {\n  url = \"postgresql://target.example.com/x\"\n  apply_role = %q\n%s}\n", role, more)
+	}
+	p.blocks = block("")
+	p.want("PRE130 error target")
+	p.target("CREATE ROLE " + role)
+	t.Cleanup(func() { p.target("DROP OWNED BY "+role, "DROP ROLE "+role) })
+	p.want("PRE131 error target", "PRE132 error target", "PRE133 error target")
+	p.source("CREATE ROLE "+owner, "ALTER TABLE public.t OWNER TO "+owner)
+	t.Cleanup(func() { p.source("DROP OWNED BY "+owner+" CASCADE", "DROP ROLE "+owner) })
+	p.blocks = block("") + "schema { owners = { postgres = " + fmt.Sprintf("%q", role) + " } }\n"
+	p.target(fmt.Sprintf("GRANT CREATE ON DATABASE %s TO %s", ident(database(t, p.to)), role), "GRANT SET ON PARAMETER session_replication_role TO "+role)
+	p.want("PRE133 error target")
+	p.blocks = block("") + "schema {\n  roles  = \"create\"\n  owners = { postgres = " + fmt.Sprintf("%q", role) + " }\n}\n"
+	p.want()
+	p.blocks = block("  replica_role_function = \"public.become\"\n") + "schema { roles = \"skip\" }\n"
+	p.want("PRE132 error target")
+	p.target("CREATE FUNCTION public.become(text) RETURNS void LANGUAGE sql AS ''", "REVOKE ALL ON FUNCTION public.become FROM public")
+	p.want("PRE132 error target")
+	p.target("GRANT EXECUTE ON FUNCTION public.become TO " + role)
+	p.want()
+}
+
+func TestActivity(t *testing.T) {
+	p := newPair(t)
+	gid := "preflight " + database(t, p.from)
+	p.source("BEGIN; INSERT INTO public.t (v) VALUES ('x'); PREPARE TRANSACTION " + pg.Literal(gid))
+	p.want("PRE141 warning source")
+	p.source("ROLLBACK PREPARED " + pg.Literal(gid))
+	f := p.facts()
+	conn := p.open(p.from)
+	t.Cleanup(func() { _ = conn.Close(context.Background()) })
+	if _, err := conn.Exec(context.Background(), "BEGIN"); err != nil {
+		t.Fatal(err)
+	}
+	young, err := longTransactions(context.Background(), f)
+	if err != nil || len(young) > 0 {
+		t.Errorf("a young transaction: %v, %v", young, err)
+	}
+}
+
+// TestLongTransaction waits until a transaction is old enough to be found.
+func TestLongTransaction(t *testing.T) {
+	t.Parallel()
+	p := newPair(t)
+	conn := p.open(p.from)
+	t.Cleanup(func() { _ = conn.Close(context.Background()) })
+	if _, err := conn.Exec(context.Background(), "BEGIN; SELECT 1"); err != nil {
+		t.Fatal(err)
+	}
+	f := p.facts()
+	for {
+		got, err := longTransactions(context.Background(), f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(got) == 1 {
+			if !strings.Contains(got[0].Text, fmt.Sprintf("pid %d", conn.PgConn().PID())) {
+				t.Errorf("text %q", got[0].Text)
+			}
+			return
+		}
+		time.Sleep(time.Second)
+	}
+}
+
+func TestData(t *testing.T) {
+	p := newPair(t)
+	p.target("CREATE TABLE public.t (id int, v text); INSERT INTO public.t VALUES (1, 'x')")
+	p.want("PRE150 error target")
+	p.blocks = "schema { mode = \"existing\" }\n"
+	p.want("PRE150 error target")
+	p.blocks += "table \"public.t\" { method = \"external\" }\n"
+	p.want()
+	p.blocks = "schema { mode = \"existing\" }\n"
+	p.target("TRUNCATE public.t")
+	p.want()
+	p.target("INSERT INTO public.t VALUES (1, 'x'); CREATE SCHEMA pgrunbook; CREATE TABLE pgrunbook.run (id text)")
+	p.want()
+	p.target("DROP TABLE public.t")
+	p.source("SELECT lo_from_bytea(0, 'x')")
+	p.want("PRE153 error source")
+	p.blocks = "cutover { large_objects = \"ignore\" }\n"
+	p.want()
+	p.source("CREATE EXTENSION citext")
+	p.want("PRE152 warning target")
+	f := p.facts()
+	for name, tt := range map[string]struct {
+		from, to string
+		want     engine.Severity
+	}{
+		"same": {"UTF8", "UTF8", ""}, "converted": {"LATIN1", "UTF8", engine.SeverityWarning}, "narrowed": {"UTF8", "LATIN1", engine.SeverityError},
+		"any bytes": {"SQL_ASCII", "UTF8", engine.SeverityError}, "both any": {"SQL_ASCII", "SQL_ASCII", engine.SeverityWarning},
+	} {
+		f.From.Encoding, f.To.Encoding = tt.from, tt.to
+		got, err := encodings(context.Background(), f)
+		if err != nil || len(got) != min(len(tt.want), 1) || len(got) == 1 && got[0].Severity != tt.want {
+			t.Errorf("%s: %+v, %v", name, got, err)
+		}
+	}
+	f.To.Collate = "de_DE"
+	if got, err := collations(context.Background(), f); err != nil || len(got) != 1 {
+		t.Errorf("collations: %v, %v", got, err)
+	}
+}
+
+func TestMissingExtension(t *testing.T) {
+	p := newPair(t)
+	p.source("CREATE EXTENSION citext")
+	f := p.facts()
+	if _, err := f.From.conn.Exec(context.Background(), "SET default_transaction_read_only = off"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.From.conn.Exec(context.Background(), "UPDATE pg_extension SET extname = 'no_such_extension' WHERE extname = 'citext'"); err != nil {
+		t.Fatal(err)
+	}
+	got, err := extensions(context.Background(), f)
+	if err != nil || len(got) != 1 || got[0].Severity != engine.SeverityError || got[0].Object != "no_such_extension" {
+		t.Errorf("found %+v, %v", got, err)
+	}
+}
+
+func TestReplication(t *testing.T) {
+	p := newPair(t)
+	p.source("CREATE PUBLICATION few FOR TABLE public.t")
+	p.want()
+	p.source("CREATE PUBLICATION all_of_it FOR ALL TABLES")
+	p.want("PRE160 error source")
+	p.source("DROP PUBLICATION all_of_it")
+	sub := "s_" + database(t, p.from)
+	p.source("CREATE SUBSCRIPTION " + sub + " CONNECTION 'host=127.0.0.1 port=1' PUBLICATION p WITH (connect = false, slot_name = NONE)")
+	t.Cleanup(func() { p.source("DROP SUBSCRIPTION " + sub) })
+	p.want()
+	p.source("SET session_replication_role = replica; UPDATE pg_subscription SET subenabled = true WHERE subname = '" + sub + "'")
+	p.want("PRE161 warning source")
+	p.source("UPDATE pg_subscription SET subenabled = false WHERE subname = '" + sub + "'")
+	f := p.facts()
+	f.From.Settings["synchronous_standby_names"] = "*"
+	if got, err := standbys(context.Background(), f); err != nil || len(got) != 1 || got[0].Severity != engine.SeverityError {
+		t.Errorf("standbys: %+v, %v", got, err)
+	}
+}
+
+func TestBehaviour(t *testing.T) {
+	p := newPair(t)
+	db := ident(database(t, p.from))
+	p.source("ALTER DATABASE " + db + " SET lock_timeout = '10min'")
+	p.want()
+	p.source("ALTER DATABASE " + db + " SET statement_timeout = '3s'")
+	p.want("PRE180 warning source")
+	p.blocks = "cutover { max_write_block = \"1s\" }\n"
+	p.want()
+	p.source(`CREATE FUNCTION public.careful() RETURNS void LANGUAGE plpgsql AS $$ BEGIN PERFORM 1; EXCEPTION WHEN unique_violation THEN NULL; END $$`)
+	p.want()
+	p.source(`CREATE FUNCTION public.careless() RETURNS void LANGUAGE plpgsql AS $$ BEGIN PERFORM 1; EXCEPTION
+  WHEN unique_violation OR others THEN NULL; END $$`)
+	p.want("PRE181 warning source")
+	p.source("DROP FUNCTION public.careless", "CREATE FUNCTION public.e() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN END'",
+		"CREATE EVENT TRIGGER et_"+database(t, p.from)+" ON ddl_command_end EXECUTE FUNCTION public.e()")
+	p.want("PRE182 warning source")
+}
+
+func TestGuc(t *testing.T) {
+	for text, want := range map[string]time.Duration{"0": 0, "1500": 1500 * time.Millisecond, "2s": 2 * time.Second, "1.5 min": 90 * time.Second, "1h": time.Hour, "10us": 10 * time.Microsecond} {
+		if got, ok := guc(text); !ok || got != want {
+			t.Errorf("%s is %s, %v", text, got, ok)
+		}
+	}
+	if _, ok := guc("soon"); ok {
+		t.Error("soon was read")
+	}
+}

@@ -1,0 +1,56 @@
+package preflight
+
+import (
+	"context"
+	"strings"
+
+	"github.com/pgrunbook/pgrunbook/engine"
+)
+
+// publications: a subscriber of FOR ALL TABLES stops when a change of a table that it lacks arrives.
+func publications(ctx context.Context, f *Facts) ([]engine.Finding, error) {
+	all, err := f.From.list(ctx, "SELECT pubname::text FROM pg_publication WHERE puballtables ORDER BY 1")
+	if err != nil || len(all) == 0 {
+		return nil, err
+	}
+	return one(finding(engine.SeverityError, engine.Source, all[0], "Replace it by a publication that lists its tables (CREATE PUBLICATION ... FOR TABLE ..., ALTER SUBSCRIPTION ... SET PUBLICATION).",
+		"Publications FOR ALL TABLES would publish our tables too, and their subscribers would stop: %s.", some(all))), nil
+}
+
+func subscriptions(ctx context.Context, f *Facts) ([]engine.Finding, error) {
+	var out []engine.Finding
+	for _, s := range []*Side{&f.From, &f.To} {
+		names, err := s.list(ctx, "SELECT subname::text FROM pg_subscription WHERE subdbid = (SELECT oid FROM pg_database WHERE datname = current_database()) AND subenabled ORDER BY 1")
+		if err != nil {
+			return nil, err
+		}
+		if len(names) == 0 {
+			continue
+		}
+		fix := "Before the cutover: ALTER SUBSCRIPTION ... DISABLE, and create it on the target afterwards."
+		text := "Subscriptions write into the source; their tables are captured by row triggers, and the closed gate stops their workers: %s."
+		if s.Name == engine.Target {
+			fix, text = "ALTER SUBSCRIPTION ... DISABLE.", "Subscriptions write into the target, where nobody else may write: %s."
+		}
+		out = append(out, finding(engine.SeverityWarning, s.Name, names[0], fix, text, some(names)))
+	}
+	return out, nil
+}
+
+// standbys lists them, and finds synchronous commits that nobody confirms.
+func standbys(ctx context.Context, f *Facts) ([]engine.Finding, error) {
+	var out []engine.Finding
+	for _, s := range []*Side{&f.From, &f.To} {
+		names, err := s.list(ctx, "SELECT coalesce(nullif(application_name, ''), 'pid ' || pid) || coalesce(' (' || sync_state || ')', '') FROM pg_stat_replication ORDER BY 1")
+		if err != nil {
+			return nil, err
+		}
+		if len(names) > 0 {
+			out = append(out, finding(engine.SeverityInfo, s.Name, "", "Watch their lag while the copy runs.", "Standbys follow it: %s.", some(names)))
+		}
+		if sync := strings.TrimSpace(s.Settings["synchronous_standby_names"]); sync != "" && len(names) == 0 {
+			out = append(out, finding(engine.SeverityError, s.Name, "", "Start the standby, or empty synchronous_standby_names and reload.", "synchronous_standby_names is %q and no standby is connected: every durable commit would wait for ever.", sync))
+		}
+	}
+	return out, nil
+}

@@ -1,0 +1,155 @@
+package preflight
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pgrunbook/pgrunbook/engine"
+)
+
+func roleExists(s *Side) []engine.Finding {
+	if s.RoleKnown {
+		return nil
+	}
+	return one(finding(engine.SeverityError, s.Name, s.Role, fmt.Sprintf("CREATE ROLE %s LOGIN; or correct apply_role.", ident(s.Role)), "The role %s that shall apply does not exist.", s.Role))
+}
+
+func sourceRole(_ context.Context, f *Facts) ([]engine.Finding, error) {
+	return roleExists(&f.From), nil
+}
+
+// canCreate checks for our own schema: in place already, or CREATE on the database.
+func canCreate(ctx context.Context, s *Side) ([]engine.Finding, error) {
+	if !s.RoleKnown || s.Super {
+		return nil, nil
+	}
+	var may bool
+	err := s.conn.QueryRow(ctx, "SELECT has_database_privilege($1::name, current_database(), 'CREATE')", s.Role).Scan(&may)
+	if err != nil || may {
+		return nil, err
+	}
+	return one(finding(engine.SeverityError, s.Name, s.Identity.Database, fmt.Sprintf("GRANT CREATE ON DATABASE %s TO %s;", ident(s.Identity.Database), ident(s.Role)),
+		"The role %s may not create our schema in this database.", s.Role)), nil
+}
+
+func sourceCreate(ctx context.Context, f *Facts) ([]engine.Finding, error) {
+	return canCreate(ctx, &f.From)
+}
+
+// tableRightsSQL asks for what each phase does: CREATE TRIGGER and ENABLE ALWAYS TRIGGER (which
+// only an owner may, https://www.postgresql.org/docs/current/sql-altertable.html), and reading.
+const tableRightsSQL = `
+SELECT n.nspname::text, c.relname::text, pg_get_userbyid(c.relowner)::text,
+       pg_has_role($2::name, c.relowner, 'USAGE'), has_table_privilege($2::name, c.oid, 'SELECT'), has_table_privilege($2::name, c.oid, 'TRIGGER'),
+       has_schema_privilege($2::name, n.oid, 'USAGE')
+  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+ WHERE c.oid = ANY ($1::oid[]) ORDER BY 1, 2`
+
+// rights collects what a role lacks, so that ten thousand tables make a few findings.
+type rights struct {
+	objects map[string][]string // by the statement that mends it
+	order   []string
+}
+
+func (r *rights) lacks(statement, object string) {
+	if r.objects == nil {
+		r.objects = map[string][]string{}
+	}
+	if r.objects[statement] == nil {
+		r.order = append(r.order, statement)
+	}
+	r.objects[statement] = append(r.objects[statement], object)
+}
+
+func (r *rights) findings(side engine.Side, role, what string) []engine.Finding {
+	var out []engine.Finding
+	for _, statement := range r.order {
+		objects := r.objects[statement]
+		out = append(out, finding(engine.SeverityError, side, objects[0], statement, "The role %s lacks %s: %s.", role, what, some(objects)))
+	}
+	return out
+}
+
+// some names up to ten.
+func some(names []string) string {
+	const most = 10
+	if len(names) <= most {
+		return strings.Join(names, ", ")
+	}
+	return fmt.Sprintf("%s and %d more", strings.Join(names[:most], ", "), len(names)-most)
+}
+
+func sourceTables(ctx context.Context, f *Facts) ([]engine.Finding, error) {
+	s := &f.From
+	if !s.RoleKnown || s.Super {
+		return nil, nil
+	}
+	rows, err := s.conn.Query(ctx, tableRightsSQL, f.relations(true), s.Role)
+	if err != nil {
+		return nil, err
+	}
+	var schema, table, owner string
+	var owns, reads, triggers, uses bool
+	var ownership, reading, usage rights
+	_, err = pgx.ForEachRow(rows, []any{&schema, &table, &owner, &owns, &reads, &triggers, &uses}, func() error {
+		name := schema + "." + table
+		if !uses {
+			usage.lacks(fmt.Sprintf("GRANT USAGE ON SCHEMA %s TO %s;", ident(schema), ident(s.Role)), schema)
+		}
+		if !owns || !triggers {
+			ownership.lacks(fmt.Sprintf("GRANT %s TO %s;", ident(owner), ident(s.Role)), name)
+		}
+		if !reads {
+			reading.lacks(fmt.Sprintf("GRANT SELECT ON ALL TABLES IN SCHEMA %s TO %s;", ident(schema), ident(s.Role)), name)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	out := usage.findings(engine.Source, s.Role, "USAGE on a schema")
+	out = append(out, ownership.findings(engine.Source, s.Role, "the owner's right to enable triggers ALWAYS on tables")...)
+	return append(out, reading.findings(engine.Source, s.Role, "SELECT on tables")...), nil
+}
+
+func sourceSequences(ctx context.Context, f *Facts) ([]engine.Finding, error) {
+	s := &f.From
+	if !s.RoleKnown || s.Super {
+		return nil, nil
+	}
+	var oids []uint32
+	for _, q := range f.Scope.Sequences {
+		oids = append(oids, q.OID)
+	}
+	rows, err := s.conn.Query(ctx, `SELECT n.nspname::text, c.relname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+ WHERE c.oid = ANY ($1::oid[]) AND NOT has_sequence_privilege($2::name, c.oid, 'SELECT') ORDER BY 1, 2`, oids, s.Role)
+	if err != nil {
+		return nil, err
+	}
+	var schema, name string
+	var reading rights
+	_, err = pgx.ForEachRow(rows, []any{&schema, &name}, func() error {
+		reading.lacks(fmt.Sprintf("GRANT SELECT ON ALL SEQUENCES IN SCHEMA %s TO %s;", ident(schema), ident(s.Role)), schema+"."+name)
+		return nil
+	})
+	return reading.findings(engine.Source, s.Role, "SELECT on sequences"), err
+}
+
+// rowSecurity: under row_security = off a filtered table is an error, and without it rows would be
+// missing in silence.
+func rowSecurity(ctx context.Context, f *Facts) ([]engine.Finding, error) {
+	s := &f.From
+	if !s.RoleKnown || s.Super || s.BypassRLS {
+		return nil, nil
+	}
+	filtered, err := s.list(ctx, `SELECT n.nspname || '.' || c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+ WHERE c.oid = ANY ($1::oid[]) AND c.relrowsecurity AND (c.relforcerowsecurity OR NOT pg_has_role($2::name, c.relowner, 'USAGE')) ORDER BY 1`, f.relations(true), s.Role)
+	if err != nil || len(filtered) == 0 {
+		return nil, err
+	}
+	return one(finding(engine.SeverityError, engine.Source, filtered[0], fmt.Sprintf("ALTER ROLE %s BYPASSRLS;", ident(s.Role)),
+		"Row-level security would hide rows from %s: %s.", s.Role, some(filtered))), nil
+}

@@ -1,0 +1,102 @@
+package preflight
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/pgrunbook/pgrunbook/engine"
+	"github.com/pgrunbook/pgrunbook/internal/pg"
+)
+
+func targetRole(_ context.Context, f *Facts) ([]engine.Finding, error) { return roleExists(&f.To), nil }
+
+func targetCreate(ctx context.Context, f *Facts) ([]engine.Finding, error) {
+	return canCreate(ctx, &f.To)
+}
+
+// targetReplica: a superuser may set session_replication_role, from 15 on whoever was granted the
+// parameter (https://www.postgresql.org/docs/current/sql-grant.html), else a function must.
+func targetReplica(ctx context.Context, f *Facts) ([]engine.Finding, error) {
+	s := &f.To
+	if !s.RoleKnown {
+		return nil, nil
+	}
+	if name := f.Runbook.Target.ReplicaRoleFunction; name != "" {
+		return replicaFunction(ctx, s, name)
+	}
+	if s.Super {
+		return nil, nil
+	}
+	fix := "Name a function that sets it in replica_role_function (on Amazon RDS: grant rds_superuser), or apply as a superuser."
+	if s.Identity.Major >= 15 {
+		var may bool
+		if err := s.conn.QueryRow(ctx, "SELECT has_parameter_privilege($1::name, 'session_replication_role', 'SET')", s.Role).Scan(&may); err != nil || may {
+			return nil, err
+		}
+		fix = fmt.Sprintf("GRANT SET ON PARAMETER session_replication_role TO %s;", ident(s.Role))
+	}
+	return one(finding(engine.SeverityError, engine.Target, s.Role, fix, "The role %s may not set session_replication_role: triggers and foreign keys would fire for copied rows.", s.Role)), nil
+}
+
+func replicaFunction(ctx context.Context, s *Side, name string) ([]engine.Finding, error) {
+	parts, err := pg.ParseIdentifier(name)
+	if err != nil || len(parts) != 2 {
+		return one(finding(engine.SeverityError, engine.Target, name, `Write "schema.function".`, "replica_role_function is not of the form schema.function.")), nil
+	}
+	var known, may bool
+	err = s.conn.QueryRow(ctx, `SELECT count(*) > 0, coalesce(bool_or(has_function_privilege($3::name, p.oid, 'EXECUTE')), false)
+  FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace WHERE n.nspname = $1 AND p.proname = $2 AND p.pronargs = 1`, parts[0], parts[1], s.Role).Scan(&known, &may)
+	switch {
+	case err != nil:
+		return nil, err
+	case !known:
+		return one(finding(engine.SeverityError, engine.Target, name, "Create it, taking one text argument, or correct replica_role_function.", "The function %s of one argument does not exist.", name)), nil
+	case !may:
+		return one(finding(engine.SeverityError, engine.Target, name, fmt.Sprintf("GRANT EXECUTE ON FUNCTION %s(text) TO %s;", parts.Sanitize(), ident(s.Role)), "The role %s may not call %s.", s.Role, name)), nil
+	}
+	return nil, nil
+}
+
+// targetOwners: objects are created for their owners, and only a member may give a table to a role
+// (https://www.postgresql.org/docs/current/sql-altertable.html).
+func targetOwners(ctx context.Context, f *Facts) ([]engine.Finding, error) {
+	s := &f.To
+	if !s.RoleKnown || f.Runbook.Schema.Mode == "existing" || !f.Runbook.Schema.Enabled || f.Runbook.Schema.Roles == "skip" {
+		return nil, nil
+	}
+	owners, err := f.From.list(ctx, "SELECT DISTINCT pg_get_userbyid(c.relowner)::text FROM pg_class c WHERE c.oid = ANY ($1::oid[]) ORDER BY 1", f.relations(true))
+	if err != nil {
+		return nil, err
+	}
+	var out []engine.Finding
+	seen := map[string]bool{}
+	for _, owner := range owners {
+		if mapped := f.Runbook.Schema.Owners[owner]; mapped != "" {
+			owner = mapped
+		}
+		if seen[owner] {
+			continue
+		}
+		seen[owner] = true
+		found, err := targetOwner(ctx, f, s, owner)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, found...)
+	}
+	return out, nil
+}
+
+func targetOwner(ctx context.Context, f *Facts, s *Side, owner string) ([]engine.Finding, error) {
+	var known, member bool
+	err := s.conn.QueryRow(ctx, "SELECT count(*) > 0, coalesce(bool_or(pg_has_role($2::name, oid, 'MEMBER')), false) FROM pg_roles WHERE rolname = $1", owner, s.Role).Scan(&known, &member)
+	switch {
+	case err != nil:
+		return nil, err
+	case !known && f.Runbook.Schema.Roles == "create", member:
+		return nil, nil
+	case !known:
+		return one(finding(engine.SeverityError, engine.Target, owner, fmt.Sprintf(`CREATE ROLE %s; or map it in owners, or set roles = "create".`, ident(owner)), "The owner %s of tables in scope does not exist on the target.", owner)), nil
+	}
+	return one(finding(engine.SeverityError, engine.Target, owner, fmt.Sprintf("GRANT %s TO %s;", ident(owner), ident(s.Role)), "The role %s is not a member of %s and cannot make it the owner of tables.", s.Role, owner)), nil
+}
