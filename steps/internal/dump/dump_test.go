@@ -120,7 +120,7 @@ func afterRows(t *testing.T, a *Archive, src, dst *pg.Server, sc *scope.Scope, o
 	}
 	b := &Builder{Target: dst, Objects: objects, Parallel: 2}
 	for range 2 { // the second time finds everything there
-		if err := b.EnsureAll(ctx, Pick(objects, Object.isIndex), true); err != nil {
+		if err := b.EnsureAll(ctx, Pick(objects, func(o Object) bool { return o.isIndex() && !o.Late }), true); err != nil {
 			t.Fatal(err)
 		}
 		broken, err := b.EnsureForeignKeys(ctx, Pick(objects, func(o Object) bool { return o.Kind == ForeignKey }))
@@ -132,6 +132,9 @@ func afterRows(t *testing.T, a *Archive, src, dst *pg.Server, sc *scope.Scope, o
 			t.Fatal(err)
 		}
 		if err := a.Restore(ctx, dst, rest, o); err != nil {
+			t.Fatal(err)
+		}
+		if err := b.EnsureAll(ctx, Pick(objects, func(o Object) bool { return o.Late }), false); err != nil {
 			t.Fatal(err)
 		}
 		if err := b.EnsureAll(ctx, Pick(objects, func(o Object) bool { return !o.isIndex() && o.Kind != ForeignKey }), false); err != nil {

@@ -99,7 +99,7 @@ func (r *reader) addIndex(i indexRow) {
 	full := pg.Name(i.schema, i.name)
 	o := Object{
 		Kind: Index, Name: i.name, SQL: []string{i.def}, Tablespace: i.tablespace, Key: r.keys[full], Primary: i.primary,
-		Partition: i.partition, Root: i.relkind == "p",
+		Partition: i.partition, Root: i.relkind == "p", Late: i.relkind == "m",
 	}
 	o.Table.Schema, o.Table.Name = i.schema, i.table
 	if i.unique {

@@ -46,6 +46,7 @@ type Object struct {
 	NotValid   bool     // the source has not validated it
 	Partition  bool     // on a member of a partition tree
 	Root       bool     // on a partitioned relation
+	Late       bool     // on a materialized view, which may itself be made after the rows
 	AtFlip     []string // statements that wait for the flip
 	NotCarried string   // set: why it is not made at all
 	order      int

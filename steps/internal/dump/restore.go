@@ -21,7 +21,6 @@ type RestoreOptions struct {
 	TargetMajor   int
 	NoOwner       bool // neither owners nor grants: the caller sets them (package's SetOwners, SetGrants)
 	NoTablespaces bool
-	Clean         bool // drop each entry first where it exists: a restore that was begun is done again
 	OneTx         bool // all or nothing; not possible where Atomic says so
 }
 
@@ -47,7 +46,7 @@ func (a *Archive) Restore(ctx context.Context, to *pg.Server, entries []Entry, o
 	}
 	for flag, on := range map[string]bool{
 		"--no-owner": o.NoOwner, "--no-privileges": o.NoOwner, "--no-tablespaces": o.NoTablespaces,
-		"--clean": o.Clean, "--if-exists": o.Clean, "--single-transaction": o.OneTx && !tolerant,
+		"--single-transaction": o.OneTx && !tolerant,
 	} {
 		if on {
 			args = append(args, flag)

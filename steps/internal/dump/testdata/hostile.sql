@@ -52,6 +52,7 @@ CREATE UNIQUE INDEX mv1_id ON erp.mv1 (id);
 CREATE MATERIALIZED VIEW erp.mv2 AS SELECT count(*) FROM erp.mv1;
 CREATE MATERIALIZED VIEW erp.mv_empty AS SELECT 1 AS x WITH NO DATA;
 CREATE MATERIALIZED VIEW erp.mv_grouped AS SELECT p.*, count(*) AS how_many FROM erp.parent p GROUP BY p.id;
+CREATE INDEX mv_grouped_n ON erp.mv_grouped (how_many);
 CREATE VIEW erp.plain AS SELECT id FROM erp.parent;
 CREATE TRIGGER t_view INSTEAD OF INSERT ON erp.plain FOR EACH ROW EXECUTE PROCEDURE erp.noop();
 CREATE TABLE tmp.scratch (id int PRIMARY KEY);

@@ -1,0 +1,276 @@
+package steps
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"fmt"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pgrunbook/pgrunbook/engine"
+	"github.com/pgrunbook/pgrunbook/internal/pg"
+	"github.com/pgrunbook/pgrunbook/steps/internal/capture"
+	"github.com/pgrunbook/pgrunbook/steps/internal/dump"
+	"github.com/pgrunbook/pgrunbook/steps/internal/gate"
+)
+
+// schemaStep makes everything on the target that must be there before the rows: roles, settings,
+// tables without keys, indexes, constraints and triggers. Then it gates the tables, closed, so that
+// nobody writes there by mistake.
+type schemaStep struct{ env *Env }
+
+func newSchema(env *Env) engine.Step { return &schemaStep{env: env} }
+
+func (s *schemaStep) ID() engine.StepID   { return "schema" }
+func (s *schemaStep) Phase() engine.Phase { return engine.PhaseSchema }
+
+// Fingerprint covers what decides whose the objects are.
+func (s *schemaStep) Fingerprint() string {
+	c := s.env.Runbook.Schema
+	b, err := json.Marshal([]any{c.Mode, c.Roles, c.Owners, c.Settings})
+	if err != nil {
+		panic(fmt.Sprintf("schema settings are not JSON: %v", err)) // strings and a map of strings: cannot happen
+	}
+	return fmt.Sprintf("schema/%x", sha256.Sum256(b))
+}
+
+func (s *schemaStep) existing() bool { return s.env.Runbook.Schema.Mode == "existing" }
+
+// schemaCursor is the step's progress. Each part is recorded when it is whole.
+type schemaCursor struct {
+	Before   []dump.Made `json:"before"` // what the target held before the restore
+	Begun    bool        `json:"begun"`  // Before is set; the restore may have made something
+	Roles    []string    `json:"roles,omitempty"`
+	Restored bool        `json:"restored"`
+	Owned    bool        `json:"owned"`
+	Settings bool        `json:"settings"`
+	Made     []dump.Made `json:"made,omitempty"` // what the restore made, for abort
+}
+
+// Apply makes what is missing, part by part.
+func (s *schemaStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Checkpoint) error {
+	var c schemaCursor
+	if _, err := cp.Load(ctx, &c); err != nil {
+		return err
+	}
+	sides, err := openSides(ctx, s.env, "schema")
+	if err != nil {
+		return err
+	}
+	defer sides.close(context.WithoutCancel(ctx))
+	if !s.existing() {
+		if err := s.restore(ctx, sides, &c, cp); err != nil {
+			return err
+		}
+	}
+	if err := s.compare(ctx, sides.target); err != nil {
+		return err
+	}
+	return s.close(ctx, sides.target, cp)
+}
+
+// compare refuses a target whose tables are not the source's.
+func (s *schemaStep) compare(ctx context.Context, target *pgx.Conn) error {
+	differences, err := dump.Differences(ctx, target, s.env.Scope, s.existing())
+	if err != nil || len(differences) == 0 {
+		return err
+	}
+	return &engine.Error{
+		Class: engine.ClassPreflight, Op: "comparing the tables of both sides",
+		Err:  fmt.Errorf("%d differences: %s", len(differences), strings.Join(cut(differences, 20), "; ")),
+		Hint: "Make the target's tables like the source's, or let the runbook restore them into an empty database: schema { mode = \"restore\" }.",
+	}
+}
+
+func cut(list []string, n int) []string {
+	if len(list) > n {
+		return append(list[:n:n], fmt.Sprintf("and %d more", len(list)-n))
+	}
+	return list
+}
+
+// close gates the target's tables and closes the gate: from here on only our own sessions write.
+func (s *schemaStep) close(ctx context.Context, target *pgx.Conn, cp engine.Checkpoint) error {
+	if err := capture.Prepare(ctx, target, s.env.Run); err != nil {
+		return err
+	}
+	wait := func(w pg.LockWait) {
+		cp.Emit(engine.Event{Kind: engine.EventWaiting, Message: fmt.Sprintf("waiting to gate a table of the target: %v", w)})
+	}
+	if err := gate.Install(ctx, s.env.Target, s.env.Run, s.env.Scope.Tables, wait); err != nil {
+		return err
+	}
+	return gate.CloseNow(ctx, target, s.env.Run)
+}
+
+// restore makes roles and definitions.
+func (s *schemaStep) restore(ctx context.Context, sides *sideConns, c *schemaCursor, cp engine.Checkpoint) error {
+	roles, err := s.prepareRoles(ctx, sides, c, cp)
+	if err != nil {
+		return err
+	}
+	if !c.Restored || !c.Owned {
+		if err := s.definitions(ctx, sides, c, cp, roles); err != nil {
+			return err
+		}
+	}
+	if c.Settings || !s.env.Runbook.Schema.Settings {
+		return nil
+	}
+	settings, err := dump.Settings(ctx, sides.source)
+	if err != nil {
+		return err
+	}
+	if err := dump.ApplySettings(ctx, sides.target, settings, roles.rename); err != nil {
+		return &engine.Error{Op: "carrying the database's settings", Err: err, Hint: "Let the database's owner apply, or leave them out: schema { settings = false }."}
+	}
+	c.Settings = true
+	return cp.Save(ctx, nil, c)
+}
+
+// definitions dumps and restores. Where a restore was begun and not finished, what it made is dropped
+// first: the cursor says what the target held before.
+func (s *schemaStep) definitions(ctx context.Context, sides *sideConns, c *schemaCursor, cp engine.Checkpoint, roles *roleMap) error {
+	a, o, err := s.archive(ctx, sides, roles)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = a.Close() }()
+	for _, w := range a.Warnings {
+		cp.Emit(engine.Event{Kind: engine.EventNote, Level: "warning", Message: w})
+	}
+	if !c.Restored {
+		if err := s.restorePre(ctx, sides, a, o, c, cp); err != nil {
+			return err
+		}
+	}
+	if roles.mapped {
+		for _, set := range []func(context.Context, *pgx.Conn, *pgx.Conn, []dump.Entry, dump.Renamed) error{dump.SetOwners, dump.SetGrants} {
+			if err := set(ctx, sides.source, sides.target, a.Pre, roles.rename); err != nil {
+				return &engine.Error{Op: "setting owners and rights on the target", Err: err, Hint: "The target's role must be a member of every owner, or map owners with schema { owners = { ... } }."}
+			}
+		}
+		if err := dump.SetDefaultPrivileges(ctx, sides.source, sides.target, roles.rename); err != nil {
+			return err
+		}
+	}
+	c.Owned = true
+	return cp.Save(ctx, nil, c)
+}
+
+func (s *schemaStep) restorePre(ctx context.Context, sides *sideConns, a *dump.Archive, o dump.RestoreOptions, c *schemaCursor, cp engine.Checkpoint) error {
+	again := c.Begun
+	if !again {
+		before, err := s.empty(ctx, sides.target)
+		if err != nil {
+			return err
+		}
+		c.Before, c.Begun = before, true
+		if err := cp.Save(ctx, nil, c); err != nil {
+			return err
+		}
+	}
+	if again {
+		now, err := dump.Objects(ctx, sides.target)
+		if err != nil {
+			return err
+		}
+		if err := dump.DropMade(ctx, sides.target, dump.NewSince(c.Before, now)); err != nil {
+			return err
+		}
+	}
+	cp.Emit(engine.Event{Kind: engine.EventProgress, Message: fmt.Sprintf("restoring %d definitions", len(a.Pre))})
+	if err := a.Restore(ctx, s.env.Target, a.Pre, o); err != nil {
+		return err
+	}
+	now, err := dump.Objects(ctx, sides.target)
+	if err != nil {
+		return err
+	}
+	c.Made, c.Restored = dump.NewSince(c.Before, now), true
+	return cp.Save(ctx, nil, c)
+}
+
+// empty refuses a target that already has a table of the scope, and gives what else it holds.
+func (s *schemaStep) empty(ctx context.Context, target *pgx.Conn) ([]dump.Made, error) {
+	before, err := dump.Objects(ctx, target)
+	if err != nil {
+		return nil, err
+	}
+	have := map[string]bool{}
+	for _, m := range before {
+		have[m.Identity] = true
+	}
+	for _, t := range s.env.Scope.Tables {
+		var there bool
+		if err := target.QueryRow(ctx, "SELECT to_regclass($1) IS NOT NULL", pg.Name(t.Schema, t.Name.Name)).Scan(&there); err != nil {
+			return nil, fmt.Errorf("looking at the target: %w", err)
+		}
+		if there {
+			return nil, &engine.Error{
+				Class: engine.ClassPreflight, Op: "restoring into the target", Object: t.Schema + "." + t.Name.Name,
+				Err:  fmt.Errorf("the target already has this table (%d objects are there)", len(have)),
+				Hint: "Use an empty database, or keep what is there: schema { mode = \"existing\" }.",
+			}
+		}
+	}
+	return before, nil
+}
+
+// archive dumps the source and chooses how it is restored.
+func (s *schemaStep) archive(ctx context.Context, sides *sideConns, roles *roleMap) (*dump.Archive, dump.RestoreOptions, error) {
+	o := dump.RestoreOptions{Mark: s.env.Run.Mark, NoOwner: roles.mapped}
+	sourceMajor, err := pg.Version(ctx, sides.source)
+	if err != nil {
+		return nil, o, err
+	}
+	targetMajor, err := pg.Version(ctx, sides.target)
+	if err != nil {
+		return nil, o, err
+	}
+	o.TargetMajor = targetMajor / 10000
+	tools, err := dump.Find(ctx, sourceMajor/10000, o.TargetMajor)
+	if err != nil {
+		return nil, o, err
+	}
+	a, err := dump.Dump(ctx, tools, s.env.Source, dump.Options{Scope: s.env.Scope, Mark: s.env.Run.Mark})
+	if err != nil {
+		return nil, o, err
+	}
+	if o.OneTx, err = dump.FitsOneTransaction(ctx, sides.target, len(a.Pre)); err == nil {
+		o.NoTablespaces, err = dump.LacksTablespaces(ctx, sides.source, sides.target)
+	}
+	if err != nil {
+		_ = a.Close()
+		return nil, o, err
+	}
+	return a, o, nil
+}
+
+// Undo drops what the restore made, tables with their rows.
+func (s *schemaStep) Undo(ctx context.Context, cp engine.Checkpoint) error {
+	var c schemaCursor
+	found, err := cp.Load(ctx, &c)
+	if err != nil || !found || !c.Begun {
+		return err
+	}
+	conn, err := s.env.Target.Connect(ctx, pg.Use{Name: "schema", Marked: true})
+	if err != nil {
+		return err
+	}
+	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
+	made := c.Made
+	if !c.Restored {
+		now, err := dump.Objects(ctx, conn)
+		if err != nil {
+			return err
+		}
+		made = dump.NewSince(c.Before, now)
+	}
+	if err := dump.DropMade(ctx, conn, made); err != nil {
+		return err
+	}
+	return cp.Save(ctx, nil, schemaCursor{Roles: c.Roles})
+}
