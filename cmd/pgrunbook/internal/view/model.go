@@ -1,0 +1,190 @@
+package view
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/pgrunbook/pgrunbook/engine"
+)
+
+// No time left is shown before this share of the bytes and this time: it would be a guess.
+const (
+	etaShare = 0.01
+	etaAfter = 30 * time.Second
+)
+
+// amount is how far something is.
+type amount struct {
+	rows, rowsAll   int64
+	bytes, bytesAll int64
+	rate            float64 // bytes per second
+	eta             time.Duration
+
+	from      int64 // bytes and time that the rate is measured from
+	fromAt    time.Time
+	stepGiven bool // the event carried a rate
+}
+
+// set takes an event's figures; where it has no rate, one is measured, smoothed over some seconds.
+func (a *amount) set(e engine.Event, now time.Time) {
+	a.rows, a.rowsAll, a.bytesAll = e.Rows, e.RowsAll, e.BytesAll
+	if a.fromAt.IsZero() {
+		a.from, a.fromAt = e.Bytes, now
+	}
+	a.bytes, a.eta = e.Bytes, e.ETA
+	if a.stepGiven = e.Rate > 0; a.stepGiven {
+		a.rate = e.Rate
+		return
+	}
+	if took := now.Sub(a.fromAt); took >= 2*time.Second {
+		rate := float64(a.bytes-a.from) / took.Seconds()
+		if a.rate == 0 {
+			a.rate = rate
+		}
+		a.rate, a.from, a.fromAt = 0.6*a.rate+0.4*rate, a.bytes, now
+	}
+}
+
+// share is how much is done, from 0 to 1; false when that is not known.
+func (a *amount) share() (float64, bool) {
+	switch {
+	case a.bytesAll > 0:
+		return min(1, float64(a.bytes)/float64(a.bytesAll)), true
+	case a.rowsAll > 0:
+		return min(1, float64(a.rows)/float64(a.rowsAll)), true
+	}
+	return 0, false
+}
+
+// left is the time to go, where it can be told.
+func (a *amount) left(elapsed time.Duration) (time.Duration, bool) {
+	share, ok := a.share()
+	if !ok || share < etaShare || share >= 1 || elapsed < etaAfter {
+		return 0, false
+	}
+	if a.eta > 0 {
+		return a.eta, true
+	}
+	if a.rate < 1 || a.bytesAll == 0 {
+		return 0, false
+	}
+	return time.Duration(float64(a.bytesAll-a.bytes) / a.rate * float64(time.Second)), true
+}
+
+// short gives "42%", or the rows where no share is known.
+func (a *amount) short() string {
+	if share, ok := a.share(); ok {
+		return fmt.Sprintf("%d%%", int(share*100))
+	}
+	return countText(a.rows) + " rows"
+}
+
+// text gives "42% · 1.2 GiB of 3.0 GiB · 12.0 k rows · 110 MiB/s · 3m left".
+func (a *amount) text(elapsed time.Duration) string {
+	var parts []string
+	if share, ok := a.share(); ok {
+		parts = append(parts, fmt.Sprintf("%d%%", int(share*100)))
+	}
+	switch {
+	case a.bytesAll > 0:
+		parts = append(parts, bytesText(a.bytes)+" of "+bytesText(a.bytesAll))
+	case a.bytes > 0:
+		parts = append(parts, bytesText(a.bytes))
+	}
+	if a.rows > 0 {
+		parts = append(parts, countText(a.rows)+" rows")
+	}
+	if a.rate >= 1 {
+		parts = append(parts, bytesText(int64(a.rate))+"/s")
+	}
+	if left, ok := a.left(elapsed); ok {
+		parts = append(parts, durationText(left)+" left")
+	}
+	return strings.Join(parts, " · ")
+}
+
+// stepState is the step that runs.
+type stepState struct {
+	id      engine.StepID
+	title   string
+	started time.Time
+	all     amount
+}
+
+// tableState is one table of the step that runs.
+type tableState struct {
+	name    string
+	amount  amount
+	started time.Time
+	touched time.Time
+}
+
+// model is what a live view knows. It holds the tables of the running step only.
+type model struct {
+	run     string
+	step    *stepState
+	tables  map[string]*tableState
+	done    int // tables
+	waiting string
+	lag     string
+}
+
+func (m *model) event(e engine.Event, now time.Time) {
+	if e.Run != "" {
+		m.run = e.Run
+	}
+	if e.Kind != engine.EventWaiting && e.Kind != engine.EventLag {
+		m.waiting = ""
+	}
+	switch e.Kind {
+	case engine.EventStepStarted:
+		*m = model{run: m.run, step: &stepState{id: e.Step, title: e.Message, started: now}, tables: map[string]*tableState{}}
+	case engine.EventStepDone, engine.EventStepFailed, engine.EventRunEnded:
+		*m = model{run: m.run}
+	case engine.EventProgress:
+		if m.step != nil {
+			m.step.all.set(e, now)
+		}
+	case engine.EventTable:
+		m.table(e, now)
+	case engine.EventWaiting:
+		m.waiting = strings.Join(slices.DeleteFunc([]string{e.Message, e.Reason, strings.Join(e.Blockers, "; ")}, func(s string) bool { return s == "" }), ": ")
+	case engine.EventLag:
+		m.lag = e.Message
+	}
+}
+
+func (m *model) table(e engine.Event, now time.Time) {
+	if m.tables == nil || e.Object == "" {
+		return
+	}
+	t := m.tables[e.Object]
+	if t == nil {
+		t = &tableState{name: e.Object, started: now}
+		m.tables[e.Object] = t
+	}
+	t.amount.set(e, now)
+	t.touched = now
+	if share, ok := t.amount.share(); ok && share >= 1 {
+		delete(m.tables, e.Object)
+		m.done++
+	}
+}
+
+// active lists the largest tables that are under way, in the order of their names, so that lines
+// do not jump.
+func (m *model) active(most int) []*tableState {
+	all := make([]*tableState, 0, len(m.tables))
+	for _, t := range m.tables {
+		all = append(all, t)
+	}
+	slices.SortFunc(all, func(a, b *tableState) int {
+		return cmp.Or(cmp.Compare(b.amount.bytesAll, a.amount.bytesAll), cmp.Compare(a.name, b.name))
+	})
+	all = all[:min(most, len(all))]
+	slices.SortFunc(all, func(a, b *tableState) int { return cmp.Compare(a.name, b.name) })
+	return all
+}

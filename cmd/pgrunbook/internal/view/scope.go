@@ -1,0 +1,133 @@
+package view
+
+import (
+	"cmp"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/pgrunbook/pgrunbook/engine"
+)
+
+// planTable is what is shown of a table in the plan's scope.
+type planTable struct {
+	Schema     string `json:"schema"`
+	Name       string `json:"name"`
+	Kind       string `json:"kind"`
+	Method     string `json:"method"`
+	Data       string `json:"data"`
+	Identity   string `json:"identity"`
+	Capture    string `json:"capture"`
+	Rows       int64  `json:"rows"`
+	Bytes      int64  `json:"bytes"`
+	IndexBytes int64  `json:"index_bytes"`
+	Chunk      int64  `json:"chunk"`
+	Why        string `json:"why"`
+	Key        *struct {
+		Primary bool `json:"primary"`
+		Columns []struct {
+			Name string `json:"name"`
+		} `json:"columns"`
+	} `json:"key"`
+	Members []struct {
+		Leaf bool `json:"leaf"`
+	} `json:"members"`
+}
+
+type planScope struct {
+	Tables     []planTable       `json:"tables"`
+	Sequences  []json.RawMessage `json:"sequences"`
+	NotCarried []string          `json:"not_carried"`
+}
+
+// scopeOf decodes the plan's scope; tables come largest first. A plan without one shows none.
+func scopeOf(p *engine.Plan) (planScope, error) {
+	var s planScope
+	if len(p.Scope) == 0 {
+		return s, nil
+	}
+	if err := json.Unmarshal(p.Scope, &s); err != nil {
+		return s, fmt.Errorf("reading the plan's tables: %w", err)
+	}
+	slices.SortStableFunc(s.Tables, func(a, b planTable) int {
+		return cmp.Or(cmp.Compare(b.Bytes, a.Bytes), cmp.Compare(a.label(), b.label()))
+	})
+	return s, nil
+}
+
+// notCarried joins what plan and scope say, without repeats.
+func notCarried(p *engine.Plan, s planScope) []string {
+	var out []string
+	for _, t := range append(slices.Clone(p.NotCarried), s.NotCarried...) {
+		if !slices.Contains(out, t) {
+			out = append(out, t)
+		}
+	}
+	return out
+}
+
+func (t planTable) label() string { return printable(t.Schema + "." + t.Name) }
+
+// how gives the table's way over: the method, or when or that its rows do not move live.
+func (t planTable) how() string {
+	switch t.Data {
+	case "at_freeze":
+		return "in the freeze"
+	case "none":
+		return "no rows"
+	}
+	if leaves := t.leaves(); leaves > 0 {
+		return fmt.Sprintf("%s, %s", t.Method, plural(leaves, "partition"))
+	}
+	return t.Method
+}
+
+func (t planTable) leaves() int {
+	n := 0
+	for _, m := range t.Members {
+		if m.Leaf {
+			n++
+		}
+	}
+	return n
+}
+
+// key gives what identifies the table's rows.
+func (t planTable) keyText() string {
+	if t.Key == nil {
+		switch t.Identity {
+		case "append_only", "full_row":
+			return "none: " + t.Identity
+		}
+		return "none"
+	}
+	names := make([]string, 0, len(t.Key.Columns))
+	for _, c := range t.Key.Columns {
+		names = append(names, c.Name)
+	}
+	text := printable(strings.Join(names, ", "))
+	if !t.Key.Primary {
+		text += " (unique)"
+	}
+	return text
+}
+
+// chunks is the number of pieces of the load.
+func (t planTable) chunks() int64 {
+	if t.Data != "live" && t.Data != "" {
+		return 0
+	}
+	if t.Chunk <= 0 || t.Bytes <= t.Chunk {
+		return 1
+	}
+	return (t.Bytes + t.Chunk - 1) / t.Chunk
+}
+
+// total sums the tables.
+func (s planScope) total() (rows, bytes, chunks int64) {
+	for _, t := range s.Tables {
+		rows, bytes, chunks = rows+t.Rows, bytes+t.Bytes, chunks+t.chunks()
+	}
+	return rows, bytes, chunks
+}

@@ -1,0 +1,141 @@
+package view
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/pgrunbook/pgrunbook/engine"
+)
+
+// Status is a run as it stands, made by the command from the journal and the two gates.
+type Status struct {
+	Writes   string        `json:"writes"` // source, target or unclear: who may write
+	Since    time.Time     `json:"since,omitzero"`
+	Run      string        `json:"run"`
+	Name     string        `json:"name"`
+	State    string        `json:"state"` // active, finished, aborted
+	Started  time.Time     `json:"started,omitzero"`
+	Holder   string        `json:"holder,omitempty"` // "process 12 on host a since ...", empty: nobody
+	Paused   string        `json:"paused,omitempty"` // by whom, empty: not paused
+	Lag      time.Duration `json:"-"`
+	LagKnown bool          `json:"-"`
+	Pending  int64         `json:"pending,omitempty"`
+	Steps    []StatusStep  `json:"steps"`
+	Tables   []StatusTable `json:"tables,omitempty"`
+	Notes    []string      `json:"notes,omitempty"` // approvals that wait, foreign holders of the gate's lock
+	Next     string        `json:"next"`            // what to type
+}
+
+// StatusStep is one step of the plan.
+type StatusStep struct {
+	ID      engine.StepID    `json:"id"`
+	State   engine.StepState `json:"state"`
+	Elapsed time.Duration    `json:"-"`
+	Error   string           `json:"error,omitempty"`
+}
+
+// StatusTable is one table of the step that runs.
+type StatusTable struct {
+	Name     string `json:"name"`
+	State    string `json:"state"` // loading, scrubbed, following
+	Rows     int64  `json:"rows"`
+	Bytes    int64  `json:"bytes"`
+	BytesAll int64  `json:"bytes_all"`
+}
+
+// statusTables is how many tables the short form shows.
+const statusTables = 15
+
+// WriteStatus writes a run's status for people: the first line says who may write, the last what
+// to type.
+func WriteStatus(out io.Writer, s Status, o PlanOptions) error {
+	if o.Width <= 0 {
+		o.Width = defaultWidth
+	}
+	w := &planWriter{o: o, b: budgets[0]}
+	since := ""
+	if !s.Since.IsZero() {
+		since = " since " + s.Since.UTC().Format(time.RFC3339)
+	}
+	if s.Writes == "unclear" {
+		w.line("Who may write is UNCLEAR%s: look at both gates before you do anything.", since)
+	} else {
+		w.line("The %s takes writes%s.", printable(s.Writes), since)
+	}
+	w.line("")
+	w.line("  run      %s of %s, %s, begun %s", printable(s.Run), printable(s.Name), printable(s.State), s.Started.UTC().Format(time.RFC3339))
+	if s.Holder != "" {
+		w.text("  runner   ", s.Holder)
+	} else {
+		w.line("  runner   none")
+	}
+	if s.Paused != "" {
+		w.text("  paused   ", s.Paused)
+	}
+	if s.LagKnown {
+		w.line("  lag      %s, %s rows pending", durationText(s.Lag), countText(s.Pending))
+	}
+	for _, n := range s.Notes {
+		w.text("  note     ", n)
+	}
+	w.line("")
+	for _, st := range s.Steps {
+		took := ""
+		if st.Elapsed > 0 {
+			took = durationText(st.Elapsed)
+		}
+		w.text(fmt.Sprintf("  %-8s %8s  ", st.State, took), strings.TrimSuffix(string(st.ID)+": "+st.Error, ": "))
+	}
+	if len(s.Tables) > 0 {
+		w.line("")
+	}
+	n := w.most(len(s.Tables), statusTables)
+	for _, t := range s.Tables[:n] {
+		a := amount{rows: t.Rows, bytes: t.Bytes, bytesAll: t.BytesAll}
+		w.text(fmt.Sprintf("  %-9s ", printable(t.State)), t.Name+"  "+a.text(0))
+	}
+	if n < len(s.Tables) {
+		w.line("  … and %d more (--verbose)", len(s.Tables)-n)
+	}
+	if s.Next != "" {
+		w.line("")
+		w.line("Next: %s", printable(s.Next))
+	}
+	_, err := io.WriteString(out, strings.Join(w.lines, "\n")+"\n")
+	if err != nil {
+		return fmt.Errorf("writing the status: %w", err)
+	}
+	return nil
+}
+
+// WriteStatusJSON writes a status as one line of JSON, in the envelope of the event stream.
+func WriteStatusJSON(out io.Writer, s Status, now time.Time) error {
+	type step struct {
+		StatusStep
+		Elapsed float64 `json:"elapsed_seconds"`
+	}
+	steps := make([]step, 0, len(s.Steps))
+	for _, st := range s.Steps {
+		steps = append(steps, step{st, seconds(st.Elapsed)})
+	}
+	line := struct {
+		envelope
+		Status
+		Steps []step   `json:"steps"`
+		Lag   *float64 `json:"lag_seconds,omitempty"`
+	}{envelope: (&jsonView{}).head("info", "the "+s.Writes+" takes writes", "status", now), Status: s, Steps: steps}
+	if s.Writes == "unclear" {
+		line.Message = "who may write is unclear"
+	}
+	if s.LagKnown {
+		lag := seconds(s.Lag)
+		line.Lag = &lag
+	}
+	if err := json.NewEncoder(out).Encode(line); err != nil {
+		return fmt.Errorf("writing the status: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,144 @@
+package view
+
+import (
+	"bytes"
+	"fmt"
+	"log/slog"
+	"strings"
+	"time"
+
+	"github.com/pgrunbook/pgrunbook/engine"
+)
+
+// liveTables is how many tables the live block shows.
+const liveTables = 8
+
+// tty keeps a live block below the lines that stay.
+type tty struct {
+	o       Options
+	handler slog.Handler
+	width   func() int
+	color   bool
+	model   model
+	drawn   int // lines of the block on the screen
+	pending bytes.Buffer
+}
+
+func newTTY(o Options, lo LogOptions, width func() int) *tty {
+	t := &tty{o: o, width: width, color: lo.Color}
+	t.handler = o.NewHandler(writerFunc(func(p []byte) { t.pending.Write(p) }), lo)
+	return t
+}
+
+// write puts lines above the block.
+func (t *tty) write(p []byte) {
+	t.pending.Write(p)
+	t.draw(t.o.Now())
+}
+
+func (t *tty) event(e engine.Event, now time.Time) {
+	t.model.event(e, now)
+	switch e.Kind {
+	case engine.EventProgress, engine.EventTable, engine.EventLag:
+		return // the next tick shows it
+	case engine.EventStepSkipped:
+		if !t.o.Verbose {
+			return
+		}
+	case engine.EventStepStarted:
+		t.draw(now) // the block shows it; its line comes when it is done
+		return
+	case engine.EventWaiting:
+		t.draw(now)
+		return
+	}
+	logEvent(t.handler, e)
+	t.draw(now)
+}
+
+func (t *tty) tick(now time.Time) { t.draw(now) }
+
+// draw replaces the block: up and erase, the lines that stay, the block anew (ECMA-48 CUU, ED).
+func (t *tty) draw(now time.Time) {
+	block := t.block(now)
+	if t.pending.Len() == 0 && len(block) == 0 && t.drawn == 0 {
+		return
+	}
+	var b bytes.Buffer
+	if t.drawn > 0 {
+		fmt.Fprintf(&b, "\x1b[%dA\r\x1b[J", t.drawn)
+	}
+	b.Write(t.pending.Bytes())
+	t.pending.Reset()
+	for _, l := range block {
+		b.WriteString(l + "\n")
+	}
+	t.drawn = len(block)
+	_, _ = t.o.Stderr.Write(b.Bytes())
+}
+
+// block is the step that runs: a head line, a bar of all, a bar for each of the largest tables.
+func (t *tty) block(now time.Time) []string {
+	s := t.model.step
+	if s == nil {
+		return nil
+	}
+	width := t.width() - 1 // a full last column would wrap
+	elapsed := now.Sub(s.started)
+	var out []string
+	line := func(text string) { out = append(out, clip(text, width)) }
+	line(t.bold(printable(string(s.id))) + "  " + printable(s.title) + "  " + durationText(elapsed))
+	if _, ok := s.all.share(); ok {
+		line("  " + t.bar(&s.all, 30) + " " + s.all.text(elapsed))
+	} else if text := s.all.text(elapsed); text != "" {
+		line("  " + text)
+	}
+	active := t.model.active(liveTables)
+	wide := 0
+	for _, a := range active {
+		wide = max(wide, len([]rune(printable(a.name))))
+	}
+	wide = min(wide, max(16, width/3))
+	for _, a := range active {
+		line("  " + pad(printable(a.name), wide) + " " + t.bar(&a.amount, 16) + " " + a.amount.text(now.Sub(a.started)))
+	}
+	if more := len(t.model.tables) - len(active); more > 0 || t.model.done > 0 {
+		line(fmt.Sprintf("  %s done, %d more under way", plural(t.model.done, "table"), max(0, more)))
+	}
+	if t.model.lag != "" {
+		line("  " + printable(t.model.lag))
+	}
+	if t.model.waiting != "" {
+		line("  " + t.yellow("waiting: "+printable(t.model.waiting)))
+	}
+	return out
+}
+
+func (t *tty) bar(a *amount, width int) string {
+	share, ok := a.share()
+	if !ok {
+		return strings.Repeat("·", width)
+	}
+	full := int(share * float64(width))
+	return t.green(strings.Repeat("█", full)) + strings.Repeat("░", width-full)
+}
+
+func (t *tty) paint(code, s string) string {
+	if !t.color || s == "" {
+		return s
+	}
+	return "\x1b[" + code + "m" + s + "\x1b[0m"
+}
+
+func (t *tty) bold(s string) string   { return t.paint("1", s) }
+func (t *tty) green(s string) string  { return t.paint("32", s) }
+func (t *tty) yellow(s string) string { return t.paint("33", s) }
+
+func (t *tty) summary(s Summary, now time.Time) {
+	t.model = model{}
+	for _, l := range timingTable(s) {
+		t.pending.WriteString(l + "\n")
+	}
+	closing(t.handler, s, now, func(l string) { t.pending.WriteString(t.bold(l) + "\n") })
+	t.draw(now)
+}

@@ -1,0 +1,509 @@
+package view
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/santhosh-tekuri/jsonschema/v6"
+	"go.uber.org/goleak"
+
+	"github.com/pgrunbook/pgrunbook/engine"
+)
+
+var update = flag.Bool("update", false, "write the golden files anew")
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// golden compares with testdata/name.
+func golden(t *testing.T, name, got string) {
+	t.Helper()
+	path := filepath.Join("testdata", name)
+	if *update {
+		if err := os.WriteFile(path, []byte(got), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(string(want), got); diff != "" {
+		t.Errorf("%s (-want +got):\n%s", name, diff)
+	}
+}
+
+var start = time.Date(2026, 11, 20, 2, 0, 0, 0, time.UTC)
+
+// clock is a time that the test moves.
+type clock struct {
+	mu  sync.Mutex
+	now time.Time
+}
+
+func (c *clock) Now() time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.now
+}
+
+func (c *clock) add(d time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.now = c.now.Add(d)
+}
+
+// stage is a view under test with what it wrote.
+type stage struct {
+	View
+	clock          *clock
+	ticks          chan time.Time
+	stdout, stderr *bytes.Buffer
+}
+
+// tick does what the view's loop does at a tick.
+func (s *stage) tick() { s.View.(*view).tick() }
+
+func newStage(t *testing.T, o Options, terminal bool, env map[string]string) *stage {
+	t.Helper()
+	s := &stage{clock: &clock{now: start}, ticks: make(chan time.Time), stdout: &bytes.Buffer{}, stderr: &bytes.Buffer{}}
+	o.Stdout, o.Stderr, o.Now, o.ticks, o.terminal = s.stdout, s.stderr, s.clock.Now, s.ticks, &terminal
+	o.Getenv = func(k string) string { return env[k] }
+	o.Version = "1.0.0"
+	s.View = New(o)
+	t.Cleanup(func() { _ = s.Close() })
+	return s
+}
+
+// play is a run with every kind of event.
+func play(s *stage) {
+	emit := func(e engine.Event) {
+		e.At = s.clock.Now()
+		s.Emit(e)
+		s.clock.add(1500 * time.Millisecond)
+	}
+	emit(engine.Event{Kind: engine.EventRunStarted, Run: "k3xq9t2b", Message: "run k3xq9t2b of erp"})
+	emit(engine.Event{Kind: engine.EventStepSkipped, Step: "schema", Phase: engine.PhaseSchema, Message: "already done: Create the schema"})
+	emit(engine.Event{Kind: engine.EventStepStarted, Step: "copy", Phase: engine.PhaseCopy, Message: "Load 3 tables"})
+	for i := range int64(4) {
+		emit(engine.Event{Kind: engine.EventProgress, Step: "copy", Phase: engine.PhaseCopy, Rows: i * 1000, RowsAll: 4000, Bytes: i << 20, BytesAll: 4 << 20, Message: "loading"})
+		emit(engine.Event{Kind: engine.EventTable, Step: "copy", Phase: engine.PhaseCopy, Object: "erp.orders", Rows: i * 500, Bytes: i << 19, BytesAll: 2 << 20, Rate: 1 << 20, ETA: 2 * time.Minute, Message: "erp.orders"})
+	}
+	s.clock.add(40 * time.Second)
+	emit(engine.Event{Kind: engine.EventTable, Step: "copy", Object: "erp.evil\x1b[31m\nname", Rows: 1, Bytes: 1, Message: "x"})
+	emit(engine.Event{Kind: engine.EventWaiting, Step: "copy", Message: "waits for a lock", Object: "erp.orders", Reason: "AccessShareLock", Blockers: []string{"pid 12: ALTER TABLE"}})
+	s.tick()
+	emit(engine.Event{Kind: engine.EventRetry, Step: "copy", Message: "connection lost, again in 1s", SQLState: "57P01"})
+	emit(engine.Event{Kind: engine.EventDiagnosed, Step: "copy", Message: "unlogged table", Finding: &engine.Finding{Code: "PRE031", Severity: engine.SeverityWarning, Side: engine.Source, Object: "erp.tmp", Text: "unlogged", Fix: "SET LOGGED"}})
+	emit(engine.Event{Kind: engine.EventNote, Step: "copy", Message: "indexes begin"})
+	emit(engine.Event{Kind: engine.EventStepDone, Step: "copy", Phase: engine.PhaseCopy, Message: "Load 3 tables", Elapsed: 72 * time.Second})
+	emit(engine.Event{Kind: engine.EventStepStarted, Step: "cutover.before.approve.go", Phase: engine.PhaseCutover, Message: "Ask a person"})
+	emit(engine.Event{Kind: engine.EventApproval, Step: "cutover.before.approve.go", Message: "go approved by anna"})
+	emit(engine.Event{Kind: engine.EventLag, Step: "catch_up", Lag: 1200 * time.Millisecond, Pending: 12, Message: "the target is 1.2s behind"})
+	emit(engine.Event{Kind: engine.EventVerify, Step: "verify", Message: "3 tables are equal", Rows: 4000})
+	emit(engine.Event{Kind: engine.EventFreeze, Step: "flip", Mark: "hold", Message: "writes are held", Elapsed: 2 * time.Millisecond})
+	emit(engine.Event{Kind: engine.EventStepFailed, Step: "flip", Phase: engine.PhaseCutover, Message: "taking the hold: canceling statement", Level: "error", Elapsed: 250 * time.Millisecond, Hint: "Run again.", SQLState: "55P03"})
+	emit(engine.Event{Kind: engine.EventRunEnded, Message: "ended", ExitCode: 16})
+	s.Summary(Summary{ExitCode: 16, Err: &engine.Error{Class: engine.ClassNoCutover, Op: "taking the hold", Hint: "Run again.", Err: errors.New("canceling statement")},
+		Outcomes: []engine.Outcome{{ID: "schema", Phase: engine.PhaseSchema, State: engine.StepDone, Skipped: true, Elapsed: 3 * time.Second},
+			{ID: "copy", Phase: engine.PhaseCopy, State: engine.StepDone, Elapsed: 72 * time.Second}, {ID: "flip", Phase: engine.PhaseCutover, State: engine.StepFailed, Elapsed: 250 * time.Millisecond},
+			{ID: "finish", Phase: engine.PhaseFinish, State: engine.StepPending}},
+		Elapsed: 80 * time.Second, Message: "no cutover: the source takes writes", Next: "pgrunbook apply erp.runbook.hcl"})
+	s.Emit(engine.Event{Kind: engine.EventNote, Message: "too late to be seen"})
+}
+
+func TestGoldenRuns(t *testing.T) {
+	cases := map[string]struct {
+		o        Options
+		terminal bool
+		env      map[string]string
+	}{
+		"plain.txt":         {Options{}, false, nil},
+		"plain-verbose.txt": {Options{Verbose: true, FPS: 1}, false, nil},
+		"quiet.txt":         {Options{Mode: Quiet}, false, nil},
+		"tty.txt":           {Options{Width: 80}, true, map[string]string{"TERM": "xterm", "NO_COLOR": "1"}},
+		"json.txt":          {Options{Mode: JSON}, false, nil},
+	}
+	for name, c := range cases {
+		t.Run(name, func(t *testing.T) {
+			s := newStage(t, c.o, c.terminal, c.env)
+			play(s)
+			if err := s.Close(); err != nil {
+				t.Fatal(err)
+			}
+			golden(t, name, "--- stdout\n"+s.stdout.String()+"--- stderr\n"+strings.ReplaceAll(s.stderr.String(), "\x1b", "␛"))
+		})
+	}
+}
+
+func TestNoEscapeByteWithoutTerminal(t *testing.T) {
+	cases := []struct {
+		name     string
+		mode     Mode
+		terminal bool
+		env      map[string]string
+		color    string
+		escapes  bool
+	}{
+		{"pipe", Auto, false, map[string]string{"TERM": "xterm"}, "", false},
+		{"json", JSON, false, nil, "", false},
+		{"quiet", Quiet, false, nil, "", false},
+		{"dumb terminal", Auto, true, map[string]string{"TERM": "dumb"}, "", false},
+		{"terminal without colour, plain", Plain, true, map[string]string{"TERM": "xterm", "NO_COLOR": "1"}, "", false},
+		{"flag against colour", Plain, true, map[string]string{"TERM": "xterm", "CLICOLOR_FORCE": "1"}, "never", false},
+		{"NO_COLOR beats CLICOLOR_FORCE", Plain, false, map[string]string{"NO_COLOR": "1", "CLICOLOR_FORCE": "1"}, "", false},
+		{"forced", Plain, false, map[string]string{"CLICOLOR_FORCE": "1"}, "", true},
+		{"forced by 0", Plain, false, map[string]string{"CLICOLOR_FORCE": "0"}, "", false},
+		{"forced by flag", Plain, false, nil, "always", true},
+		{"terminal", Auto, true, map[string]string{"TERM": "xterm"}, "", true},
+	}
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			s := newStage(t, Options{Mode: c.mode, Color: c.color}, c.terminal, c.env)
+			slog.New(s.Handler()).Warn("a diagnostic")
+			play(s)
+			got := strings.Contains(s.stdout.String()+s.stderr.String(), "\x1b")
+			if got != c.escapes {
+				t.Errorf("escape bytes: %t, want %t in\n%q", got, c.escapes, s.stderr.String())
+			}
+			if !strings.Contains(s.stderr.String(), "a diagnostic") {
+				t.Error("the diagnostic is missing")
+			}
+		})
+	}
+}
+
+func TestPlainProgressIsNeitherFloodNorSilence(t *testing.T) {
+	for _, fps := range []float64{0, 1, 1000} {
+		s := newStage(t, Options{FPS: fps}, false, nil)
+		s.Emit(engine.Event{Kind: engine.EventStepStarted, Step: "copy", Message: "Load"})
+		lines := func() int { return strings.Count(s.stderr.String(), "\n") }
+		before := lines()
+		for range 600 { // ten events a second for a minute
+			s.clock.add(100 * time.Millisecond)
+			s.Emit(engine.Event{Kind: engine.EventProgress, Step: "copy", Bytes: 5, BytesAll: 10})
+		}
+		if got := lines() - before; got < 2 || got > 60 {
+			t.Errorf("fps %v: %d lines in a minute of events", fps, got)
+		}
+		before = lines()
+		for range 60 { // silence of the step for a minute, a tick a second
+			s.clock.add(time.Second)
+			s.tick()
+		}
+		if got := lines() - before; got != 2 {
+			t.Errorf("fps %v: %d lines in a silent minute, want 2", fps, got)
+		}
+		s.Emit(engine.Event{Kind: engine.EventStepDone, Step: "copy"})
+		before = lines()
+		s.clock.add(5 * time.Minute)
+		s.tick()
+		if got := lines() - before; got != 0 {
+			t.Errorf("fps %v: %d lines while no step runs", fps, got)
+		}
+	}
+}
+
+func TestLoopTicksUntilClose(t *testing.T) {
+	s := newStage(t, Options{}, false, nil)
+	s.Emit(engine.Event{Kind: engine.EventStepStarted, Step: "copy", Message: "Load"})
+	s.clock.add(time.Minute)
+	for range 2 { // the second is taken only after the first was handled
+		s.ticks <- s.clock.Now()
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if want := "02:01:00 INFO copy: Load elapsed=1m00s\n"; strings.Count(s.stderr.String(), want) != 1 {
+		t.Errorf("%q is not there once in\n%s", want, s.stderr.String())
+	}
+	select {
+	case s.ticks <- s.clock.Now():
+		t.Error("the loop runs after Close")
+	default:
+	}
+}
+
+func TestJSONHoldsBackAndFlushes(t *testing.T) {
+	s := newStage(t, Options{Mode: JSON}, false, nil)
+	s.Emit(engine.Event{Kind: engine.EventStepStarted, Step: "copy", Message: "Load"})
+	for i := range int64(10) {
+		s.Emit(engine.Event{Kind: engine.EventTable, Step: "copy", Object: "erp.a", Rows: i})
+		s.Emit(engine.Event{Kind: engine.EventTable, Step: "copy", Object: "erp.b", Rows: i})
+	}
+	s.Emit(engine.Event{Kind: engine.EventStepDone, Step: "copy", Message: "Load"})
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, l := range lines(t, s) {
+		line := fmt.Sprint(l["type"])
+		if l["object"] != nil {
+			line += fmt.Sprintf(" %v %v", l["object"], l["rows"])
+		}
+		got = append(got, line)
+	}
+	want := []string{"version", "step_started", "table_progress erp.a 0", "table_progress erp.b 0", "table_progress erp.a 9", "table_progress erp.b 9", "step_done", "summary"}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("lines (-want +got):\n%s", diff)
+	}
+}
+
+// lines decodes the JSON stream.
+func lines(t *testing.T, s *stage) []map[string]any {
+	t.Helper()
+	var out []map[string]any
+	for _, l := range strings.Split(strings.TrimSpace(s.stdout.String()), "\n") {
+		m := map[string]any{}
+		if err := json.Unmarshal([]byte(l), &m); err != nil {
+			t.Fatalf("%q: %v", l, err)
+		}
+		out = append(out, m)
+	}
+	return out
+}
+
+func schema(t *testing.T) *jsonschema.Schema {
+	t.Helper()
+	f, err := os.Open("../../../../docs/events.schema.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = f.Close() }()
+	doc, err := jsonschema.UnmarshalJSON(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := jsonschema.NewCompiler()
+	c.AssertFormat()
+	if err := c.AddResource("events.json", doc); err != nil {
+		t.Fatal(err)
+	}
+	s, err := c.Compile("events.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func TestEveryLineFitsThePublishedSchema(t *testing.T) {
+	s, sch := newStage(t, Options{Mode: JSON}, false, nil), schema(t)
+	play(s)
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := WriteStatusJSON(s.stdout, exampleStatus(), start); err != nil {
+		t.Fatal(err)
+	}
+	seen := map[string]bool{}
+	all := lines(t, s)
+	for i, l := range strings.Split(strings.TrimSpace(s.stdout.String()), "\n") {
+		v, err := jsonschema.UnmarshalJSON(strings.NewReader(l))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := sch.Validate(v); err != nil {
+			t.Errorf("%s\n%v", l, err)
+		}
+		seen[fmt.Sprint(all[i]["type"])] = true
+		// A field that the schema does not know must not pass unseen.
+		v.(map[string]any)["surprise"] = true
+		if sch.Validate(v) == nil {
+			t.Errorf("the schema accepts a field that it does not describe in %s", l)
+		}
+	}
+	kinds := []engine.EventKind{engine.EventRunStarted, engine.EventStepStarted, engine.EventStepDone, engine.EventStepSkipped, engine.EventStepFailed, engine.EventProgress,
+		engine.EventTable, engine.EventLag, engine.EventWaiting, engine.EventRetry, engine.EventDiagnosed, engine.EventNote, engine.EventApproval, engine.EventFreeze, engine.EventVerify, engine.EventRunEnded}
+	for _, k := range append(kinds, "version", "summary", "status") {
+		if !seen[string(k)] {
+			t.Errorf("no line of type %s was tested", k)
+		}
+	}
+	if first, last := all[0], all[len(all)-2]; first["type"] != "version" || first["ui"] != "1.0" || first["pgrunbook"] != "1.0.0" || last["type"] != "summary" || last["exit_code"] != 16.0 {
+		t.Errorf("first %v, last %v", first, last)
+	}
+}
+
+// TestSchemaNamesEveryEventKind reads the constants from the engine's source, so that a new kind
+// cannot be forgotten.
+func TestSchemaNamesEveryEventKind(t *testing.T) {
+	src, err := os.ReadFile("../../../../engine/event.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	doc, err := os.ReadFile("../../../../docs/events.schema.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	for _, l := range strings.Split(string(src), "\n") {
+		_, rest, ok := strings.Cut(l, "EventKind = \"")
+		if !ok {
+			continue
+		}
+		n++
+		if name, _, _ := strings.Cut(rest, `"`); !strings.Contains(string(doc), `"const": "`+name+`"`) {
+			t.Errorf("the schema does not know %q", name)
+		}
+	}
+	if n < 16 {
+		t.Errorf("only %d kinds found", n)
+	}
+}
+
+func TestCloseWithoutSummaryEndsTheStream(t *testing.T) {
+	s := newStage(t, Options{Mode: JSON}, false, nil)
+	for range 2 {
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	all := lines(t, s)
+	if last := all[len(all)-1]; len(all) != 2 || last["type"] != "summary" || last["exit_code"] != 1.0 {
+		t.Errorf("lines %v", all)
+	}
+}
+
+type brokenPipe struct{ err error }
+
+func (b brokenPipe) Write([]byte) (int, error) { return 0, b.err }
+
+func TestOutputThatCannotBeWrittenIsReportedAtTheEnd(t *testing.T) {
+	broken := errors.New("broken pipe")
+	v := New(Options{Mode: JSON, Stdout: brokenPipe{broken}, Stderr: &bytes.Buffer{}})
+	v.Emit(engine.Event{Kind: engine.EventNote, Message: "x"})
+	if err := v.Close(); !errors.Is(err, broken) {
+		t.Errorf("Close gives %v", err)
+	}
+}
+
+func TestRedactionReachesEveryOutput(t *testing.T) {
+	const canary = "hunter2"
+	for _, mode := range []Mode{Plain, TTY, JSON, Quiet} {
+		s := newStage(t, Options{Mode: mode, Width: 200, Redact: func(s string) string { return strings.ReplaceAll(s, canary, "(sensitive)") }}, mode == TTY, nil)
+		slog.New(s.Handler()).Error(canary, "key", canary)
+		e := engine.Event{Step: "copy", Message: canary, Object: canary, Reason: canary, Hint: canary, Blockers: []string{canary}, Finding: &engine.Finding{Text: canary, Fix: canary, Object: canary, Severity: engine.SeverityError}}
+		for _, k := range []engine.EventKind{engine.EventStepStarted, engine.EventWaiting, engine.EventTable, engine.EventDiagnosed, engine.EventStepFailed} {
+			e.Kind = k
+			s.Emit(e)
+			s.tick()
+		}
+		s.Summary(Summary{ExitCode: 1, Err: engine.Errorf(engine.ClassFailed, "", "%s", canary), Message: canary, Next: canary})
+		out := s.stdout.String() + s.stderr.String()
+		if strings.Contains(out, canary) || !strings.Contains(out, "(sensitive)") {
+			t.Errorf("%s:\n%s", mode, out)
+		}
+	}
+}
+
+func TestManyEmittersAtOnce(t *testing.T) {
+	for _, mode := range []Mode{Plain, TTY, JSON} {
+		s := newStage(t, Options{Mode: mode, Width: 80}, mode == TTY, nil)
+		s.Emit(engine.Event{Kind: engine.EventStepStarted, Step: "copy", Message: "Load"})
+		var wg sync.WaitGroup
+		for w := range 8 {
+			wg.Add(1)
+			go func() {
+				defer wg.Done()
+				for i := range int64(50) {
+					s.Emit(engine.Event{Kind: engine.EventTable, Step: "copy", Object: fmt.Sprintf("erp.t%d", w), Bytes: i, BytesAll: 100})
+					slog.New(s.Handler()).Info("line")
+				}
+			}()
+		}
+		s.tick()
+		wg.Wait()
+		s.Summary(Summary{})
+		if got := strings.Count(s.stderr.String(), "line"); got != 400 {
+			t.Errorf("%s: %d of 400 log lines", mode, got)
+		}
+	}
+}
+
+func TestNoTimeLeftBeforeItCanBeTold(t *testing.T) {
+	base := amount{bytes: 500, bytesAll: 1000, rate: 100}
+	cases := []struct {
+		name    string
+		change  func(a *amount)
+		elapsed time.Duration
+		want    time.Duration
+		ok      bool
+	}{
+		{"known", func(*amount) {}, time.Minute, 5 * time.Second, true},
+		{"too early", func(*amount) {}, 29 * time.Second, 0, false},
+		{"too little done", func(a *amount) { a.bytes = 9 }, time.Minute, 0, false},
+		{"just enough", func(a *amount) { a.bytes = 10 }, time.Minute, 9900 * time.Millisecond, true},
+		{"given", func(a *amount) { a.eta = time.Hour }, time.Minute, time.Hour, true},
+		{"done", func(a *amount) { a.bytes = 1000 }, time.Minute, 0, false},
+		{"size not known", func(a *amount) { a.bytesAll = 0 }, time.Minute, 0, false},
+		{"standing", func(a *amount) { a.rate = 0 }, time.Minute, 0, false},
+	}
+	for _, c := range cases {
+		a := base
+		c.change(&a)
+		if got, ok := a.left(c.elapsed); got != c.want || ok != c.ok {
+			t.Errorf("%s: %v, %t; want %v, %t", c.name, got, ok, c.want, c.ok)
+		}
+	}
+}
+
+func TestRateIsMeasuredWhereNoneIsGiven(t *testing.T) {
+	var a amount
+	for i := range int64(20) {
+		a.set(engine.Event{Bytes: i * 1000}, start.Add(time.Duration(i)*time.Second))
+	}
+	if a.rate < 990 || a.rate > 1010 {
+		t.Errorf("rate %v of 1000 bytes a second", a.rate)
+	}
+	a.set(engine.Event{Bytes: 20000, Rate: 7}, start.Add(20*time.Second))
+	if a.rate != 7 {
+		t.Errorf("rate %v where the event gave 7", a.rate)
+	}
+}
+
+func TestModelForgetsTablesOfEndedSteps(t *testing.T) {
+	var m model
+	for i := range 50 {
+		m.event(engine.Event{Kind: engine.EventStepStarted, Step: "copy"}, start)
+		m.event(engine.Event{Kind: engine.EventTable, Object: fmt.Sprintf("t%d", i), Bytes: 1, BytesAll: 2}, start)
+		m.event(engine.Event{Kind: engine.EventTable, Object: "full", Bytes: 2, BytesAll: 2}, start)
+		if len(m.tables) != 1 || m.done != 1 {
+			t.Fatalf("%d tables under way, %d done", len(m.tables), m.done)
+		}
+		m.event(engine.Event{Kind: engine.EventStepDone, Step: "copy"}, start)
+	}
+	if !reflect.DeepEqual(m, model{}) {
+		t.Errorf("after the last step the model holds %+v", m)
+	}
+}
+
+func TestTextHelpers(t *testing.T) {
+	got := []string{bytesText(0), bytesText(1023), bytesText(1536), bytesText(5 << 40), countText(9999), countText(12345), countText(12_345_678), countText(98_765_432_100),
+		durationText(2 * time.Millisecond), durationText(1500 * time.Millisecond), durationText(192 * time.Second), durationText(5*time.Hour + 7*time.Minute), durationText(76 * time.Hour), durationText(-time.Second),
+		plural(1, "table"), plural(2, "table"), printable("a\x1b[2J\tb\nc\x00é\u202e\xff"), clip("abcdef", 4), pad("日本", 6) + "|"}
+	want := []string{"0 B", "1023 B", "1.5 KiB", "5.0 TiB", "9999", "12.3 k", "12.3 M", "98.8 G",
+		"2ms", "1.5s", "3m12s", "5h07m", "3d04h", "-1.0s", "1 table", "2 tables", `a\x1b[2J b ↵ c\x00é\u202e` + "\ufffd", "abc…", "日本  |"}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("texts (-want +got):\n%s", diff)
+	}
+	for _, m := range []string{"auto", "TTY", "plain", "json", "quiet"} {
+		if _, ok := ParseMode(m); !ok {
+			t.Errorf("mode %s is not known", m)
+		}
+	}
+	if _, ok := ParseMode("html"); ok || slices.Contains([]Mode{Auto}, "html") {
+		t.Error("mode html is known")
+	}
+}
