@@ -205,3 +205,21 @@ func ResetSentinel(ctx context.Context, conn *pgx.Conn) error {
 	}
 	return nil
 }
+
+// RunOf reads from a side alone whose run it holds: for when the other side, with the journal, is
+// gone. The run is empty where nothing of ours is there; without the table side (a removal died)
+// it has no mark and no key.
+func RunOf(ctx context.Context, conn *pgx.Conn) (scope.Run, error) {
+	var run scope.Run
+	var side bool
+	err := conn.QueryRow(ctx, `SELECT to_regclass('pgrunbook.side') IS NOT NULL,
+  coalesce((SELECT substr(obj_description(oid, 'pg_namespace'), length('pgrunbook run ') + 1) FROM pg_namespace
+             WHERE nspname = 'pgrunbook' AND obj_description(oid, 'pg_namespace') LIKE 'pgrunbook run %'), '')`).Scan(&side, &run.ID)
+	if err == nil && side {
+		err = conn.QueryRow(ctx, "SELECT run, mark, gate_key FROM pgrunbook.side").Scan(&run.ID, &run.Mark, &run.GateKey)
+	}
+	if err != nil {
+		return run, fmt.Errorf("reading whose run this side holds: %w", err)
+	}
+	return run, nil
+}

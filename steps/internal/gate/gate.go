@@ -90,6 +90,11 @@ func InstallOn(ctx context.Context, conn *pgx.Conn, run scope.Run, tables []scop
 	if err := Prepare(ctx, conn, run); err != nil {
 		return err
 	}
+	return Arm(ctx, conn, run, tables, onWait)
+}
+
+// Arm puts the trigger on tables, after Prepare.
+func Arm(ctx context.Context, conn *pgx.Conn, run scope.Run, tables []scope.Table, onWait capture.OnWait) error {
 	missing, err := ungated(ctx, conn, run, tables)
 	if err != nil {
 		return err

@@ -1,0 +1,189 @@
+package steps
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/hashicorp/hcl/v2"
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pgrunbook/pgrunbook/engine"
+	"github.com/pgrunbook/pgrunbook/engine/journal"
+	"github.com/pgrunbook/pgrunbook/internal/pg"
+	"github.com/pgrunbook/pgrunbook/steps/internal/capture"
+	"github.com/pgrunbook/pgrunbook/steps/internal/gate"
+)
+
+// FinishOptions say how a run is ended after its cutover.
+type FinishOptions struct {
+	Now           bool // before rollback { keep_for } is over
+	WithoutSource bool // the source is gone
+}
+
+// BuildFinish gives the steps of finish: the clean-up between those that people put around it.
+// After the walk, call CloseRun.
+func BuildFinish(env *Env, o FinishOptions) ([]engine.Step, hcl.Diagnostics) {
+	hooks := env.Runbook.Hooks[string(engine.PhaseFinish)]
+	before, d1 := people(env, Place{engine.PhaseFinish, Before}, hooks.Before)
+	after, d2 := people(env, Place{engine.PhaseFinish, After}, hooks.After)
+	return append(append(before, newFinish(env, o)), after...), append(d1, d2...)
+}
+
+// CloseRun removes the journal, the last object of ours on the target. It comes after the walk of
+// BuildFinish's steps, which still records its end there.
+func CloseRun(ctx context.Context, env *Env) error { return env.Journal.Drop(ctx) }
+
+// finishStep removes what the run made: everything on the target, and on the source everything but
+// the closed gate, which keeps writers from a database that is no longer the one.
+type finishStep struct {
+	env *Env
+	o   FinishOptions
+}
+
+func newFinish(env *Env, o FinishOptions) engine.Step { return &finishStep{env, o} }
+
+func (s *finishStep) ID() engine.StepID   { return "finish" }
+func (s *finishStep) Phase() engine.Phase { return engine.PhaseFinish }
+
+// Fingerprint covers nothing: what finish does may be chosen anew each time it is called.
+func (s *finishStep) Fingerprint() string { return "finish/1" }
+
+func (s *finishStep) open() bool { return s.env.Runbook.Finish.Source == "open" }
+
+// Plan says what goes and what stays.
+func (s *finishStep) Plan(context.Context) (engine.StepPlan, error) {
+	p := engine.StepPlan{
+		ID: s.ID(), Phase: s.Phase(), Title: "remove everything of ours from the target, and from the source all but the closed gate",
+		Why: "the migration is over; the way back ends here",
+		Actions: []engine.Action{
+			{On: engine.Target, SQL: "DROP TRIGGER, DROP FUNCTION, DROP TABLE: capture for the way back, then the gate, then the journal", Group: "clean up"},
+			{On: engine.Source, SQL: "DROP TRIGGER, DROP FUNCTION, DROP TABLE: capture", Group: "clean up"},
+		},
+		Hazards: []engine.Hazard{{Kind: engine.HazardOneWay, Text: "afterwards there is no way back to the source"},
+			{Kind: engine.HazardLock, Text: "DROP TRIGGER takes ACCESS EXCLUSIVE, one table per transaction, with a lock_timeout of 300 ms"}},
+	}
+	switch {
+	case s.o.WithoutSource:
+		p.Title = "remove everything of ours from the target; the source is gone"
+		p.Actions = p.Actions[:1]
+	case s.open():
+		p.Title = "remove everything of ours from both sides"
+		p.Actions = append(p.Actions, engine.Action{On: engine.Source, SQL: "DROP TRIGGER, DROP FUNCTION, DROP SEQUENCE: the gate", Group: "clean up"})
+		p.Hazards = append(p.Hazards, engine.Hazard{Kind: engine.HazardLoss, Text: "finish { source = \"open\" }: clients that still reach the source write there, and nobody carries that over"})
+	}
+	return p, nil
+}
+
+// Apply refuses before the cutover and before keep_for is over. It may be called again after any
+// death: what is gone stays gone.
+func (s *finishStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Checkpoint) error {
+	if err := s.allowed(ctx); err != nil {
+		return err
+	}
+	if err := s.cleanTarget(ctx, cp); err != nil {
+		return err
+	}
+	if s.o.WithoutSource {
+		cp.Emit(engine.Event{Kind: engine.EventNote, Level: "warning", Message: "the source was left alone: if it ever comes back, its gate is closed; this takes off what is there: " + gate.RemoveStatement()})
+		return nil
+	}
+	return s.cleanSource(ctx, cp)
+}
+
+func (s *finishStep) allowed(ctx context.Context) error {
+	owner, err := s.env.Journal.Owner(ctx)
+	if err != nil {
+		return err
+	}
+	refuse := func(class engine.Class, hint, format string, args ...any) error {
+		return &engine.Error{Class: class, Op: "finishing", Err: fmt.Errorf(format, args...), Hint: hint}
+	}
+	switch {
+	case owner.Side == journal.Unclear:
+		return refuse(engine.ClassAmbiguous, "Let the same command settle it: pgrunbook apply", "a flip is decided and not settled: it is not clear who takes writes")
+	case owner.Side != engine.Target || owner.Flip == nil:
+		return refuse(engine.ClassFailed, "Cut over first: pgrunbook apply. Or give up: pgrunbook abort", "writes are on the source: there is nothing to finish")
+	}
+	if left := time.Until(owner.Since.Add(s.env.Runbook.Rollback.KeepFor)); left > 0 && !s.o.Now && s.env.Runbook.Rollback.Enabled {
+		return refuse(engine.ClassFailed, "Wait, or give up the way back: pgrunbook finish --now",
+			"rollback { keep_for = %q } keeps the way back for another %s", s.env.Runbook.Rollback.KeepFor, left.Round(time.Second))
+	}
+	if s.o.WithoutSource {
+		return nil
+	}
+	conn, err := s.env.Source.Connect(ctx, pg.Use{Name: "finish"})
+	if err != nil {
+		return &engine.Error{Op: "finishing", Err: err, Hint: "If the source is gone for good: pgrunbook finish --without-source"}
+	}
+	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
+	at, err := gate.State(ctx, conn, s.env.Run)
+	if err != nil {
+		return err
+	}
+	if at == gate.Closed || (at == gate.Absent && s.open()) { // absent: an earlier call took it off
+		return nil
+	}
+	return refuse(engine.ClassAmbiguous, "Find out who wrote to the source since the cutover (pgrunbook verify) before anything is removed.",
+		"the source's gate is %s although the target takes writes", at)
+}
+
+func (s *finishStep) cleanTarget(ctx context.Context, cp engine.Checkpoint) error {
+	wait := waiting(cp, "remove our triggers from the target")
+	if err := capture.Remove(ctx, s.env.Target, s.env.Run, wait); err != nil {
+		return sided(engine.Target, err)
+	}
+	if err := gate.Remove(ctx, s.env.Target, s.env.Run, wait); err != nil {
+		return sided(engine.Target, err)
+	}
+	conn, err := s.env.Target.Connect(ctx, pg.Use{Name: "finish"})
+	if err != nil {
+		return err
+	}
+	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
+	if err := nothingLeft(ctx, conn); err != nil {
+		return sided(engine.Target, err)
+	}
+	cp.Emit(engine.Event{Kind: engine.EventNote, Message: "the target holds nothing of ours but the journal, which goes last"})
+	return nil
+}
+
+func (s *finishStep) cleanSource(ctx context.Context, cp engine.Checkpoint) error {
+	wait := waiting(cp, "remove our triggers from the source")
+	if err := capture.Remove(ctx, s.env.Source, s.env.Run, wait); err != nil {
+		return sided(engine.Source, err)
+	}
+	if !s.open() {
+		cp.Emit(engine.Event{Kind: engine.EventNote, Hint: gate.RemoveStatement(),
+			Message: "the source keeps its closed gate; this one statement takes it off, and makes the source writable again: " + gate.RemoveStatement()})
+		return nil
+	}
+	if err := gate.Remove(ctx, s.env.Source, s.env.Run, wait); err != nil {
+		return sided(engine.Source, err)
+	}
+	conn, err := s.env.Source.Connect(ctx, pg.Use{Name: "finish"})
+	if err != nil {
+		return err
+	}
+	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
+	return nothingLeft(ctx, conn)
+}
+
+// leftSQL looks for triggers of ours by name and by the schema of their function.
+const leftSQL = `
+SELECT coalesce(string_agg(quote_ident(t.tgname) || ' on ' || t.tgrelid::regclass::text, ', ' ORDER BY t.oid), '')
+  FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid JOIN pg_namespace n ON n.oid = p.pronamespace
+ WHERE n.nspname = 'pgrunbook' OR t.tgname LIKE 'pgrunbook\_capture\_%' OR t.tgname = '!pgrunbook_gate'`
+
+// nothingLeft proves by the catalog that no table carries a trigger of ours.
+func nothingLeft(ctx context.Context, conn *pgx.Conn) error {
+	var left string
+	if err := conn.QueryRow(ctx, leftSQL).Scan(&left); err != nil {
+		return fmt.Errorf("looking for what is left: %w", err)
+	}
+	if left == "" {
+		return nil
+	}
+	return &engine.Error{Op: "removing our triggers", Err: errors.New("still there: " + left), Hint: "They are not this run's: drop them by hand if no other run uses them."}
+}
