@@ -13,6 +13,7 @@ import (
 const leftoversSQL = `
 SELECT pid FROM pg_catalog.pg_stat_activity
  WHERE pid OPERATOR(pg_catalog.<>) pg_catalog.pg_backend_pid()
+   AND datname OPERATOR(pg_catalog.=) pg_catalog.current_database() -- the other side may be in this cluster
    AND pg_catalog.left(application_name, pg_catalog.length($1)) OPERATOR(pg_catalog.=) $1
    AND pg_catalog.substr(application_name, pg_catalog.length($1) + 1, 6) OPERATOR(pg_catalog.<>) 'worker'
    AND pg_catalog.right(application_name, pg_catalog.length($2)) OPERATOR(pg_catalog.<>) $2`

@@ -92,7 +92,7 @@ func WithLock(ctx context.Context, conn *pgx.Conn, e Etiquette, fn func(ctx cont
 			return &LockError{Object: e.Object, Waited: waited, Blockers: blockers, Err: err}
 		}
 		timeout = patience
-		next := wait/2 + rand.N(wait/2+1) //nolint:gosec // jitter
+		next := wait/2 + rand.N(wait/2+1)
 		if cancellable(blockers, outwaited) {
 			timeout, next = deadlock+vacuumGrace, 0
 		}

@@ -49,7 +49,7 @@ func TestWithLockNamesWhoIsInTheWayAndGivesUp(t *testing.T) {
 		t.Fatalf("blockers %v, waits %v", lockErr.Blockers, waits)
 	}
 	b := lockErr.Blockers[0]
-	if b.PID != int32(app.PgConn().PID()) || b.State != "idle in transaction" || !b.Granted || !strings.Contains(b.Application, "the application") { //nolint:gosec // a pid
+	if b.PID != int32(app.PgConn().PID()) || b.State != "idle in transaction" || !b.Granted || !strings.Contains(b.Application, "the application") {
 		t.Errorf("first blocker %+v", b)
 	}
 	if got := lockErr.Blockers[1]; got.Prepared != gid || got.User != "postgres" {
@@ -155,7 +155,7 @@ func TestTerminateLeftovers(t *testing.T) {
 	left := connect(t, dead, Use{Name: "hold"})
 	run(t, left, "BEGIN", "CREATE TABLE public.t (i int)")
 	pids, err := alive.TerminateLeftovers(testContext(t), ours)
-	if err != nil || len(pids) != 1 || uint32(pids[0]) != left.PgConn().PID() { //nolint:gosec // a pid
+	if err != nil || len(pids) != 1 || uint32(pids[0]) != left.PgConn().PID() {
 		t.Fatalf("ended %v, %v", pids, err)
 	}
 	for _, conn := range []*pgx.Conn{ours, ourSecond, worker, foreign} {

@@ -27,7 +27,7 @@ func (s *Server) password(ctx context.Context, conf *pgx.ConnConfig) error {
 	}
 	cmdCtx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	cmd := exec.CommandContext(cmdCtx, name, s.cfg.PasswordCommand[1:]...) //nolint:gosec // the command is the runbook's own
+	cmd := exec.CommandContext(cmdCtx, name, s.cfg.PasswordCommand[1:]...)
 	cmd.Dir = s.cfg.Dir
 	cmd.WaitDelay = time.Second // a grandchild that keeps the pipe open must not hold us up
 	var out bytes.Buffer

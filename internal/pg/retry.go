@@ -116,7 +116,7 @@ func (r Retrier) Do(ctx context.Context, what string, fn func(context.Context) e
 			r.Report(RetryEvent{What: what, Try: try, Wait: next, SQLState: SQLState(err), Err: err})
 		}
 	}
-	_, err := backoff.Retry(ctx, op, backoff.WithBackOff(wait), backoff.WithMaxTries(uint(r.Tries)), //nolint:gosec // positive
+	_, err := backoff.Retry(ctx, op, backoff.WithBackOff(wait), backoff.WithMaxTries(uint(r.Tries)),
 		backoff.WithMaxElapsedTime(r.Elapsed), backoff.WithNotify(notify))
 	if err == nil {
 		return nil

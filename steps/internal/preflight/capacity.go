@@ -42,7 +42,7 @@ func disk(_ context.Context, f *Facts) ([]engine.Finding, error) {
 		size(rows), size(indexes), size(largest))), nil
 }
 
-func size(bytes int64) string { return humanize.IBytes(uint64(max(bytes, 0))) } //nolint:gosec // not negative
+func size(bytes int64) string { return humanize.IBytes(uint64(max(bytes, 0))) }
 
 // connections: workers, hold, passes and observers need sessions on both sides.
 func connections(ctx context.Context, f *Facts) ([]engine.Finding, error) {

@@ -291,30 +291,9 @@ func TestActivity(t *testing.T) {
 	if err != nil || len(young) > 0 {
 		t.Errorf("a young transaction: %v, %v", young, err)
 	}
-}
-
-// TestLongTransaction waits until a transaction is old enough to be found.
-func TestLongTransaction(t *testing.T) {
-	t.Parallel()
-	p := newPair(t)
-	conn := p.open(p.from)
-	t.Cleanup(func() { _ = conn.Close(context.Background()) })
-	if _, err := conn.Exec(context.Background(), "BEGIN; SELECT 1"); err != nil {
-		t.Fatal(err)
-	}
-	f := p.facts()
-	for {
-		got, err := longTransactions(context.Background(), f)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if len(got) == 1 {
-			if !strings.Contains(got[0].Text, fmt.Sprintf("pid %d", conn.PgConn().PID())) {
-				t.Errorf("text %q", got[0].Text)
-			}
-			return
-		}
-		time.Sleep(time.Second)
+	old, err := openFor(context.Background(), f, 0)
+	if err != nil || len(old) != 1 || !strings.Contains(old[0].Text, fmt.Sprintf("pid %d", conn.PgConn().PID())) {
+		t.Errorf("an old transaction: %v, %v", old, err)
 	}
 }
 

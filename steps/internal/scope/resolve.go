@@ -75,7 +75,7 @@ func (r *resolver) resolve(ctx context.Context, tx pgx.Tx) (err error) {
 		if !ok {
 			continue
 		}
-		t.ID = int32(len(r.scope.Tables) + 1) //nolint:gosec // a database has fewer tables
+		t.ID = int32(len(r.scope.Tables) + 1)
 		r.scope.Tables = append(r.scope.Tables, t)
 	}
 	r.sequences()

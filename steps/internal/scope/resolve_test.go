@@ -172,8 +172,12 @@ func checkKeys(t *testing.T, s *Scope) {
 	const eq = "OPERATOR(pg_catalog.=)"
 	want := map[string][]col{
 		"composite": {
-			{"e", "pg_catalog.text", `pg_catalog."C"`, eq}, {"a", "pg_catalog.int8", "", eq}, {"b", "pg_catalog.int8", "", eq},
-			{"c", "pg_catalog.bpchar", `pg_catalog."default"`, eq}, {"d", `pg_catalog."numeric"`, "", eq}, {"f", `pg_catalog."bit"`, "", eq},
+			{"e", "pg_catalog.text", `pg_catalog."C"`, eq},
+			{"a", "pg_catalog.int8", "", eq},
+			{"b", "pg_catalog.int8", "", eq},
+			{"c", "pg_catalog.bpchar", `pg_catalog."default"`, eq},
+			{"d", `pg_catalog."numeric"`, "", eq},
+			{"f", `pg_catalog."bit"`, "", eq},
 		},
 		"by_uuid":         {{"id", "pg_catalog.uuid", "", eq}},
 		"by_citext":       {{"k", "public.citext", `pg_catalog."default"`, "OPERATOR(public.=)"}},
@@ -314,8 +318,11 @@ func TestPatterns(t *testing.T) {
   exclude_data = ["public.keep"]
 }
 table "other.a" { data = "at_freeze" }`,
-			[]string{"keep", "tmp_1", "tree"}, nil,
-			[]string{"PRE001 publik.*", "PRE001 public.none", "PRE001 other.a"}, []string{"empty", "other"}, nil,
+			[]string{"keep", "tmp_1", "tree"},
+			nil,
+			[]string{"PRE001 publik.*", "PRE001 public.none", "PRE001 other.a"},
+			[]string{"empty", "other"},
+			nil,
 		},
 		{`tables { exclude = ["public.tree_25"] }`, []string{"a", "keep", "tmp_1", "tree"}, []string{"PRE003 public.tree_25"}, nil, nil, nil},
 		{`tables { exclude_data = ["public.tree_26_*"] }`, []string{"a", "keep", "tmp_1", "tree"}, []string{"PRE003 public.tree_26_a", "PRE003 public.tree_26_b"}, nil, nil, nil},
@@ -325,7 +332,9 @@ table "other.a" { data = "at_freeze" }`,
   include = ["public.*"]
   exclude = ["public.tree"]
 }`,
-			[]string{"keep", "tmp_1"}, nil, nil, []string{"empty", "other"},
+			[]string{"keep", "tmp_1"},
+			nil, nil,
+			[]string{"empty", "other"},
 			[]string{"public.tree", "public.tree_25", "public.tree_26", "public.tree_26_a", "public.tree_26_b"},
 		},
 	}

@@ -152,4 +152,4 @@ func (r *resolver) capture(t *Table, foreign, subscribed bool) string {
 	return "statement triggers"
 }
 
-func humanSize(bytes int64) string { return humanize.IBytes(uint64(max(bytes, 0))) } //nolint:gosec // not negative
+func humanSize(bytes int64) string { return humanize.IBytes(uint64(max(bytes, 0))) }
