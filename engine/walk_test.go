@@ -60,9 +60,11 @@ func newWalk(t *testing.T, j engine.Journal, steps ...engine.Step) (*engine.Walk
 		p.Steps = append(p.Steps, sp)
 	}
 	events, now := &[]string{}, start
-	return &engine.Walk{Plan: p, Digest: p.Digest(), Steps: steps, Journal: j,
+	return &engine.Walk{
+		Plan: p, Digest: p.Digest(), Steps: steps, Journal: j,
 		Sink: engine.SinkFunc(func(e engine.Event) { *events = append(*events, string(e.Kind)+" "+string(e.Step)) }),
-		Now:  func() time.Time { now = now.Add(time.Second); return now }}, events
+		Now:  func() time.Time { now = now.Add(time.Second); return now },
+	}, events
 }
 
 func states(outcomes []engine.Outcome) []string {

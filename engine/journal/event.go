@@ -105,6 +105,7 @@ func (s *eventSink) Emit(e engine.Event) {
 			return
 		}
 		s.lastLag = e.At
+	default:
 	}
 	select {
 	case <-s.quit:

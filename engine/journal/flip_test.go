@@ -143,8 +143,10 @@ func TestEventsAreStoredInOrderWithoutSecrets(t *testing.T) {
 	for i := range 12 { // a lag a second: two are kept
 		sink.Emit(engine.Event{Kind: engine.EventLag, At: at.Add(time.Duration(i) * time.Second), Message: "lag"})
 	}
-	sink.Emit(engine.Event{Kind: engine.EventDiagnosed, At: at, Message: "m", Step: "copy", Blockers: []string{"password='" + canary + "' x"},
-		Finding: &engine.Finding{Code: "PRE001", Text: "password=" + canary, Severity: engine.SeverityInfo}})
+	sink.Emit(engine.Event{
+		Kind: engine.EventDiagnosed, At: at, Message: "m", Step: "copy", Blockers: []string{"password='" + canary + "' x"},
+		Finding: &engine.Finding{Code: "PRE001", Text: "password=" + canary, Severity: engine.SeverityInfo},
+	})
 	if _, err := r.Begin(t.Context(), &scripted{id: "copy"}); err != nil {
 		t.Fatal(err)
 	}

@@ -131,8 +131,10 @@ func (l *lock) held(ctx context.Context, key int32) error {
 	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
 		return fmt.Errorf("looking who holds the run on the %s: %w", l.side, err)
 	}
-	e := &engine.Error{Class: engine.ClassHeld, Op: "locking the", Object: l.side,
-		Hint: "Wait for it or stop it; if its machine is gone: pgrunbook apply --steal-lock"}
+	e := &engine.Error{
+		Class: engine.ClassHeld, Op: "locking the", Object: l.side,
+		Hint: "Wait for it or stop it; if its machine is gone: pgrunbook apply --steal-lock",
+	}
 	e.Err = fmt.Errorf("another runner holds it: %s (server process %d)%s", application, backend, sinceText(since))
 	if key != targetKey {
 		return e
@@ -201,8 +203,10 @@ func (l *lock) watch(lost context.CancelCauseFunc) {
 			case <-tick.C:
 			}
 			if err := l.beat(ctx); err != nil && ctx.Err() == nil {
-				lost(&engine.Error{Class: engine.ClassFailed, Op: "holding the run on the", Object: l.side,
-					Hint: "Run the same command again: it continues.", Err: fmt.Errorf("the session that holds it is gone: %w", err)})
+				lost(&engine.Error{
+					Class: engine.ClassFailed, Op: "holding the run on the", Object: l.side,
+					Hint: "Run the same command again: it continues.", Err: fmt.Errorf("the session that holds it is gone: %w", err),
+				})
 				return
 			}
 		}

@@ -66,8 +66,10 @@ func connect(t *testing.T, url string) *pgx.Conn {
 // testPlan is a plan for the database behind url with the given steps.
 func testPlan(t *testing.T, url string, ids ...engine.StepID) *engine.Plan {
 	t.Helper()
-	p := &engine.Plan{Format: engine.PlanFormat, ToolVersion: "1.0.0", Name: "erp", Runbook: engine.RunbookPin{Text: "runbook \"erp\" {}\n", Digest: "d"},
-		Source: engine.Identity{SystemIdentifier: "1", Database: "src", DatabaseOID: 5, Major: 15}, Shapes: map[string]string{"public.a": "x"}, Scope: []byte(`{}`)}
+	p := &engine.Plan{
+		Format: engine.PlanFormat, ToolVersion: "1.0.0", Name: "erp", Runbook: engine.RunbookPin{Text: "runbook \"erp\" {}\n", Digest: "d"},
+		Source: engine.Identity{SystemIdentifier: "1", Database: "src", DatabaseOID: 5, Major: 15}, Shapes: map[string]string{"public.a": "x"}, Scope: []byte(`{}`),
+	}
 	err := connect(t, url).QueryRow(testContext(t), identitySQL).Scan(&p.Target.Database, &p.Target.DatabaseOID, &p.Target.SystemIdentifier)
 	if err != nil {
 		t.Fatal(err)

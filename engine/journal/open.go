@@ -183,8 +183,10 @@ func (r *Run) takeOver(ctx context.Context, tx pgx.Tx) error {
 	}
 	err := tx.QueryRow(ctx, "UPDATE pgrunbook.run SET epoch = epoch + 1 WHERE id = $1::text RETURNING epoch", r.ID).Scan(&r.Epoch)
 	if err != nil {
-		return &engine.Error{Class: engine.ClassHeld, Op: "taking over run", Object: r.ID, Err: err,
-			Hint: "A transaction of an older runner or a worker is still open on the target; look in pg_stat_activity for application_name like 'pgrunbook%'."}
+		return &engine.Error{
+			Class: engine.ClassHeld, Op: "taking over run", Object: r.ID, Err: err,
+			Hint: "A transaction of an older runner or a worker is still open on the target; look in pg_stat_activity for application_name like 'pgrunbook%'.",
+		}
 	}
 	who := self()
 	if _, err := tx.Exec(ctx, holderSQL, r.ID, r.Epoch, who.Host, who.PID, who.User); err != nil {

@@ -146,6 +146,10 @@ func TestLockSourceKeepsOtherRunsAway(t *testing.T) {
 	if err := a.LockSource(t.Context(), source, false); err != nil {
 		t.Fatal(err)
 	}
+	// Both databases are in one cluster: our own sessions on the target are not leftovers.
+	if h, ok, err := a.Holder(t.Context()); err != nil || !ok || !h.Alive {
+		t.Fatalf("the run's own lock is gone: %+v, %v", h, err)
+	}
 	err := b.LockSource(t.Context(), source, false)
 	if engine.ClassOf(err) != engine.ClassHeld || !strings.Contains(err.Error(), a.ID) {
 		t.Fatalf("got %v, want ClassHeld naming run %s", err, a.ID)
@@ -168,8 +172,10 @@ func TestPlanThatDiffers(t *testing.T) {
 		class engine.Class
 		want  []string
 	}{
-		"other shapes, text and steps": {func() *engine.Plan { return changed }, engine.ClassStale,
-			[]string{"table public.a changed", "table public.b is new", "text, from line 2", "step notify is new", "step verify is gone"}},
+		"other shapes, text and steps": {
+			func() *engine.Plan { return changed }, engine.ClassStale,
+			[]string{"table public.a changed", "table public.b is new", "text, from line 2", "step notify is new", "step verify is gone"},
+		},
 		"other source": {func() *engine.Plan { p := testPlan(t, url); p.Source.SystemIdentifier = "2"; return p }, engine.ClassStale, []string{"of cluster 1", "of cluster 2"}},
 		"other target": {func() *engine.Plan { p := testPlan(t, url); p.Target.DatabaseOID++; return p }, engine.ClassStale, []string{"the plan was made for"}},
 		"other name":   {func() *engine.Plan { p := testPlan(t, url); p.Name = "crm"; return p }, engine.ClassHeld, []string{`runbook "erp"`}},

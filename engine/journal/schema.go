@@ -90,8 +90,10 @@ func cannotCreate(_ context.Context, err error) error {
 	if !errors.As(err, &pgErr) || pgErr.Code != "42501" { // insufficient_privilege
 		return fmt.Errorf("creating schema pgrunbook: %w", err)
 	}
-	return &engine.Error{Class: engine.ClassPreflight, Op: "creating schema", Object: "pgrunbook", Err: err,
-		Hint: "As an administrator of the target: CREATE SCHEMA pgrunbook AUTHORIZATION the connecting role, or GRANT CREATE ON DATABASE."}
+	return &engine.Error{
+		Class: engine.ClassPreflight, Op: "creating schema", Object: "pgrunbook", Err: err,
+		Hint: "As an administrator of the target: CREATE SCHEMA pgrunbook AUTHORIZATION the connecting role, or GRANT CREATE ON DATABASE.",
+	}
 }
 
 // versionOf reads a journal's version and refuses one that is newer than this build.

@@ -130,6 +130,7 @@ func (j *jsonView) event(e engine.Event, now time.Time) {
 	case engine.EventStepDone, engine.EventStepFailed, engine.EventRunEnded:
 		j.flush() // the last figures of a step are not lost
 		j.forget()
+	default:
 	}
 	j.line(j.encode(e))
 }
@@ -162,9 +163,11 @@ func (j *jsonView) tick(now time.Time) {
 var levelNames = map[string]string{"ERROR": "error", "WARN": "warn", "INFO": "info", "DEBUG": "debug"}
 
 func (j *jsonView) encode(e engine.Event) eventLine {
-	l := eventLine{envelope: j.head(levelNames[levelOf(e).String()], e.Message, string(e.Kind), e.At),
-		Run: e.Run, Step: e.Step, Phase: e.Phase, Object: e.Object, RowsAll: e.RowsAll, BytesAll: e.BytesAll, Rate: e.Rate, ETA: seconds(e.ETA),
-		Reason: e.Reason, Blockers: e.Blockers, Mark: e.Mark, Finding: e.Finding, Hint: e.Hint, SQLState: e.SQLState}
+	l := eventLine{
+		envelope: j.head(levelNames[levelOf(e).String()], e.Message, string(e.Kind), e.At),
+		Run:      e.Run, Step: e.Step, Phase: e.Phase, Object: e.Object, RowsAll: e.RowsAll, BytesAll: e.BytesAll, Rate: e.Rate, ETA: seconds(e.ETA),
+		Reason: e.Reason, Blockers: e.Blockers, Mark: e.Mark, Finding: e.Finding, Hint: e.Hint, SQLState: e.SQLState,
+	}
 	if l.Run == "" {
 		l.Run = j.run
 	}
@@ -181,6 +184,7 @@ func (j *jsonView) encode(e engine.Event) eventLine {
 		l.Lag, l.Pending = &lag, &e.Pending
 	case engine.EventRunEnded:
 		l.ExitCode = &e.ExitCode
+	default:
 	}
 	if l.Rows == nil && e.Rows != 0 {
 		l.Rows = &e.Rows

@@ -154,6 +154,7 @@ func (m *model) event(e engine.Event, now time.Time) {
 		m.waiting = strings.Join(slices.DeleteFunc([]string{e.Message, e.Reason, strings.Join(e.Blockers, "; ")}, func(s string) bool { return s == "" }), ": ")
 	case engine.EventLag:
 		m.lag = e.Message
+	default:
 	}
 }
 

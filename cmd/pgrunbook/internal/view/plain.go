@@ -49,6 +49,7 @@ func (p *plain) event(e engine.Event, now time.Time) {
 		if !p.o.Verbose {
 			return
 		}
+	default:
 	}
 	p.last = now
 	logEvent(p.handler, e)
@@ -117,6 +118,7 @@ func logEvent(h slog.Handler, e engine.Event) {
 			add("object", e.Finding.Object)
 			add("fix", e.Finding.Fix)
 		}
+	default:
 	}
 	if e.Elapsed > 0 {
 		add("elapsed", durationText(e.Elapsed))

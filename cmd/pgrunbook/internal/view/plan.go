@@ -131,6 +131,7 @@ func Verdict(p *engine.Plan) string {
 			errors++
 		case engine.SeverityWarning:
 			warnings++
+		default:
 		}
 	}
 	switch {

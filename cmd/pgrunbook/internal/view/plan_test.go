@@ -14,7 +14,8 @@ import (
 
 // examplePlan is a plan with everything in it, over n tables.
 func examplePlan(n int) *engine.Plan {
-	p := &engine.Plan{Format: 1, ToolVersion: "1.0.0", Created: start, Name: "erp-to-rds",
+	p := &engine.Plan{
+		Format: 1, ToolVersion: "1.0.0", Created: start, Name: "erp-to-rds",
 		Runbook: engine.RunbookPin{Path: "erp.runbook.hcl", Text: "runbook \"erp-to-rds\" {}\n", Digest: "d"},
 		Source:  engine.Identity{SystemIdentifier: "1", Database: "erp", DatabaseOID: 5, Major: 15, Version: "15.14", Address: "old:5432/erp"},
 		Target:  engine.Identity{SystemIdentifier: "2", Database: "erp", DatabaseOID: 6, Major: 18, Version: "18.1", Address: "new:5432/erp"},
@@ -30,8 +31,10 @@ func examplePlan(n int) *engine.Plan {
 	var gate []engine.Action
 	for i := range n {
 		name := fmt.Sprintf("t%03d", i)
-		t := object{"id": i + 1, "schema": "erp", "name": name, "kind": "table", "method": "stream", "data": "live", "identity": "key", "rows": 1000 * (i + 1), "bytes": (i + 1) << 22, "chunk": 128 << 20,
-			"key": object{"primary": true, "columns": []object{{"name": "id"}}}, "why": "ctid ranges of 128 MiB"}
+		t := object{
+			"id": i + 1, "schema": "erp", "name": name, "kind": "table", "method": "stream", "data": "live", "identity": "key", "rows": 1000 * (i + 1), "bytes": (i + 1) << 22, "chunk": 128 << 20,
+			"key": object{"primary": true, "columns": []object{{"name": "id"}}}, "why": "ctid ranges of 128 MiB",
+		}
 		switch i % 5 {
 		case 1:
 			t["key"] = object{"primary": false, "columns": []object{{"name": "invoice"}, {"name": "no"}}}
@@ -49,8 +52,10 @@ func examplePlan(n int) *engine.Plan {
 		if i > 0 {
 			p.Findings = append(p.Findings, engine.Finding{Code: "PRE012", Severity: engine.SeverityWarning, Side: engine.Source, Object: "erp." + name, Text: "has no key: it is reloaded in the freeze", Fix: "x"})
 		}
-		gate = append(gate, engine.Action{On: engine.Source, Object: "erp." + name, Group: "gate {n} tables", Why: "writes can be held",
-			SQL: "CREATE TRIGGER \"!pgrunbook_gate\" BEFORE INSERT ON erp." + name + "\n  FOR EACH STATEMENT EXECUTE FUNCTION pgrunbook.gate()", Reverse: "DROP TRIGGER \"!pgrunbook_gate\" ON erp." + name})
+		gate = append(gate, engine.Action{
+			On: engine.Source, Object: "erp." + name, Group: "gate {n} tables", Why: "writes can be held",
+			SQL: "CREATE TRIGGER \"!pgrunbook_gate\" BEFORE INSERT ON erp." + name + "\n  FOR EACH STATEMENT EXECUTE FUNCTION pgrunbook.gate()", Reverse: "DROP TRIGGER \"!pgrunbook_gate\" ON erp." + name,
+		})
 	}
 	scope, err := json.Marshal(object{"tables": tables, "sequences": []object{{"name": "s"}, {"name": "t"}}, "not_carried": []string{"View erp.v depends on erp.tmp_x.", p.NotCarried[0]}})
 	if err != nil {
@@ -58,10 +63,13 @@ func examplePlan(n int) *engine.Plan {
 	}
 	p.Scope = scope
 	p.Steps = []engine.StepPlan{
-		{ID: "schema", Phase: engine.PhaseSchema, Title: "Create the schema on the target", Why: "tables without keys load fastest", Estimate: engine.Estimate{Seconds: 12},
-			Actions: []engine.Action{{On: engine.Runner, SQL: "pg_dump --schema-only --format=custom"}, {On: engine.Target, SQL: "pg_restore --section=pre-data"}}},
+		{
+			ID: "schema", Phase: engine.PhaseSchema, Title: "Create the schema on the target", Why: "tables without keys load fastest", Estimate: engine.Estimate{Seconds: 12},
+			Actions: []engine.Action{{On: engine.Runner, SQL: "pg_dump --schema-only --format=custom"}, {On: engine.Target, SQL: "pg_restore --section=pre-data"}},
+		},
 		{ID: "arm", Phase: engine.PhaseCutover, Title: "Arm the gate on the source", Actions: gate, Hazards: []engine.Hazard{
-			{Kind: engine.HazardLock, Object: "erp.t000", Text: "takes SHARE ROW EXCLUSIVE for some milliseconds"}, {Kind: engine.HazardLoad, Text: "a trigger call a statement"}, {Kind: engine.HazardOneWay, Text: "none"}}},
+			{Kind: engine.HazardLock, Object: "erp.t000", Text: "takes SHARE ROW EXCLUSIVE for some milliseconds"}, {Kind: engine.HazardLoad, Text: "a trigger call a statement"}, {Kind: engine.HazardOneWay, Text: "none"},
+		}},
 		{ID: "copy", Phase: engine.PhaseCopy, Title: "Load the tables", Estimate: engine.Estimate{Seconds: 3600, Rows: 12_345_678, Bytes: 5 << 30, SourceDisk: 1 << 20, TargetDisk: 7 << 30}},
 		{ID: "cutover.switch.exec.dns", Phase: engine.PhaseCutover, Title: "Run ./dns.sh rds", Actions: []engine.Action{{On: engine.Runner, SQL: "./dns.sh rds", Reverse: "./dns.sh onprem"}}},
 	}
@@ -203,10 +211,12 @@ func TestBrokenScopeIsAnError(t *testing.T) {
 }
 
 func exampleStatus() Status {
-	return Status{Writes: "source", Since: start, Run: "k3xq9t2b", Name: "erp-to-rds", State: "active", Started: start, Holder: "process 12 of anna on host a since 2026-11-20T02:00:00Z",
+	return Status{
+		Writes: "source", Since: start, Run: "k3xq9t2b", Name: "erp-to-rds", State: "active", Started: start, Holder: "process 12 of anna on host a since 2026-11-20T02:00:00Z",
 		Paused: "by bert", Lag: 1200 * time.Millisecond, LagKnown: true, Pending: 12345, Notes: []string{"approval \"go\" is not given"}, Next: "pgrunbook unpause --target ...",
 		Steps:  []StatusStep{{ID: "schema", State: engine.StepDone, Elapsed: 3 * time.Second}, {ID: "copy", State: engine.StepFailed, Elapsed: time.Minute, Error: "no space left"}, {ID: "flip", State: engine.StepPending}},
-		Tables: []StatusTable{{Name: "erp.orders", State: "loading", Rows: 100, Bytes: 5 << 20, BytesAll: 10 << 20}, {Name: "erp.ref", State: "following", Rows: 5, Bytes: 10, BytesAll: 10}}}
+		Tables: []StatusTable{{Name: "erp.orders", State: "loading", Rows: 100, Bytes: 5 << 20, BytesAll: 10 << 20}, {Name: "erp.ref", State: "following", Rows: 5, Bytes: 10, BytesAll: 10}},
+	}
 }
 
 func TestGoldenStatus(t *testing.T) {

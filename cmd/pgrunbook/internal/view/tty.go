@@ -51,6 +51,7 @@ func (t *tty) event(e engine.Event, now time.Time) {
 	case engine.EventWaiting:
 		t.draw(now)
 		return
+	default:
 	}
 	logEvent(t.handler, e)
 	t.draw(now)

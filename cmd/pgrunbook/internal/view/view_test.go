@@ -116,11 +116,16 @@ func play(s *stage) {
 	emit(engine.Event{Kind: engine.EventFreeze, Step: "flip", Mark: "hold", Message: "writes are held", Elapsed: 2 * time.Millisecond})
 	emit(engine.Event{Kind: engine.EventStepFailed, Step: "flip", Phase: engine.PhaseCutover, Message: "taking the hold: canceling statement", Level: "error", Elapsed: 250 * time.Millisecond, Hint: "Run again.", SQLState: "55P03"})
 	emit(engine.Event{Kind: engine.EventRunEnded, Message: "ended", ExitCode: 16})
-	s.Summary(Summary{ExitCode: 16, Err: &engine.Error{Class: engine.ClassNoCutover, Op: "taking the hold", Hint: "Run again.", Err: errors.New("canceling statement")},
-		Outcomes: []engine.Outcome{{ID: "schema", Phase: engine.PhaseSchema, State: engine.StepDone, Skipped: true, Elapsed: 3 * time.Second},
-			{ID: "copy", Phase: engine.PhaseCopy, State: engine.StepDone, Elapsed: 72 * time.Second}, {ID: "flip", Phase: engine.PhaseCutover, State: engine.StepFailed, Elapsed: 250 * time.Millisecond},
-			{ID: "finish", Phase: engine.PhaseFinish, State: engine.StepPending}},
-		Elapsed: 80 * time.Second, Message: "no cutover: the source takes writes", Next: "pgrunbook apply erp.runbook.hcl"})
+	s.Summary(Summary{
+		ExitCode: 16, Err: &engine.Error{Class: engine.ClassNoCutover, Op: "taking the hold", Hint: "Run again.", Err: errors.New("canceling statement")},
+		Outcomes: []engine.Outcome{
+			{ID: "schema", Phase: engine.PhaseSchema, State: engine.StepDone, Skipped: true, Elapsed: 3 * time.Second},
+			{ID: "copy", Phase: engine.PhaseCopy, State: engine.StepDone, Elapsed: 72 * time.Second},
+			{ID: "flip", Phase: engine.PhaseCutover, State: engine.StepFailed, Elapsed: 250 * time.Millisecond},
+			{ID: "finish", Phase: engine.PhaseFinish, State: engine.StepPending},
+		},
+		Elapsed: 80 * time.Second, Message: "no cutover: the source takes writes", Next: "pgrunbook apply erp.runbook.hcl",
+	})
 	s.Emit(engine.Event{Kind: engine.EventNote, Message: "too late to be seen"})
 }
 
@@ -324,8 +329,10 @@ func TestEveryLineFitsThePublishedSchema(t *testing.T) {
 			t.Errorf("the schema accepts a field that it does not describe in %s", l)
 		}
 	}
-	kinds := []engine.EventKind{engine.EventRunStarted, engine.EventStepStarted, engine.EventStepDone, engine.EventStepSkipped, engine.EventStepFailed, engine.EventProgress,
-		engine.EventTable, engine.EventLag, engine.EventWaiting, engine.EventRetry, engine.EventDiagnosed, engine.EventNote, engine.EventApproval, engine.EventFreeze, engine.EventVerify, engine.EventRunEnded}
+	kinds := []engine.EventKind{
+		engine.EventRunStarted, engine.EventStepStarted, engine.EventStepDone, engine.EventStepSkipped, engine.EventStepFailed, engine.EventProgress,
+		engine.EventTable, engine.EventLag, engine.EventWaiting, engine.EventRetry, engine.EventDiagnosed, engine.EventNote, engine.EventApproval, engine.EventFreeze, engine.EventVerify, engine.EventRunEnded,
+	}
 	for _, k := range append(kinds, "version", "summary", "status") {
 		if !seen[string(k)] {
 			t.Errorf("no line of type %s was tested", k)
@@ -490,11 +497,15 @@ func TestModelForgetsTablesOfEndedSteps(t *testing.T) {
 }
 
 func TestTextHelpers(t *testing.T) {
-	got := []string{bytesText(0), bytesText(1023), bytesText(1536), bytesText(5 << 40), countText(9999), countText(12345), countText(12_345_678), countText(98_765_432_100),
+	got := []string{
+		bytesText(0), bytesText(1023), bytesText(1536), bytesText(5 << 40), countText(9999), countText(12345), countText(12_345_678), countText(98_765_432_100),
 		durationText(2 * time.Millisecond), durationText(1500 * time.Millisecond), durationText(192 * time.Second), durationText(5*time.Hour + 7*time.Minute), durationText(76 * time.Hour), durationText(-time.Second),
-		plural(1, "table"), plural(2, "table"), printable("a\x1b[2J\tb\nc\x00é\u202e\xff"), clip("abcdef", 4), pad("日本", 6) + "|"}
-	want := []string{"0 B", "1023 B", "1.5 KiB", "5.0 TiB", "9999", "12.3 k", "12.3 M", "98.8 G",
-		"2ms", "1.5s", "3m12s", "5h07m", "3d04h", "-1.0s", "1 table", "2 tables", `a\x1b[2J b ↵ c\x00é\u202e` + "\ufffd", "abc…", "日本  |"}
+		plural(1, "table"), plural(2, "table"), printable("a\x1b[2J\tb\nc\x00é\u202e\xff"), clip("abcdef", 4), pad("日本", 6) + "|",
+	}
+	want := []string{
+		"0 B", "1023 B", "1.5 KiB", "5.0 TiB", "9999", "12.3 k", "12.3 M", "98.8 G",
+		"2ms", "1.5s", "3m12s", "5h07m", "3d04h", "-1.0s", "1 table", "2 tables", `a\x1b[2J b ↵ c\x00é\u202e` + "\ufffd", "abc…", "日本  |",
+	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("texts (-want +got):\n%s", diff)
 	}
