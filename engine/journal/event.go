@@ -20,7 +20,7 @@ const (
 	eventBuffer = 4096            // in memory; beyond it events are counted and dropped
 	eventBatch  = 200             // rows of one insert
 	eventEvery  = time.Second     // longest wait of an event for its insert
-	eventLimit  = 5 * time.Second // for one insert
+	eventLimit  = 2 * time.Second // for one insert
 	eventsKept  = 20000           // per run; older ones are removed
 	lagKept     = 10 * time.Second
 )

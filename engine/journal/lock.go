@@ -136,6 +136,10 @@ func (l *lock) held(ctx context.Context, key int32) error {
 		Hint: "Wait for it or stop it; if its machine is gone: pgrunbook apply --steal-lock",
 	}
 	e.Err = fmt.Errorf("another runner holds it: %s (server process %d)%s", application, backend, sinceText(since))
+	if errors.Is(err, pgx.ErrNoRows) {
+		e.Err, e.Hint = errors.New("another runner held it until now"), "Run the same command again."
+		return e
+	}
 	if key != targetKey {
 		return e
 	}

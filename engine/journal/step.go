@@ -146,10 +146,14 @@ type checkpoint struct {
 	sink engine.Sink
 }
 
-// Load reads the last committed cursor; it waits for a Save whose COMMIT is in flight.
+// Load reads the last committed cursor; it waits, for some seconds, for a Save whose COMMIT is in
+// flight. It is not for a transaction that has saved already: it would wait for that one.
 func (c *checkpoint) Load(ctx context.Context, into any) (bool, error) {
 	var text *string
 	err := c.run.write(ctx, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, "SET LOCAL lock_timeout = '30s'"); err != nil {
+			return err
+		}
 		return tx.QueryRow(ctx, "SELECT cursor::text FROM pgrunbook.step WHERE run = $1::text AND id = $2::text FOR UPDATE", c.run.ID, string(c.id)).Scan(&text)
 	})
 	if errors.Is(err, pgx.ErrNoRows) {

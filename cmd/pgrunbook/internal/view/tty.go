@@ -22,6 +22,7 @@ type tty struct {
 	model   model
 	drawn   int // lines of the block on the screen
 	pending bytes.Buffer
+	still   bool // nothing is drawn: a person is asked something
 }
 
 func newTTY(o Options, lo LogOptions, width func() int) *tty {
@@ -61,6 +62,9 @@ func (t *tty) tick(now time.Time) { t.draw(now) }
 
 // draw replaces the block: up and erase, the lines that stay, the block anew (ECMA-48 CUU, ED).
 func (t *tty) draw(now time.Time) {
+	if t.still {
+		return
+	}
 	block := t.block(now)
 	if t.pending.Len() == 0 && len(block) == 0 && t.drawn == 0 {
 		return
@@ -76,6 +80,16 @@ func (t *tty) draw(now time.Time) {
 	}
 	t.drawn = len(block)
 	_, _ = t.o.Stderr.Write(b.Bytes())
+}
+
+// suspend erases the block, or draws it again with the lines that waited.
+func (t *tty) suspend(on bool, now time.Time) {
+	if on && !t.still && t.drawn > 0 {
+		fmt.Fprintf(t.o.Stderr, "\x1b[%dA\r\x1b[J", t.drawn)
+		t.drawn = 0
+	}
+	t.still = on
+	t.draw(now)
 }
 
 // block is the step that runs: a head line, a bar of all, a bar for each of the largest tables.
@@ -136,7 +150,7 @@ func (t *tty) green(s string) string  { return t.paint("32", s) }
 func (t *tty) yellow(s string) string { return t.paint("33", s) }
 
 func (t *tty) summary(s Summary, now time.Time) {
-	t.model = model{}
+	t.model, t.still = model{}, false
 	for _, l := range timingTable(s) {
 		t.pending.WriteString(l + "\n")
 	}

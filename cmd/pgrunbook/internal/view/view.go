@@ -47,6 +47,9 @@ type View interface {
 	engine.Sink
 	// Handler is for diagnostics: its lines go where the view's own go, above a live block.
 	Handler() slog.Handler
+	// Suspend takes the live block away while a person is asked something; lines wait. The
+	// function that it returns brings all back; it may be called twice.
+	Suspend() (resume func())
 	// Summary shows how it ended. Events after it are not shown.
 	Summary(s Summary)
 	// Close stops drawing and gives the first error of writing.
@@ -75,9 +78,10 @@ type view struct {
 	o       Options
 	handler slog.Handler
 
-	mu    sync.Mutex
-	r     renderer
-	ended bool
+	mu        sync.Mutex
+	r         renderer
+	ended     bool
+	suspended bool // a person is asked something: no line of progress in between
 
 	quit chan struct{}
 	once sync.Once
@@ -156,7 +160,7 @@ func (v *view) loop() {
 func (v *view) tick() {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if !v.ended {
+	if !v.ended && !v.suspended {
 		v.r.tick(v.o.Now())
 	}
 }
@@ -211,6 +215,21 @@ func (v *view) clean(e engine.Event) engine.Event {
 		e.Finding = &f
 	}
 	return e
+}
+
+// Suspend stops drawing until the function that it returns is called.
+func (v *view) Suspend() func() {
+	v.suspend(true)
+	return sync.OnceFunc(func() { v.suspend(false) })
+}
+
+func (v *view) suspend(on bool) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if t, ok := v.r.(*tty); ok {
+		t.suspend(on, v.o.Now())
+	}
+	v.suspended = on
 }
 
 // Handler gives the handler for diagnostics.

@@ -221,6 +221,44 @@ func TestPlainProgressIsNeitherFloodNorSilence(t *testing.T) {
 	}
 }
 
+func TestNothingIsDrawnWhileAPersonIsAsked(t *testing.T) {
+	s := newStage(t, Options{Width: 80}, true, map[string]string{"TERM": "xterm", "NO_COLOR": "1"})
+	s.Emit(engine.Event{Kind: engine.EventStepStarted, Step: "copy", Message: "Load"})
+	s.stderr.Reset()
+	resume := s.Suspend()
+	if got := s.stderr.String(); got != "\x1b[1A\r\x1b[J" {
+		t.Errorf("suspending writes %q", got)
+	}
+	s.stderr.Reset()
+	s.tick()
+	slog.New(s.Handler()).Info("a line")
+	s.Emit(engine.Event{Kind: engine.EventNote, Message: "a note"})
+	if s.stderr.Len() != 0 {
+		t.Errorf("while suspended: %q", s.stderr.String())
+	}
+	resume()
+	resume()
+	for _, want := range []string{"a line", "a note", "copy  Load"} {
+		if strings.Count(s.stderr.String(), want) != 1 {
+			t.Errorf("%q is not there once in %q", want, s.stderr.String())
+		}
+	}
+	p := newStage(t, Options{}, false, nil)
+	p.Emit(engine.Event{Kind: engine.EventStepStarted, Step: "copy", Message: "Load"})
+	resume = p.Suspend()
+	p.stderr.Reset()
+	p.clock.add(time.Minute)
+	p.tick()
+	if p.stderr.Len() != 0 {
+		t.Errorf("while suspended: %q", p.stderr.String())
+	}
+	resume()
+	p.tick()
+	if p.stderr.Len() == 0 {
+		t.Error("no progress after the question")
+	}
+}
+
 func TestLoopTicksUntilClose(t *testing.T) {
 	s := newStage(t, Options{}, false, nil)
 	s.Emit(engine.Event{Kind: engine.EventStepStarted, Step: "copy", Message: "Load"})
