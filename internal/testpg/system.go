@@ -28,15 +28,21 @@ func systemNeeds(ctx context.Context) []need {
 		{"gcc", onPath("gcc"), []string{"gcc", "libc6-dev"}}, // the race detector needs cgo
 		{"npm", onPath("npm"), []string{"npm"}},
 		{"pgbench", func() bool { _, err := PgbenchPath(ctx); return err == nil }, []string{"postgresql"}},
+		bouncerNeed,
 	}
 }
 
 // EnsureSystem installs the machine's missing programs (gcc, npm, Debian's
-// PostgreSQL with pgbench) with apt-get. It needs root; without, or with
-// PGRUNBOOK_NO_APT set, it returns an error that says what to type.
+// PostgreSQL with pgbench, pgbouncer) with apt-get. It needs root; without, or
+// with PGRUNBOOK_NO_APT set, it returns an error that says what to type.
 func EnsureSystem(ctx context.Context, logf func(string, ...any)) error {
+	return install(ctx, logf, systemNeeds(ctx))
+}
+
+// install brings what of the needs is missing.
+func install(ctx context.Context, logf func(string, ...any), needs []need) error {
 	var packages, programs []string
-	for _, n := range systemNeeds(ctx) {
+	for _, n := range needs {
 		if !n.found() {
 			packages, programs = append(packages, n.packages...), append(programs, n.program)
 		}
@@ -60,6 +66,11 @@ func EnsureSystem(ctx context.Context, logf func(string, ...any)) error {
 		if out, err := cmd.CombinedOutput(); err != nil {
 			return fmt.Errorf("%s: %w\n%s", what, err, out)
 		}
+	}
+	if slices.Contains(packages, "pgbouncer") {
+		// Debian's package starts a service; it is of no use to the tests. Where it was not
+		// started there is nothing to stop.
+		_ = exec.CommandContext(ctx, "invoke-rc.d", "pgbouncer", "stop").Run()
 	}
 	return nil
 }
