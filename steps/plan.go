@@ -12,6 +12,8 @@ import (
 	"github.com/pgrunbook/pgrunbook/engine"
 	"github.com/pgrunbook/pgrunbook/internal/pg"
 	"github.com/pgrunbook/pgrunbook/runbook"
+	"github.com/pgrunbook/pgrunbook/steps/internal/dump"
+	"github.com/pgrunbook/pgrunbook/steps/internal/preflight"
 	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
 )
 
@@ -19,8 +21,7 @@ import (
 // fills env.Scope. A plan with findings of severity error is returned too, without steps when the
 // scope itself is wrong; it cannot be applied.
 func MakePlan(ctx context.Context, env *Env, toolVersion string) (*engine.Plan, error) {
-	built, diags := Build(env)
-	if diags.HasErrors() {
+	if diags := Check(env.Runbook); diags.HasErrors() {
 		return nil, &engine.Error{Class: engine.ClassRunbook, Op: "reading the runbook", Err: diags}
 	}
 	p := &engine.Plan{Format: engine.PlanFormat, ToolVersion: toolVersion, Created: time.Now().UTC().Truncate(time.Second), Name: env.Runbook.Name, Runbook: pinRunbook(env.Runbook)}
@@ -28,8 +29,15 @@ func MakePlan(ctx context.Context, env *Env, toolVersion string) (*engine.Plan, 
 	if err != nil || !usable {
 		return p, err
 	}
+	built, diags := Build(env)
+	if diags.HasErrors() {
+		return nil, &engine.Error{Class: engine.ClassRunbook, Op: "reading the runbook", Err: diags}
+	}
 	for _, s := range built {
 		sp, err := s.Plan(ctx)
+		if err != nil && p.Blocking() {
+			continue // what a finding says would stop the step, too
+		}
 		if err != nil {
 			return p, fmt.Errorf("planning step %s: %w", s.ID(), err)
 		}
@@ -70,12 +78,30 @@ func survey(ctx context.Context, env *Env, p *engine.Plan) (usable bool, err err
 	if p.Blocking() {
 		return false, nil
 	}
-	if p.Source.Same(p.Target) {
-		p.Findings = append(p.Findings, engine.Finding{Code: "PRE100", Severity: engine.SeverityError, Object: p.Target.Address,
-			Text: "Source and target are the same database.", Fix: "Point url or service of the target block at the new server."})
-		return false, nil
+	more, err := examine(ctx, env, p, source, target)
+	p.Findings = append(p.Findings, more...)
+	return err == nil, err
+}
+
+// examine runs the preflight.
+func examine(ctx context.Context, env *Env, p *engine.Plan, source, target *pgx.Conn) ([]engine.Finding, error) {
+	tools, err := dump.Find(ctx, p.Source.Major, p.Target.Major)
+	usesDump := func(t scope.Table) bool { return t.Method == scope.PgDump }
+	facts, gatherErr := preflight.Gather(ctx, preflight.Input{
+		Runbook: env.Runbook, Scope: env.Scope, Source: env.Source, Target: env.Target, SourceConn: source, TargetConn: target,
+		Dump: preflight.DumpTool{
+			Dir: tools.Dir, Version: tools.Version, Major: tools.Major, Warning: tools.Warning, Err: err,
+			Needed: env.Runbook.Schema.Enabled || slices.ContainsFunc(env.Scope.Tables, usesDump),
+		},
+	})
+	if gatherErr != nil {
+		return nil, fmt.Errorf("preflight: %w", gatherErr)
 	}
-	return true, nil
+	findings, err := preflight.Run(ctx, facts)
+	if err != nil {
+		return nil, fmt.Errorf("preflight: %w", err)
+	}
+	return findings, nil
 }
 
 func identity(ctx context.Context, server *pg.Server, conn *pgx.Conn) (engine.Identity, error) {

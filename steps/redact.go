@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"io"
 	"net/url"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -87,4 +88,30 @@ func (w redactWriter) Write(p []byte) (int, error) {
 		return 0, err
 	}
 	return len(p), nil
+}
+
+// keywordPassword finds passwords in a keyword=value connection string.
+var keywordPassword = regexp.MustCompile(`(?i)(?:^|[\s?&])(?:ssl)?password\s*=\s*(?:'((?:[^'\\]|\\.)*)'|([^\s&]+))`)
+
+// Passwords finds what must not be shown of a connection string of either form: each password as
+// it is written and as it is meant.
+func Passwords(conn string) []string {
+	var out []string
+	if u, err := url.Parse(conn); err == nil && u.User != nil {
+		if pw, ok := u.User.Password(); ok && pw != "" {
+			out = append(out, pw)
+		}
+	}
+	if _, rest, ok := strings.Cut(conn, "://"); ok {
+		if i := strings.LastIndex(rest, "@"); i >= 0 {
+			if _, pw, ok := strings.Cut(rest[:i], ":"); ok && pw != "" {
+				out = append(out, pw)
+			}
+		}
+	}
+	for _, m := range keywordPassword.FindAllStringSubmatch(conn, -1) {
+		out = append(out, m[1]+m[2])
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
 }

@@ -13,6 +13,9 @@ import (
 	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
 )
 
+// Server is one side's server, for commands, which know no driver.
+type Server = pg.Server
+
 // NewEnv prepares both servers of a runbook. It connects to nothing.
 func NewEnv(rb *runbook.Runbook, log *slog.Logger, sink engine.Sink) (*Env, error) {
 	env := &Env{Runbook: rb, Log: log, Sink: sink}
@@ -53,6 +56,8 @@ type OpenOptions struct {
 	Steal       bool // end the runner that holds the run
 	Amend       bool // env.Plan takes the place of the accepted one
 	Redact      func(string) string
+
+	WithoutSource bool // the source is gone: it is not locked
 }
 
 // OpenRun opens the run of env.Plan on the target, or makes it, takes the locks of both sides, and
@@ -69,6 +74,9 @@ func OpenRun(ctx context.Context, env *Env, o OpenOptions) error {
 		run.Close(ctx)
 		return err
 	}
+	if o.WithoutSource {
+		return nil
+	}
 	if err := run.LockSource(ctx, env.Source, o.Steal); err != nil {
 		run.Close(ctx)
 		return err
@@ -78,6 +86,9 @@ func OpenRun(ctx context.Context, env *Env, o OpenOptions) error {
 
 // adopt fills env with what the journal knows of the run.
 func (e *Env) adopt(run *journal.Run) error {
+	if e.Runbook != nil && e.Runbook.Name != run.Name {
+		return engine.Errorf(engine.ClassHeld, "Name that runbook, or another target.", "the run on this target is of runbook %q, not of %q", run.Name, e.Runbook.Name)
+	}
 	e.Journal, e.Plan = run, run.Plan
 	e.Run = scope.Run{ID: run.ID, Mark: run.Mark, Epoch: run.Epoch, GateKey: run.GateKey}
 	if e.Runbook != nil {

@@ -1,0 +1,123 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/pgrunbook/pgrunbook/engine/journal"
+	"github.com/pgrunbook/pgrunbook/runbook"
+	"github.com/pgrunbook/pgrunbook/steps"
+)
+
+func newPause(a *app) *cobra.Command {
+	return a.pausing("pause [RUNBOOK | PLAN]", "Make the runner stop at its next safe point and wait", true)
+}
+
+func newUnpause(a *app) *cobra.Command {
+	return a.pausing("unpause [RUNBOOK | PLAN]", "Let a paused run go on", false)
+}
+
+func (a *app) pausing(use, short string, paused bool) *cobra.Command {
+	cmd := &cobra.Command{
+		Use: use, Short: short, Args: cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			target, err := a.openServer(cmd.Context(), args)
+			if err != nil {
+				return err
+			}
+			if err := steps.Pause(cmd.Context(), target, whoAmI(), paused); err != nil {
+				return noRun(err)
+			}
+			a.summary.Message = "paused within seconds; capture goes on"
+			a.summary.Next = "pgrunbook unpause"
+			if !paused {
+				a.summary.Message, a.summary.Next = "the run goes on", "pgrunbook status --watch"
+			}
+			return nil
+		},
+	}
+	a.withVars(cmd)
+	a.withTarget(cmd)
+	a.withJSON(cmd, "one event a line on stdout, the last a summary")
+	return cmd
+}
+
+func newSet(a *app) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "set NAME=VALUE... [RUNBOOK | PLAN]",
+		Short: "Change a tunable of the run while it works: workers",
+		Args:  cobra.MinimumNArgs(1),
+		RunE:  func(cmd *cobra.Command, args []string) error { return a.set(cmd.Context(), args) },
+	}
+	a.withVars(cmd)
+	a.withTarget(cmd)
+	a.withJSON(cmd, "one event a line on stdout, the last a summary")
+	return cmd
+}
+
+// tunables are what set may change, each with its check.
+var tunables = map[string]func(value string, c *journal.Control) error{
+	"workers": func(value string, c *journal.Control) error {
+		n, err := strconv.Atoi(value)
+		if err != nil || n < 0 || n > 256 {
+			return usageError("0 goes back to the runbook's number.", "workers is a number from 0 to 256, not %q", value)
+		}
+		c.Workers = n
+		return nil
+	},
+}
+
+func (a *app) set(ctx context.Context, args []string) error {
+	var settings, rest []string
+	for _, arg := range args {
+		if strings.Contains(arg, "=") {
+			settings = append(settings, arg)
+		} else {
+			rest = append(rest, arg)
+		}
+	}
+	if len(settings) == 0 || len(rest) > 1 {
+		return usageError("Write for example: pgrunbook set workers=8", "what is to be set?")
+	}
+	var probe journal.Control
+	if err := setAll(settings, &probe); err != nil {
+		return err
+	}
+	target, err := a.openServer(ctx, rest)
+	if err != nil {
+		return err
+	}
+	_, err = steps.SetControl(ctx, target, whoAmI(), func(c *journal.Control) {
+		_ = setAll(settings, c) // checked above
+	})
+	if err != nil {
+		return noRun(err)
+	}
+	a.summary.Message = "set " + strings.Join(settings, ", ") + "; it takes effect within seconds"
+	return nil
+}
+
+func setAll(settings []string, c *journal.Control) error {
+	for _, s := range settings {
+		name, value, _ := strings.Cut(s, "=")
+		set := tunables[name]
+		if set == nil {
+			names := slices.Sorted(maps.Keys(tunables))
+			hint := "Tunables are: " + strings.Join(names, ", ") + ". Others change in the runbook; apply it again."
+			if near := runbook.SuggestKind(name, names); near != "" {
+				hint = fmt.Sprintf("Did you mean %q? %s", near, hint)
+			}
+			return usageError(hint, "%q cannot be set", name)
+		}
+		if err := set(value, c); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,101 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/pgrunbook/pgrunbook/cmd/pgrunbook/internal/view"
+	"github.com/pgrunbook/pgrunbook/steps"
+)
+
+// watchEvery is how often status --watch looks.
+const watchEvery = 2 * time.Second
+
+func newStatus(a *app) *cobra.Command {
+	watch := false
+	cmd := &cobra.Command{
+		Use:   "status [RUNBOOK | PLAN]",
+		Short: "Say who may write, how far the run is, and what to type",
+		Args:  cobra.MaximumNArgs(1),
+		RunE:  func(cmd *cobra.Command, args []string) error { return a.status(cmd.Context(), args, watch) },
+	}
+	cmd.Flags().BoolVarP(&watch, "watch", "w", false, "look again every two seconds, until the run ends")
+	a.withVars(cmd)
+	a.withTarget(cmd)
+	a.withJSON(cmd, "one JSON object on stdout for each look")
+	return cmd
+}
+
+func (a *app) status(ctx context.Context, args []string, watch bool) error {
+	asJSON := a.json
+	a.json = false // each look is one object
+	target, source, err := a.openServers(ctx, args)
+	if err != nil {
+		return err
+	}
+	for {
+		st, err := steps.ReadStatus(ctx, target, source)
+		if err != nil {
+			return noRun(err)
+		}
+		if watch && !asJSON && terminal(a.rawOut) {
+			fmt.Fprint(a.rawOut, "\x1b[H\x1b[2J") // home, clear
+		}
+		if asJSON {
+			err = view.WriteStatusJSON(a.stdout, statusView(st), st.At)
+		} else {
+			err = view.WriteStatus(a.stdout, statusView(st), view.PlanOptions{Verbose: a.verbose})
+		}
+		if err != nil || !watch || st.State != "active" {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			var sig signalError
+			if errors.As(context.Cause(ctx), &sig) {
+				return &shownError{code: sig.code(), err: sig}
+			}
+			return context.Cause(ctx)
+		case <-time.After(watchEvery):
+		}
+	}
+}
+
+// statusView puts a status into the view's words.
+func statusView(st steps.Status) view.Status {
+	v := view.Status{
+		Writes: string(st.Writes), Since: st.Since, Run: st.Run, Name: st.Runbook, State: string(st.State), Started: st.Started, Next: st.Type,
+	}
+	if h := st.Holder; h != nil && h.Alive {
+		v.Holder = fmt.Sprintf("process %d of %s on %s since %s", h.PID, h.User, h.Host, h.Since.UTC().Format(time.RFC3339))
+	}
+	if st.Paused {
+		v.Paused = "by " + st.By
+	}
+	if st.LagSeconds != nil {
+		v.Lag, v.LagKnown = time.Duration(*st.LagSeconds*float64(time.Second)), true
+	}
+	if st.Pending != nil {
+		v.Pending = *st.Pending
+	}
+	for _, note := range append([]string{st.Waiting, st.SourceNote}, st.Blockers...) {
+		if note != "" {
+			v.Notes = append(v.Notes, note)
+		}
+	}
+	for _, s := range st.Steps {
+		step := view.StatusStep{ID: s.ID, State: s.State, Error: s.Error}
+		if !s.Ended.IsZero() {
+			step.Elapsed = s.Ended.Sub(s.Started)
+		}
+		v.Steps = append(v.Steps, step)
+	}
+	for _, t := range st.Tables {
+		v.Tables = append(v.Tables, view.StatusTable{Name: t.Name, State: t.State, Rows: t.Rows, Bytes: t.Bytes, BytesAll: t.BytesAll})
+	}
+	return v
+}

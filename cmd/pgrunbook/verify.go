@@ -1,0 +1,45 @@
+package main
+
+import (
+	"context"
+
+	"github.com/spf13/cobra"
+
+	"github.com/pgrunbook/pgrunbook/steps"
+)
+
+func newVerify(a *app) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "verify [RUNBOOK | PLAN]",
+		Short: "Compare both sides now, while the application writes",
+		Args:  cobra.MaximumNArgs(1),
+		RunE:  func(cmd *cobra.Command, args []string) error { return a.verify(cmd.Context(), args) },
+	}
+	a.withVars(cmd)
+	a.withTarget(cmd)
+	a.withJSON(cmd, "one event a line on stdout, the last a summary")
+	return cmd
+}
+
+func (a *app) verify(ctx context.Context, args []string) error {
+	s, err := a.openRun(ctx, args, steps.OpenOptions{})
+	if err != nil {
+		return err
+	}
+	defer s.env.Journal.Close(ctx)
+	if err := steps.VerifyNow(ctx, s.env, a.show()); err != nil {
+		return err
+	}
+	a.summary.Message = "both sides are equal"
+	return nil
+}
+
+// openRun opens the run that is on the target, with its own plan and both locks.
+func (a *app) openRun(ctx context.Context, args []string, o steps.OpenOptions) (*subject, error) {
+	s, err := a.open(ctx, args)
+	if err != nil {
+		return nil, err
+	}
+	o.ToolVersion, o.Redact = version(), a.redact
+	return s, noRun(steps.OpenRun(ctx, s.env, o))
+}
