@@ -62,6 +62,7 @@ type stage struct {
 	source, target *testpg.Cluster
 	sourceURL      string
 	targetURL      string
+	clients        string // folder with pg_dump and pg_restore
 	ledger         *testpg.Ledger
 	turnstile      *turnstile
 }
@@ -131,6 +132,9 @@ func setUp(ctx context.Context, o Options) (_ *stage, err error) {
 	if _, err = testpg.Ensure(ctx, logf, o.Source, o.Target); err != nil {
 		return nil, err
 	}
+	if s.clients, err = testpg.ClientBinDir(ctx, o.Source); err != nil {
+		return nil, err
+	}
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() (err error) {
 		s.source, err = testpg.Start(context.WithoutCancel(gctx), testpg.Options{Major: o.Source})
@@ -179,13 +183,13 @@ func (s *stage) migrate(ctx context.Context) (Result, error) {
 	writing, stop := context.WithCancel(ctx)
 	defer stop()
 	urls := []string{s.sourceURL, s.turnstile.url}
-	clients, cctx := errgroup.WithContext(context.WithoutCancel(ctx))
-	clients.Go(func() error { return s.ledger.Run(writing, urls, s.o.Clients) })
+	writers, cctx := errgroup.WithContext(context.WithoutCancel(ctx))
+	writers.Go(func() error { return s.ledger.Run(writing, urls, s.o.Clients) })
 	for i := range 2 {
-		clients.Go(func() error { return traffic(writing, cctx, urls, uint64(i)) })
+		writers.Go(func() error { return traffic(writing, cctx, urls, uint64(i)) })
 	}
 	s.say("%d clients write from here on, and never stop", s.o.Clients+2)
-	env := []string{"SOURCE_URL=" + s.sourceURL, "TARGET_URL=" + s.targetURL}
+	env := []string{"SOURCE_URL=" + s.sourceURL, "TARGET_URL=" + s.targetURL, "PGRUNBOOK_PG_BIN_DIRS=" + s.clients}
 	for _, args := range [][]string{{"plan", file}, {"apply", "--auto-approve", file}} {
 		s.say("pgrunbook %s", strings.Join(append(slices.Clone(args[:len(args)-1]), filepath.Base(file)), " "))
 		code, err := s.o.Run(ctx, s.dir, env, args...)
@@ -194,12 +198,12 @@ func (s *stage) migrate(ctx context.Context) (Result, error) {
 		}
 		if err != nil {
 			stop()
-			return Result{}, errors.Join(err, clients.Wait())
+			return Result{}, errors.Join(err, writers.Wait())
 		}
 	}
 	result, err := s.compare(ctx)
 	stop()
-	if waitErr := clients.Wait(); err == nil {
+	if waitErr := writers.Wait(); err == nil {
 		err = waitErr
 	}
 	if err != nil {

@@ -74,8 +74,8 @@ func open(ctx context.Context, url string) *pgx.Conn {
 	return conn
 }
 
-// write runs a few statements in one transaction. Constraint violations and deadlocks are the
-// application's own business: the transaction is rolled back and the next one begins.
+// write runs a few statements in one transaction. Constraint violations, deadlocks and the like are
+// the application's own business: the transaction is rolled back and the next one begins.
 func write(ctx context.Context, conn *pgx.Conn, random *rand.Rand) error {
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
@@ -90,10 +90,10 @@ func write(ctx context.Context, conn *pgx.Conn, random *rand.Rand) error {
 			args = nil
 		}
 		if _, err := tx.Exec(ctx, sql, args...); err != nil {
-			if state := stateOf(err); len(state) == 5 && (state[:2] == "23" || state == "40P01") {
-				return nil
+			if state := stateOf(err); state == "" || state == "25006" || state[:2] == "57" || state[:2] == "08" {
+				return err // refused or cut off: on to the other server
 			}
-			return err
+			return nil
 		}
 	}
 	if random.IntN(10) == 0 {
