@@ -65,7 +65,7 @@ type StepPlan struct {
 }
 
 // Action is one statement or command, on one side. Group folds like actions on many tables into
-// one line of the printed plan ("gate 400 tables").
+// one line of the printed plan: in "gate {n} tables", {n} stands for the number of actions.
 type Action struct {
 	On      Side   `json:"on"`
 	Object  string `json:"object,omitempty"`
