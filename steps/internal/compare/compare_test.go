@@ -278,14 +278,14 @@ func TestAnotherPassIsNotTaken(t *testing.T) {
 func TestVersionsAndEncodings(t *testing.T) {
 	old := testpg.NewDB(t, testpg.StartT(t, testpg.Options{Major: 12, Encoding: "LATIN1", Locale: "C"}))
 	s := sidesOf(t, old, testpg.NewDB(t, testpg.Shared(t, 18)))
-	const more = `INSERT INTO public.t (id, a, f, arr, ch) VALUES (-1, U&'\00e9t\00e9', 0.1, ARRAY[1e-7, 'NaN'], 'q');`
+	const more = `INSERT INTO public.t (id, a, f, arr, ch) VALUES (-1, chr(233) || 't' || chr(233), 0.1, ARRAY[1e-7, 'NaN'], 'q');`
 	run(t, s.fromC, wide+fill+more)
 	run(t, s.toC, wide+fill+more)
 	tbl := table(t, s.fromC, "t", "id")
 	if res := compareAll(t, s, Config{Tables: []scope.Table{tbl}}); res.Tables[0].Differs || res.Rows != 5001 {
 		t.Errorf("equal rows: %+v", res.Tables[0])
 	}
-	run(t, s.toC, `UPDATE public.t SET a = U&'\00e8t\00e9' WHERE id = -1`)
+	run(t, s.toC, `UPDATE public.t SET a = chr(232) || 't' || chr(233) WHERE id = -1`)
 	if got := texts(compareAll(t, s, Config{Tables: []scope.Table{tbl}}).Tables[0].Rows); !cmp.Equal(got, []string{"changed (-1): a"}) {
 		t.Errorf("found %v", got)
 	}

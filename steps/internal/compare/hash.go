@@ -64,7 +64,7 @@ func choose(ctx context.Context, from, to *pgx.Conn) (method, error) {
 
 // knownText has a character outside ASCII that every Latin and UTF-8 encoding has; servers in other
 // encodings hash its ASCII part only.
-const knownText = `SELECT CASE WHEN current_setting('server_encoding') IN ('UTF8', 'LATIN1', 'LATIN9', 'WIN1252') THEN U&'pgrunbook \00e9' ELSE 'pgrunbook' END AS t`
+const knownText = `SELECT 'pgrunbook ' || chr(CASE WHEN current_setting('server_encoding') IN ('UTF8', 'LATIN1', 'LATIN9', 'WIN1252') THEN 233 ELSE 65 END) AS t`
 
 func (m method) agrees(ctx context.Context, from, to *pgx.Conn) (bool, error) {
 	sql := "SELECT " + m.text("t") + ", " + m.text("''::text") + " FROM (" + knownText + ") k"
