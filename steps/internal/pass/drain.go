@@ -142,7 +142,7 @@ func (p *Passer) pieces(ctx context.Context, opts DrainOptions, backlog Backlog,
 			w := New(p.cfg)
 			defer func() { _ = w.Close(context.WithoutCancel(ctx)) }()
 			for t := range todo {
-				n, err := w.table(gctx, t, opts)
+				n, err := w.table(gctx, t, backlog.Tables[t.ID], opts)
 				done.Add(n)
 				if err != nil {
 					return err
@@ -156,8 +156,9 @@ func (p *Passer) pieces(ctx context.Context, opts DrainOptions, backlog Backlog,
 	return err
 }
 
-// table works off what one table's delta holds now, piece by piece.
-func (p *Passer) table(ctx context.Context, t scope.Table, opts DrainOptions) (int64, error) {
+// table works off, piece by piece, what one table's delta held when it was counted. What comes in
+// meanwhile is for the next round, or a table that is written faster would keep a worker for ever.
+func (p *Passer) table(ctx context.Context, t scope.Table, backlog int64, opts DrainOptions) (int64, error) {
 	p.SetTables([]scope.Table{t})
 	var done int64
 	rows := opts.PieceRows
@@ -181,7 +182,7 @@ func (p *Passer) table(ctx context.Context, t scope.Table, opts DrainOptions) (i
 		}
 		done += took
 		rows = opts.PieceRows
-		if last {
+		if last || done >= backlog {
 			return done, nil
 		}
 	}

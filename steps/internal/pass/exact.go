@@ -202,12 +202,15 @@ SELECT format('%s (pid %s, %s)', coalesce(nullif(a.application_name, ''), a.usen
 // patiently repeats what failed for a reason that passes.
 func (p *Passer) patiently(ctx context.Context, patience time.Duration, f func() error) error {
 	deadline := time.Now().Add(patience)
-	for wait := 50 * time.Millisecond; ; wait = min(wait*2, 2*time.Second) {
+	for wait := 50 * time.Millisecond; ; wait = min(wait*2, time.Second) {
 		err := f()
 		if err == nil || ctx.Err() != nil || !pg.Retryable(err) || time.Now().Add(wait).After(deadline) {
 			return err
 		}
 		e := engine.Event{Kind: engine.EventRetry, At: time.Now(), Message: "the pass is made again: " + err.Error(), SQLState: pg.SQLState(err)}
+		if pg.SQLState(err) == "55P03" {
+			wait = min(wait, 200*time.Millisecond) // whoever holds the lock is not disturbed by our waiting
+		}
 		if pg.SQLState(err) == "55P03" && p.beat != nil && !p.beat.IsClosed() {
 			e.Kind, e.Reason = engine.EventWaiting, "a table is locked"
 			if rows, err := p.beat.Query(ctx, holders); err == nil {
@@ -215,11 +218,24 @@ func (p *Passer) patiently(ctx context.Context, patience time.Duration, f func()
 			}
 		}
 		p.cfg.Emit(e)
+		if pg.IsConnLost(err) {
+			// The others may be gone as well, and would be found one by one.
+			p.drop(ctx)
+		}
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		case <-time.After(wait):
 		}
+	}
+}
+
+// drop closes the sessions; the next pass opens new ones.
+func (p *Passer) drop(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+	defer cancel()
+	if err := p.Close(ctx); err != nil {
+		p.cfg.Log.Debug("closing sessions", "err", err)
 	}
 }
 
