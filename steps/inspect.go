@@ -44,8 +44,8 @@ const (
 
 // inspectRunbook has everything in scope.
 const inspectRunbook = `runbook "init" {}
-source { service = "unused" }
-target { service = "unused" }
+source { service = "source" }
+target { service = "target" }
 `
 
 // Inspect looks at a live source, in a session that cannot write.

@@ -168,10 +168,10 @@ func tableStatus(t scope.Table, load journal.TableProgress, state string) TableS
 		ts.State, ts.Done = "empty", 1
 	case state == "":
 		ts.State = "pending"
+	case state == "following" || state == "scrubbed":
+		ts.Done, ts.BytesAll = 1, ts.Bytes // the estimate has done its work
 	case load.Items > 0:
 		ts.Done = float64(load.DoneItems) / float64(load.Items)
-	case state == "following":
-		ts.Done = 1
 	}
 	return ts
 }
@@ -201,7 +201,7 @@ func (st *Status) readWaiting(ctx context.Context, run *journal.Run) error {
 
 // lagSQL gives the age of the newest exact pass in seconds; its row carries the side's own name.
 const lagSQL = `
-SELECT pg_catalog.extract('epoch' FROM pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) w.at)::float8
+SELECT (EXTRACT(EPOCH FROM pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) w.at))::float8
   FROM pgrunbook.watermark w WHERE w.from_side OPERATOR(pg_catalog.=) $1::text`
 
 func (st *Status) readLag(ctx context.Context, target *pg.Server) error {
