@@ -249,7 +249,8 @@ func (s *schemaStep) archive(ctx context.Context, sides *sideConns, roles *roleM
 	return a, o, nil
 }
 
-// Undo drops what the restore made, tables with their rows.
+// Undo drops what the restore made, tables with their rows. It may be called again: what is gone is
+// passed over. Roles stay: other databases may use them by now.
 func (s *schemaStep) Undo(ctx context.Context, cp engine.Checkpoint) error {
 	var c schemaCursor
 	found, err := cp.Load(ctx, &c)
@@ -269,8 +270,5 @@ func (s *schemaStep) Undo(ctx context.Context, cp engine.Checkpoint) error {
 		}
 		made = dump.NewSince(c.Before, now)
 	}
-	if err := dump.DropMade(ctx, conn, made); err != nil {
-		return err
-	}
-	return cp.Save(ctx, nil, schemaCursor{Roles: c.Roles})
+	return dump.DropMade(ctx, conn, made)
 }
