@@ -237,6 +237,7 @@ func (b *builder) BuildIndexes(ctx context.Context, t scope.Table) error {
 
 func (b *builder) all(ctx context.Context, conn *pgx.Conn, sql []string) error {
 	for _, s := range sql {
+		s = strings.Replace(s, "CREATE INDEX ", "CREATE INDEX IF NOT EXISTS ", 1)
 		if _, err := conn.Exec(ctx, "SET search_path = public"); err != nil {
 			return err
 		}

@@ -21,7 +21,15 @@ const maxWorkers = 64
 // Run loads until every table follows. Tables whose chunks are done are finished while others are
 // still read.
 func (l *Loader) Run(ctx context.Context) error {
-	if err := l.Prepare(ctx); err != nil {
+	err := l.run(ctx)
+	if err != nil && ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return err
+}
+
+func (l *Loader) run(ctx context.Context) error {
+	if err := pg.Retry(ctx, "cutting the tables into chunks", l.Prepare); err != nil {
 		return err
 	}
 	if err := l.bulk(ctx); err != nil {

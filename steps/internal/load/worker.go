@@ -54,7 +54,7 @@ func (w *worker) close() {
 }
 
 func (w *worker) connect(ctx context.Context) error {
-	if w.from != nil && !w.from.IsClosed() && !w.to.IsClosed() {
+	if w.from != nil && w.to != nil && !w.from.IsClosed() && !w.to.IsClosed() {
 		return nil
 	}
 	w.close()
@@ -124,9 +124,7 @@ func (w *worker) once(ctx context.Context) (took bool, err error) {
 	if err != nil {
 		return false, fmt.Errorf("beginning a chunk: %w", err)
 	}
-	defer func() {
-		w.rollback(tx)
-	}()
+	defer w.rollback(tx)
 	it, ok, err := w.l.cfg.Journal.Claim(ctx, tx, w.l.cfg.Step, w.n)
 	if err != nil || !ok {
 		return false, err
@@ -150,8 +148,24 @@ func (w *worker) once(ctx context.Context) (took bool, err error) {
 	case (pg.SQLState(err) == "23505" || pg.SQLState(err) == "23P01") && keyed(t) && !w.careful[t.ID]:
 		w.careful[t.ID] = true // the chunk is free again
 		return true, nil
+	case err != nil && w.l.cfg.Check != nil && (strings.HasPrefix(pg.SQLState(err), "22") || strings.HasPrefix(pg.SQLState(err), "42")):
+		w.rollback(tx)
+		return false, w.explain(ctx, t, err)
 	}
 	return err == nil, err
+}
+
+// explain asks the fingerprint why values or names do not fit: most often, somebody changed a column.
+func (w *worker) explain(ctx context.Context, t scope.Table, err error) error {
+	if w.from.IsClosed() { // the pipe closes the reading session when the writing one fails
+		if connectErr := w.connect(ctx); connectErr != nil {
+			return errors.Join(err, connectErr)
+		}
+	}
+	if _, why := w.l.cfg.Check(ctx, w.from, t); why != nil {
+		return why
+	}
+	return err
 }
 
 // rollback ends a transaction that did not commit; after a COMMIT it does nothing.

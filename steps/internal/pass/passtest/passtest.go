@@ -17,7 +17,7 @@ SELECT c.oid, c.relname::text, c.relkind = 'p' FROM pg_class c
  WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p') AND NOT c.relispartition ORDER BY c.relname`
 
 const columnsSQL = `
-SELECT a.attnum, a.attname::text, format_type(a.atttypid, a.atttypmod), a.atttypid, a.attgenerated <> '', a.attidentity::text,
+SELECT a.attnum, a.attname::text, format_type(a.atttypid, a.atttypmod), a.atttypid, coalesce(to_jsonb(a) ->> 'attgenerated', '') <> '', a.attidentity::text,
        a.atttypid < 16384 AND format_type(a.atttypid, NULL) !~ '^reg'
   FROM pg_attribute a WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped ORDER BY 1`
 
@@ -32,7 +32,7 @@ SELECT a.attname::text,
   JOIN pg_type t ON t.oid = a.atttypid JOIN pg_type bt ON bt.oid = CASE t.typtype WHEN 'd' THEN t.typbasetype ELSE t.oid END
   JOIN pg_namespace n ON n.oid = bt.typnamespace
   LEFT JOIN pg_collation co ON co.oid = i.indcollation[k.n - 1] LEFT JOIN pg_namespace cn ON cn.oid = co.collnamespace
- WHERE i.indrelid = $1 AND a.attrelid = $1 AND i.indisprimary AND k.n <= i.indnkeyatts ORDER BY k.n`
+ WHERE i.indrelid = $1 AND a.attrelid = $1 AND i.indisprimary AND k.n <= coalesce((to_jsonb(i) ->> 'indnkeyatts')::int, i.indnatts) ORDER BY k.n`
 
 const membersSQL = `
 SELECT c.oid, n.nspname::text, c.relname::text, c.relkind <> 'p' FROM pg_partition_tree($1::regclass) t JOIN pg_class c ON c.oid = t.relid

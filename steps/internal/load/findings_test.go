@@ -1,0 +1,378 @@
+package load
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/pgrunbook/pgrunbook/engine/journal"
+	"github.com/pgrunbook/pgrunbook/internal/testpg"
+	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
+)
+
+const oneTable = `CREATE TABLE t (id int PRIMARY KEY, v text, n int UNIQUE)`
+
+// beforeCapture fills a table as rows that were there before the triggers.
+func (p *pair) beforeCapture(sql string) {
+	p.t.Helper()
+	p.exec(p.source, "SET pgrunbook.mark = '"+p.run.Mark+"'; "+sql)
+}
+
+// slowly makes a chunk stop in the middle until the test has done something.
+func (p *pair) slowly(bytesPerSecond int64) {
+	p.cfg.Control = func() Control { return Control{Workers: 2, BytesPerSecond: bytesPerSecond} }
+}
+
+// D2: a COPY that queued behind DDL that rewrites reads an empty table, without an error.
+func TestD2CopyBehindRewritingDDL(t *testing.T) {
+	p := newPair(t, oneTable)
+	p.beforeCapture(`INSERT INTO t SELECT g, 'v', g FROM generate_series(1, 1000) g`)
+	l := New(p.cfg)
+	if err := l.Prepare(p.ctx); err != nil {
+		t.Fatal(err)
+	}
+	app := p.connect(p.source)
+	if _, err := app.Exec(p.ctx, "BEGIN"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := app.Exec(p.ctx, "ALTER TABLE t ALTER v TYPE text USING v || ''"); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- l.Run(p.ctx) }()
+	for p.one(p.source, `SELECT count(*)::text FROM pg_locks WHERE NOT granted AND relation = 't'::regclass`) == "0" {
+		if p.ctx.Err() != nil {
+			t.Fatal("the chunk never waited")
+		}
+	}
+	if _, err := app.Exec(p.ctx, "COMMIT"); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if n := p.one(p.target, "SELECT count(*)::text FROM t"); n != "1000" {
+		t.Errorf("%s of 1000 rows arrived", n)
+	}
+	if !strings.Contains(p.messages(), "loaded again from the start") {
+		t.Errorf("nobody was told: %s", p.messages())
+	}
+}
+
+// D8: two runners of one load take each chunk once.
+func TestD8TwoLoadersShareTheChunks(t *testing.T) {
+	p := newPair(t, oneTable, chunks(16<<10))
+	p.beforeCapture(`INSERT INTO t SELECT g, md5(g::text), g FROM generate_series(1, 20000) g`)
+	if err := New(p.cfg).Prepare(p.ctx); err != nil {
+		t.Fatal(err)
+	}
+	g, ctx := errgroup.WithContext(p.ctx)
+	for range 2 {
+		g.Go(func() error { return New(p.cfg).Work(ctx) })
+	}
+	g.Go(func() error { return New(p.cfg).Run(ctx) })
+	if err := g.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	p.equal()
+}
+
+// D12: a table without a key is loaded from one snapshot, and images are applied from there on.
+func TestD12KeylessTableUnderWriters(t *testing.T) {
+	p := newPair(t, `CREATE TABLE k (a int, j json); CREATE TABLE other (a int PRIMARY KEY)`)
+	p.beforeCapture(`INSERT INTO k SELECT g % 50, '{"a": 1}' FROM generate_series(1, 3000) g`)
+	app := p.connect(p.source)
+	// The subtransaction's own id counts as visible in a snapshot that does not see its parent.
+	for _, sql := range []string{"BEGIN", "INSERT INTO other VALUES (1)", "SAVEPOINT s", "INSERT INTO k VALUES (1000, NULL)", "DELETE FROM k WHERE a = 7", "RELEASE s"} {
+		if _, err := app.Exec(p.ctx, sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p.exec(p.source, `INSERT INTO k VALUES (2000, '[]'), (2000, '[]')`)
+	p.load()
+	if _, err := app.Exec(p.ctx, "COMMIT"); err != nil {
+		t.Fatal(err)
+	}
+	p.exec(p.source, `DELETE FROM k WHERE ctid = (SELECT min(ctid) FROM k WHERE a = 2000)`)
+	p.synced()
+}
+
+// D14: rows that a trigger of the target swallows are missed by the row counts of COPY.
+func TestD14TriggerThatSwallowsRows(t *testing.T) {
+	p := newPair(t, oneTable)
+	p.beforeCapture(`INSERT INTO t VALUES (1)`)
+	p.exec(p.target, `CREATE FUNCTION no() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'; CREATE TRIGGER no BEFORE INSERT ON t FOR EACH ROW EXECUTE FUNCTION no(); ALTER TABLE t ENABLE ALWAYS TRIGGER no`)
+	err := New(p.cfg).Run(p.ctx)
+	if err == nil || !strings.Contains(err.Error(), "1 rows were read but 0 were written") {
+		t.Errorf("the load says %v", err)
+	}
+}
+
+// D16: what a DBA set for a database must not change bytes.
+func TestD16SettingsOfTheDatabase(t *testing.T) {
+	p := newPair(t, `CREATE DOMAIN d AS text NOT NULL; CREATE TABLE t (id int PRIMARY KEY, a text[], m money, at timestamptz, i interval, r regclass, f float8, d d)`)
+	for _, url := range []string{p.source, p.target} {
+		name := p.one(url, "SELECT quote_ident(current_database())")
+		for _, set := range []string{"array_nulls = off", "datestyle = 'German'", "intervalstyle = 'iso_8601'", "extra_float_digits = -5", "bytea_output = 'escape'",
+			"enable_tidscan = off", "statement_timeout = '500ms'", "default_transaction_isolation = 'serializable'", "search_path = 'nowhere'"} {
+			p.exec(url, "ALTER DATABASE "+name+" SET "+set)
+		}
+	}
+	p.exec(p.source, `SET statement_timeout = 0; SET search_path = public; SET pgrunbook.mark = '`+p.run.Mark+`'; SET array_nulls = on;
+		INSERT INTO t VALUES (1, '{NULL,x}', 12.5, '2020-02-03 04:05:06.789+00', '1 mon 2 days', 't', 0.1, 'a')`)
+	p.load()
+	p.exec(p.source, `SET statement_timeout = 0; SET search_path = public; SET array_nulls = on; INSERT INTO t VALUES (2, '{NULL,NULL}', 1, now(), '-1 day', NULL, 1e-300, 'b'); DELETE FROM t WHERE id = 3`)
+	p.synced()
+}
+
+// D17: a row that moved between chunks is read twice or not at all, and its key decides.
+func TestD17RowsThatMoveBetweenChunks(t *testing.T) {
+	p := newPair(t, oneTable, chunks(16<<10))
+	p.beforeCapture(`INSERT INTO t SELECT g, repeat('v', 100), g FROM generate_series(1, 3000) g`)
+	p.slowly(300_000)
+	done := make(chan error, 1)
+	go func() { done <- New(p.cfg).Run(p.ctx) }()
+	for i := range 12 { // to the end of the table, to its beginning
+		p.exec(p.source, fmt.Sprintf(`UPDATE t SET v = v || 'w' WHERE id %% 12 = %d; DELETE FROM t WHERE id %% 700 = %d; UPDATE t SET n = -n WHERE id IN (%d, %d)`, i, i, i+20, i+50))
+		p.exec(p.source, "VACUUM t")
+	}
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	p.synced()
+}
+
+// D20: a chunk whose commit the target lost in a crash is loaded again, whatever memory says.
+func TestD20TargetCrashInMidLoad(t *testing.T) {
+	source, target, err := testpg.PairMajors()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := testpg.StartT(t, testpg.Options{Major: target, Settings: map[string]string{"wal_writer_delay": "10s"}})
+	p := pairOf(t, testpg.NewDB(t, testpg.Shared(t, source)), testpg.NewDB(t, c), oneTable, chunks(16<<10))
+	p.beforeCapture(`INSERT INTO t SELECT g, repeat('v', 100), g FROM generate_series(1, 5000) g`)
+	p.slowly(400_000)
+	done := make(chan error, 1)
+	go func() { done <- New(p.cfg).Run(p.ctx) }()
+	p.until("SELECT (count(*) > 3)::text FROM pgrunbook.item WHERE state = 'done'", "true")
+	if err := c.Stop(p.ctx, testpg.Immediate); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Start(p.ctx); err != nil {
+		t.Fatal(err)
+	}
+	p.slowly(0)
+	if err := <-done; err != nil { // the journal's own lock died with the server: the runner may stop here
+		p.journal.Close(p.ctx)
+		p.reopen()
+		p.load()
+	}
+	p.synced()
+}
+
+// until waits for a value on the target.
+func (p *pair) until(sql, want string) {
+	p.t.Helper()
+	for p.one(p.target, sql) != want {
+		if p.ctx.Err() != nil {
+			p.t.Fatalf("%s is never %s", sql, want)
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+// reopen is a new runner of the same run.
+func (p *pair) reopen() {
+	p.t.Helper()
+	run, err := journal.Open(p.ctx, p.server("target", p.target, "", ""), journal.OpenOptions{ToolVersion: "1.0.0", Steal: true})
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	p.t.Cleanup(func() { run.Close(context.Background()) })
+	p.journal, p.run.Epoch = run, run.Epoch
+	p.cfg.Journal, p.cfg.Run = run, p.run
+}
+
+// D23: a subtransaction's row has an xmin that a snapshot takes for committed; captured rows are
+// told by the xmin of their images instead.
+func TestD23AppendOnlyRowsAreLoadedOrCapturedOnce(t *testing.T) {
+	p := newPair(t, `CREATE TABLE k (a int, v text); CREATE TABLE other (a int PRIMARY KEY)`, chunks(8<<10), func(t *scope.Table) {
+		if t.Key == nil {
+			t.Identity = scope.AppendOnly
+		}
+	})
+	p.beforeCapture(`INSERT INTO k SELECT g, 'old' FROM generate_series(1, 2000) g`)
+	p.exec(p.source, `BEGIN; SAVEPOINT s; INSERT INTO other VALUES (1); INSERT INTO k VALUES (42, 'sub'); RELEASE s; COMMIT`)
+	app := p.connect(p.source)
+	for _, sql := range []string{"BEGIN", "SAVEPOINT s", "INSERT INTO k VALUES (43, 'later')", "RELEASE s"} {
+		if _, err := app.Exec(p.ctx, sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p.load()
+	p.exec(p.source, `INSERT INTO k VALUES (44, 'after')`)
+	if _, err := app.Exec(p.ctx, "COMMIT"); err != nil {
+		t.Fatal(err)
+	}
+	p.synced()
+}
+
+// A table that has its keys already is loaded around the rows that clash.
+func TestTargetThatHasItsKeys(t *testing.T) {
+	p := newPair(t, oneTable, chunks(16<<10))
+	p.beforeCapture(`INSERT INTO t SELECT g, repeat('v', 100), g FROM generate_series(1, 2000) g`)
+	if err := p.builder.all(p.ctx, p.connect(p.target), append(p.builder.unique, p.builder.keys["t"]...)); err != nil {
+		t.Fatal(err)
+	}
+	p.builder.unique = nil
+	p.slowly(200_000)
+	done := make(chan error, 1)
+	go func() { done <- New(p.cfg).Run(p.ctx) }()
+	for i := range 8 {
+		p.exec(p.source, fmt.Sprintf(`UPDATE t SET v = v || 'w' WHERE id %% 8 = %d; UPDATE t SET n = NULL WHERE id = %d; UPDATE t SET n = %d WHERE id = %d`, i, i+1, i+1, 1900+i))
+	}
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	p.synced()
+}
+
+// Before 14 there are no TID range scans: chunks are key ranges.
+func TestKeyRangesOnOldSources(t *testing.T) {
+	for _, major := range []int{10, 12} {
+		p := pairOf(t, testpg.NewDB(t, testpg.Shared(t, major)), testpg.NewDB(t, testpg.Shared(t, 18)),
+			`CREATE TABLE t (name text, id int, v text, PRIMARY KEY (name, id)); CREATE TABLE n (id int PRIMARY KEY, v text)`, chunks(32<<10))
+		p.beforeCapture(`INSERT INTO t SELECT 'it''s ' || g % 97, g, repeat('v', 50) FROM generate_series(1, 8000) g; INSERT INTO n SELECT g * 3, repeat('v', 50) FROM generate_series(1, 8000) g; ANALYZE`)
+		p.load()
+		p.equal()
+		for _, tbl := range p.tables {
+			if n := p.one(p.target, fmt.Sprintf("SELECT (count(*) > 3)::text FROM pgrunbook.item WHERE tbl = %d", tbl.ID)); n != "true" {
+				t.Errorf("%d: %s is not cut", major, tbl.Name.Name)
+			}
+		}
+		p.exec(p.source, `UPDATE t SET v = 'w' WHERE id % 10 = 0; DELETE FROM n WHERE id % 6 = 0`)
+		p.synced()
+	}
+}
+
+// TestKilledSessionsAndWriters ends sessions of the load on both sides while the application
+// writes, and a runner in the middle of it.
+func TestKilledSessionsAndWriters(t *testing.T) {
+	p := newPair(t, manyRows, chunks(32<<10))
+	p.beforeCapture(fillRows)
+	p.slowly(1_000_000)
+	ctx, cancel := context.WithCancel(p.ctx)
+	var killed atomic.Int64
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		r := rand.New(rand.NewPCG(3, 3)) //nolint:gosec // a test's choice
+		for gctx.Err() == nil {
+			if conn, err := pgx.Connect(gctx, []string{p.source, p.target}[r.IntN(2)]); err == nil {
+				var n int64
+				_ = conn.QueryRow(gctx, `SELECT count(pg_terminate_backend(pid)) FROM (SELECT pid FROM pg_stat_activity WHERE datname = current_database()
+					AND application_name ~ '^pgrunbook [^ ]+ (load|finish)' ORDER BY random() LIMIT 1) s`).Scan(&n)
+				killed.Add(n)
+				_ = conn.Close(context.Background())
+			}
+			time.Sleep(time.Duration(100+r.IntN(200)) * time.Millisecond)
+		}
+		return nil
+	})
+	g.Go(func() error {
+		conn, err := pgx.Connect(gctx, p.source)
+		if err != nil {
+			return err
+		}
+		defer func() { _ = conn.Close(context.Background()) }()
+		for i := 0; gctx.Err() == nil; i++ {
+			sql := fmt.Sprintf(`UPDATE t SET v = v || 'w' WHERE id %% 100 = %d; DELETE FROM t WHERE id = %d; INSERT INTO t VALUES (%d, 'new', %d);
+				UPDATE tree SET at = at + 100 WHERE id = %d AND at < '2021-01-01'; INSERT INTO small VALUES ('k%d', '[1]')`, i%100, i*7+1, 100000+i, -i-1, i, i)
+			if _, err := conn.PgConn().Exec(gctx, sql).ReadAll(); err != nil && gctx.Err() == nil {
+				return err
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+		return nil
+	})
+	first, stop := context.WithTimeout(p.ctx, 1500*time.Millisecond)
+	began := time.Now()
+	err := New(p.cfg).Run(first)
+	stop()
+	if err == nil || !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("the runner that was stopped says %v", err)
+	}
+	if took := time.Since(began); took > 6500*time.Millisecond {
+		t.Errorf("it took %s to stop", took)
+	}
+	p.load()
+	cancel()
+	if err := g.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	if killed.Load() < 3 {
+		t.Errorf("only %d sessions were ended", killed.Load())
+	}
+	p.synced()
+}
+
+// TestExternalLoad scrubs what somebody else loaded, and builds the rest.
+func TestExternalLoad(t *testing.T) {
+	p := newPair(t, oneTable, func(t *scope.Table) { t.Method = scope.External })
+	p.beforeCapture(`INSERT INTO t SELECT g, 'v', g FROM generate_series(1, 100) g`)
+	asked := 0
+	p.cfg.Loaded = func(_ context.Context, tables []scope.Table) error {
+		asked++
+		if asked == 1 {
+			return errors.New("not yet")
+		}
+		return nil
+	}
+	if err := New(p.cfg).Run(p.ctx); err == nil || err.Error() != "not yet" {
+		t.Errorf("the load says %v", err)
+	}
+	p.exec(p.target, `SET pgrunbook.mark = '`+p.run.Mark+`'; INSERT INTO t SELECT g, 'v', g FROM generate_series(1, 100) g`)
+	p.exec(p.source, `UPDATE t SET v = 'w', n = n + 1000 WHERE id < 10; DELETE FROM t WHERE id = 50; UPDATE t SET id = 200 WHERE id = 60`)
+	p.load()
+	if n := p.one(p.target, "SELECT count(*)::text FROM t WHERE id < 10 OR id IN (50, 60)"); n != "0" {
+		t.Errorf("%s changed rows are left after the scrub", n)
+	}
+	p.synced()
+}
+
+// TestBulkLoad goes on after a bulk loader that died half way.
+func TestBulkLoad(t *testing.T) {
+	p := newPair(t, oneTable, func(t *scope.Table) { t.Method = scope.PgDump })
+	p.beforeCapture(`INSERT INTO t SELECT g, 'v', g FROM generate_series(1, 100) g`)
+	died := errors.New("the bulk loader died")
+	calls := 0
+	p.cfg.Bulk = func(_ context.Context, tables []scope.Table) error {
+		calls++
+		p.exec(p.target, `SET pgrunbook.mark = '`+p.run.Mark+`'; INSERT INTO t SELECT g, 'v', g FROM generate_series(1, 100) g`)
+		if calls == 1 {
+			return died
+		}
+		p.exec(p.source, `UPDATE t SET v = 'w' WHERE id < 10`)
+		return nil
+	}
+	if err := New(p.cfg).Run(p.ctx); !errors.Is(err, died) {
+		t.Errorf("the load says %v", err)
+	}
+	p.load()
+	p.synced()
+}
+
+func TestTableWithRowsOnTheTargetIsRefused(t *testing.T) {
+	p := newPair(t, oneTable)
+	p.exec(p.target, `INSERT INTO t VALUES (1)`)
+	if err := New(p.cfg).Run(p.ctx); err == nil || !strings.Contains(err.Error(), "it has rows on the target already") {
+		t.Errorf("the load says %v", err)
+	}
+}
