@@ -18,6 +18,9 @@ func Check(rb *runbook.Runbook) hcl.Diagnostics {
 	seen := names{}
 	for _, phase := range append(engine.Forward(), engine.PhaseRollback, engine.PhaseFinish) {
 		hooks := rb.Hooks[string(phase)]
+		if !enabled(rb, phase) {
+			diags = append(diags, unusedHooks(phase, slices.Concat(hooks.Before, hooks.After))...)
+		}
 		slots := []struct {
 			slot   Slot
 			blocks []runbook.StepBlock
@@ -97,7 +100,7 @@ func Build(env *Env) ([]engine.Step, hcl.Diagnostics) {
 func phaseSteps(env *Env, phase engine.Phase) ([]engine.Step, hcl.Diagnostics) {
 	hooks := env.Runbook.Hooks[string(phase)]
 	if !enabled(env.Runbook, phase) {
-		return nil, unusedHooks(phase, slices.Concat(hooks.Before, hooks.After))
+		return nil, nil
 	}
 	before, d1 := people(env, Place{phase, Before}, hooks.Before)
 	own, d2 := ownSteps(env, phase)
@@ -146,7 +149,11 @@ func ownSteps(env *Env, phase engine.Phase) ([]engine.Step, hcl.Diagnostics) {
 		return []engine.Step{newVerify(env)}, nil
 	case engine.PhaseCutover:
 		repoint, diags := people(env, Place{phase, Switch}, env.Runbook.Cutover.Switch)
-		return []engine.Step{newArm(env), newFreeze(env, switchSteps(env, repoint))}, diags
+		own := []engine.Step{newArm(env), newFreeze(env, switchSteps(env, repoint))}
+		if env.Runbook.Rollback.Enabled {
+			own = slices.Concat([]engine.Step{newReverse(env)}, own)
+		}
+		return own, diags
 	case engine.PhaseRollback, engine.PhaseFinish:
 	}
 	return nil, nil

@@ -126,17 +126,23 @@ func PlanFinish(ctx context.Context, env *Env, o FinishOptions) (*engine.Plan, [
 	if diags.HasErrors() {
 		return nil, nil, &engine.Error{Class: engine.ClassRunbook, Op: "reading the runbook", Err: diags}
 	}
+	p, err := planOf(ctx, env, built)
+	return p, built, err
+}
+
+// planOf makes a plan of other steps than the accepted ones, for the same run.
+func planOf(ctx context.Context, env *Env, built []engine.Step) (*engine.Plan, error) {
 	p := *env.Plan
 	p.Steps, p.Findings, p.Predictions = nil, nil, engine.Prediction{}
 	for _, s := range built {
 		sp, err := s.Plan(ctx)
 		if err != nil {
-			return nil, nil, fmt.Errorf("planning step %s: %w", s.ID(), err)
+			return nil, fmt.Errorf("planning step %s: %w", s.ID(), err)
 		}
 		sp.ID, sp.Phase = s.ID(), s.Phase()
 		p.Steps = append(p.Steps, sp)
 	}
-	return &p, built, nil
+	return &p, nil
 }
 
 // Finish walks the steps of finish on the open run of env, and removes the journal last.
@@ -176,7 +182,7 @@ func withCause(ctx context.Context, err error) error {
 
 // approve records an approval of a step that the plan has.
 func approve(ctx context.Context, run *journal.Run, built []engine.Step, a engine.Approval) error {
-	var known []string
+	known := loadApprovals(run.Plan)
 	for _, s := range built {
 		if ap, ok := s.(engine.Approver); ok {
 			known = append(known, ap.Approval().Name)

@@ -22,7 +22,7 @@ type app struct {
 	stdin  io.Reader
 	stdout io.Writer // masked
 	stderr io.Writer // masked
-	rawOut io.Writer // for the view, which looks whether it is a terminal and masks by itself
+	rawOut io.Writer // to see whether it is a terminal
 	rawErr io.Writer
 	getenv func(string) (string, bool)
 	began  time.Time
@@ -95,7 +95,11 @@ func (a *app) mode() view.Mode {
 // show opens the view that shows what happens from now on. execute closes it.
 func (a *app) show() view.View {
 	if a.view == nil {
-		o := view.Options{Mode: a.mode(), Stdout: a.rawOut, Stderr: a.rawErr, Color: a.color(), Verbose: a.verbose, Version: version(), Getenv: a.env, Redact: a.redact}
+		stderr := a.stderr
+		if terminal(a.rawErr) {
+			stderr = a.rawErr // the view must see that it is one
+		}
+		o := view.Options{Mode: a.mode(), Stdout: a.stdout, Stderr: stderr, Color: a.color(), Verbose: a.verbose, Version: version(), Getenv: a.env, Redact: a.redact}
 		if fps := a.env("PGRUNBOOK_PROGRESS_FPS"); fps != "" {
 			_, _ = fmt.Sscan(fps, &o.FPS) // what is no number means the default
 		}
@@ -172,7 +176,7 @@ func newRoot(a *app) *cobra.Command {
 	f.BoolVar(&a.input, "input", true, "ask on the terminal where a person is needed (also PGRUNBOOK_INPUT=0, CI)")
 	for _, build := range []func(*app) *cobra.Command{
 		newInit, newValidate, newFmt, newPlan, newShow, newApply, newApprove, newStatus, newVerify,
-		newPause, newUnpause, newSet, newAbort, newFinish, newDemo, newVersion,
+		newPause, newUnpause, newSet, newAbort, newRollback, newFollow, newRehearse, newFinish, newDemo, newVersion,
 	} {
 		cmd := build(a)
 		if check := cmd.Args; check != nil {

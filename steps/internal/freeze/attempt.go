@@ -39,6 +39,9 @@ type Freeze struct {
 	Budget   time.Duration // longest write block
 	Tables   []scope.Table // every gated table
 	Switch   []SwitchStep
+	// Rehearsal ends an attempt before the switch steps: everything up to there is done for real
+	// and measured, then the hold is let go.
+	Rehearsal bool
 
 	Prepare   func(ctx context.Context) (Pass, error)        // before the hold
 	Sequences func(ctx context.Context) (int, error)         // sets to's sequences from from's; returns how many
@@ -114,6 +117,12 @@ func (f *Freeze) held(ctx context.Context, c *conns, hold, toHold *Hold, pass Pa
 	mark("hold", fmt.Sprintf("writes are held on the %s, drained in %s", f.From.Side(), hold.Took.Round(100*time.Microsecond)))
 	if err := f.carry(ctx, c, pass, cert, mark); err != nil {
 		return f.why(ctx, err)
+	}
+	if f.Rehearsal {
+		hold.Release(ctx)
+		cert.Blocked = time.Since(hold.Since)
+		mark("undo", fmt.Sprintf("let go: the %s takes writes again after %s", f.From.Side(), cert.Blocked.Round(time.Millisecond)))
+		return nil
 	}
 	undo, err := f.repoint(ctx, mark)
 	if err == nil {

@@ -54,7 +54,7 @@ func newPair(t *testing.T) *pair {
 	p.exec(target, gateSQL+"; ALTER SEQUENCE pgrunbook.gate_flag RESTART 1")
 	p.freeze = &Freeze{
 		From: server(t, "source", source), To: server(t, "target", target),
-		Run:       scope.Run{ID: "r1", GateKey: gateKey, Epoch: 1},
+		Run:       scope.Run{ID: "r1", Mark: "mark", GateKey: gateKey, Epoch: 1},
 		Budget:    2 * time.Second,
 		Tables:    []scope.Table{{ID: 1, Name: scope.Name{Schema: "public", Name: "account"}}},
 		Prepare:   func(context.Context) (Pass, error) { return fakePass{p}, nil },
@@ -78,7 +78,7 @@ func (fakePass) Close(context.Context) {}
 
 func server(t *testing.T, side, url string) *pg.Server {
 	t.Helper()
-	s, err := pg.New(pg.Config{Side: side, URL: url, RunID: "r1"})
+	s, err := pg.New(pg.Config{Side: side, URL: url, RunID: "r1", Mark: "mark"})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -26,7 +26,7 @@ func TestHoldLostUnnoticed(t *testing.T) {
 	p := newPair(t)
 	p.passed = func(context.Context) error {
 		p.exec(p.source, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-		                   WHERE datname = current_database() AND application_name = 'pgrunbook r1 hold'`)
+		                   WHERE datname = current_database() AND application_name LIKE 'pgrunbook r1 hold%'`)
 		if got := p.write(p.source); got != "" {
 			t.Errorf("write after the hold was lost: %s", got)
 		}
@@ -197,5 +197,22 @@ func TestOldSnapshotOnTheTargetIsEnded(t *testing.T) {
 	}
 	if _, err := old.Exec(context.Background(), "INSERT INTO public.account VALUES (99, 0)"); err == nil {
 		t.Error("the old snapshot wrote")
+	}
+}
+
+func TestRehearsalLetsGo(t *testing.T) {
+	p := newPair(t)
+	p.freeze.Rehearsal = true
+	switched := false
+	p.freeze.Switch = []SwitchStep{{Name: "dns", Timeout: time.Second, Do: func(context.Context) error { switched = true; return nil }}}
+	for n := range 2 {
+		cert, err := p.freeze.Attempt(context.Background(), n+1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if cert.Blocked <= 0 || switched {
+			t.Errorf("certificate %+v, switched %v", cert, switched)
+		}
+		p.wantSide("source")
 	}
 }

@@ -1,0 +1,76 @@
+package main
+
+import (
+	"context"
+
+	"github.com/spf13/cobra"
+
+	"github.com/pgrunbook/pgrunbook/engine"
+	"github.com/pgrunbook/pgrunbook/steps"
+)
+
+// backFlags are the flags of rollback.
+type backFlags struct {
+	yes     bool
+	plan    bool
+	approve []string
+	by      string
+}
+
+func newRollback(a *app) *cobra.Command {
+	var f backFlags
+	cmd := &cobra.Command{
+		Use:   "rollback [RUNBOOK | PLAN]",
+		Short: "Let the source take writes again, with everything that was written to the target",
+		Long: "rollback is the cutover with the sides swapped: it carries back what was written to the target, holds writes\n" +
+			"for at most max_write_block, and flips. Where it is not possible it says why. Afterwards apply can cut over again.",
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error { return a.rollback(cmd.Context(), args, f) },
+	}
+	a.withVars(cmd)
+	a.withTarget(cmd)
+	a.withJSON(cmd, "one event a line on stdout, the last a summary")
+	cmd.Flags().BoolVarP(&f.yes, "auto-approve", "y", false, "do not ask")
+	cmd.Flags().BoolVar(&f.plan, "check", false, "say whether it is possible and what it would do, and do nothing")
+	cmd.Flags().StringArrayVar(&f.approve, "approve", nil, "record the approval NAME first; needs --by")
+	cmd.Flags().StringVar(&f.by, "by", "", "who approves")
+	return cmd
+}
+
+func (a *app) rollback(ctx context.Context, args []string, f backFlags) error {
+	if len(f.approve) > 0 && f.by == "" {
+		return usageError("Add --by WHO.", "--approve needs the name of the person")
+	}
+	s, err := a.openRun(ctx, args, steps.OpenOptions{})
+	if err != nil {
+		return err
+	}
+	defer s.env.Journal.Close(ctx)
+	p, _, err := steps.PlanBack(ctx, s.env)
+	if err != nil {
+		return err
+	}
+	if f.plan || !f.yes && !a.json {
+		if err := a.print(p, planForm{json: a.json}); err != nil || f.plan {
+			return err
+		}
+	}
+	if err := a.mayAct(ctx, f.yes, "Writes go back to the source. Only the word yes does it: "); err != nil {
+		return err
+	}
+	w := steps.WalkOptions{Show: a.show()}
+	for _, name := range f.approve {
+		w.Approve = append(w.Approve, engine.Approval{Name: name, By: f.by})
+	}
+	if a.interactive() && !a.json {
+		w.Ask = a.askApproval
+	}
+	a.summary.Outcomes, err = steps.Rollback(ctx, s.env, w)
+	if err != nil {
+		a.summary.Next = "pgrunbook rollback " + s.path
+		return err
+	}
+	a.summary.Message = "rolled back: the source takes writes"
+	a.summary.Next = "pgrunbook apply " + s.path + " cuts over again; pgrunbook abort gives the run up"
+	return nil
+}

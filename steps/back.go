@@ -1,0 +1,109 @@
+package steps
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/pgrunbook/pgrunbook/engine"
+	"github.com/pgrunbook/pgrunbook/engine/journal"
+	"github.com/pgrunbook/pgrunbook/steps/internal/freeze"
+)
+
+// PlanBack says what rollback will do, as a plan.
+func PlanBack(ctx context.Context, env *Env) (*engine.Plan, []engine.Step, error) {
+	built, diags := BuildBack(env)
+	if diags.HasErrors() {
+		return nil, nil, &engine.Error{Class: engine.ClassRunbook, Op: "reading the runbook", Err: diags}
+	}
+	p, err := planOf(ctx, env, built)
+	if err != nil {
+		return nil, nil, err
+	}
+	back, err := WayBack(ctx, env)
+	if err != nil {
+		return nil, nil, err
+	}
+	p.Predictions = engine.Prediction{WriteBlock: overhead, Why: fmt.Sprintf("%d rows to carry back before it, about %s", back.Pending, back.Estimate)}
+	return p, built, nil
+}
+
+// Rollback walks the way back on the open run of env. The steps of an earlier rollback are walked
+// again.
+func Rollback(ctx context.Context, env *Env, o WalkOptions) ([]engine.Outcome, error) {
+	env.report(o.Show)
+	p, built, err := PlanBack(ctx, env)
+	if err != nil {
+		return nil, err
+	}
+	back, err := WayBack(ctx, env)
+	if err != nil {
+		return nil, err
+	}
+	if back.Possible {
+		for _, s := range built {
+			if err := env.Journal.Reopen(ctx, s.ID(), true); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return env.walk(ctx, p, built, o)
+}
+
+// FollowBack makes reverse passes on the open run of env until ctx ends.
+func FollowBack(ctx context.Context, env *Env, show engine.Sink) error {
+	env.report(show)
+	owner, err := env.Journal.Owner(ctx)
+	if err != nil {
+		return err
+	}
+	if owner.Side != engine.Target {
+		return &engine.Error{Op: "following", Err: errors.New("the target does not take writes: there is nothing to carry back"), Hint: "Before the cutover, apply is what follows: pgrunbook apply --until catch_up"}
+	}
+	ctx, cancel := env.Journal.Context(ctx)
+	defer cancel()
+	return withCause(ctx, Follow(ctx, env, journal.NewMemory().Checkpoint("follow", env.Sink)))
+}
+
+// Rehearsal is what a freeze cost that was let go again.
+type Rehearsal struct {
+	Blocked time.Duration `json:"write_block"`
+	Budget  time.Duration `json:"budget"`
+	Drain   time.Duration `json:"drain"`
+	Rows    int64         `json:"rows"`
+	Marks   []freeze.Mark `json:"marks"` // when each part ended, from the moment writers began to wait
+}
+
+// Rehearse makes the freeze on the live pair up to the switch steps, and lets it go. The sides stay
+// as they are, but for sequences of the target that stand further ahead.
+func Rehearse(ctx context.Context, env *Env, show engine.Sink) (Rehearsal, error) {
+	env.report(show)
+	ctx, cancel := env.Journal.Context(ctx)
+	defer cancel()
+	step := newFreeze(env, nil).(*freezeStep)
+	f, err := step.build(ctx, journal.NewMemory().Checkpoint("rehearse", env.Sink))
+	if err != nil {
+		return Rehearsal{}, withCause(ctx, err)
+	}
+	defer f.close(ctx)
+	state, err := f.Look(ctx)
+	if err != nil {
+		return Rehearsal{}, withCause(ctx, err)
+	}
+	if state.FromClosed {
+		return Rehearsal{}, &engine.Error{Op: "rehearsing", Err: errors.New("the source's gate is closed already"), Hint: "pgrunbook status says who takes writes."}
+	}
+	if _, err := f.drain(ctx); err != nil {
+		return Rehearsal{}, withCause(ctx, err)
+	}
+	f.Rehearsal = true
+	cert, err := f.Attempt(ctx, 1)
+	if errors.Is(err, freeze.ErrNotNow) {
+		return Rehearsal{}, &engine.Error{Class: engine.ClassNoCutover, Op: "rehearsing", Err: err, Hint: "A cutover would have failed for the same reason. Run it again when what is named is gone."}
+	}
+	if err != nil {
+		return Rehearsal{}, withCause(ctx, err)
+	}
+	return Rehearsal{Blocked: cert.Blocked, Budget: cert.Budget, Drain: cert.Drain, Rows: cert.Pass.Rows, Marks: cert.Marks}, nil
+}
