@@ -9,6 +9,7 @@ import (
 
 	"github.com/pgrunbook/pgrunbook/engine"
 	"github.com/pgrunbook/pgrunbook/engine/journal"
+	"github.com/pgrunbook/pgrunbook/internal/failpoint"
 	"github.com/pgrunbook/pgrunbook/internal/pg"
 	"github.com/pgrunbook/pgrunbook/steps/internal/capture"
 	"github.com/pgrunbook/pgrunbook/steps/internal/gate"
@@ -95,12 +96,14 @@ func abortSource(ctx context.Context, env *Env, emit abortSink, alone bool) erro
 	if err := gate.Disarm(ctx, conn); err != nil {
 		return sided(engine.Source, err)
 	}
+	failpoint.Hit("abort.disarmed")
 	if err := gate.Remove(ctx, env.Source, run, waiting(emit, "take the gate off the source")); err != nil {
 		return sided(engine.Source, err)
 	}
 	if err := capture.Remove(ctx, env.Source, run, waiting(emit, "remove capture from the source")); err != nil {
 		return sided(engine.Source, err)
 	}
+	failpoint.Hit("abort.source")
 	emit.note("the source is as it was found")
 	return nil
 }
@@ -138,9 +141,11 @@ func abortTarget(ctx context.Context, env *Env, emit abortSink, drop bool) error
 		}
 		emit.note("what the schema phase made on the target is dropped")
 	}
+	failpoint.Hit("abort.schema")
 	if err := gate.Remove(ctx, env.Target, env.Run, waiting(emit, "take the gate off the target")); err != nil {
 		return sided(engine.Target, err)
 	}
+	failpoint.Hit("abort.target")
 	if err := env.Journal.Abort(ctx); err != nil {
 		return err
 	}

@@ -7,6 +7,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/pgrunbook/pgrunbook/engine"
+	"github.com/pgrunbook/pgrunbook/internal/failpoint"
 	"github.com/pgrunbook/pgrunbook/internal/pg"
 	"github.com/pgrunbook/pgrunbook/steps/internal/dump"
 	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
@@ -118,12 +119,15 @@ func (s *constraintsStep) Apply(ctx context.Context, _ engine.StepPlan, cp engin
 	if err := s.indexes(ctx, b); err != nil {
 		return err
 	}
+	failpoint.Hit("constraints.indexes")
 	if err := s.foreignKeys(ctx, b, cp); err != nil {
 		return err
 	}
+	failpoint.Hit("constraints.foreign_keys")
 	if err := s.rest(ctx, sides); err != nil {
 		return err
 	}
+	failpoint.Hit("constraints.rest")
 	// A materialized view that needs a primary key comes only with the rest, so indexes of all of
 	// them come after it.
 	if err := b.EnsureAll(ctx, dump.Pick(objects, func(o dump.Object) bool { return isIndex(o) && o.Late }), false); err != nil {

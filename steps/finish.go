@@ -11,6 +11,7 @@ import (
 
 	"github.com/pgrunbook/pgrunbook/engine"
 	"github.com/pgrunbook/pgrunbook/engine/journal"
+	"github.com/pgrunbook/pgrunbook/internal/failpoint"
 	"github.com/pgrunbook/pgrunbook/internal/pg"
 	"github.com/pgrunbook/pgrunbook/steps/internal/capture"
 	"github.com/pgrunbook/pgrunbook/steps/internal/gate"
@@ -33,7 +34,10 @@ func BuildFinish(env *Env, o FinishOptions) ([]engine.Step, hcl.Diagnostics) {
 
 // CloseRun removes the journal, the last object of ours on the target. It comes after the walk of
 // BuildFinish's steps, which still records its end there.
-func CloseRun(ctx context.Context, env *Env) error { return env.Journal.Drop(ctx) }
+func CloseRun(ctx context.Context, env *Env) error {
+	failpoint.Hit("finish.walked")
+	return env.Journal.Drop(ctx)
+}
 
 // finishStep removes what the run made: everything on the target, and on the source everything but
 // the closed gate, which keeps writers from a database that is no longer the one.
@@ -85,6 +89,7 @@ func (s *finishStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Che
 	if err := s.cleanTarget(ctx, cp); err != nil {
 		return err
 	}
+	failpoint.Hit("finish.target")
 	if s.o.WithoutSource {
 		cp.Emit(engine.Event{Kind: engine.EventNote, Level: "warning", Message: "the source was left alone: if it ever comes back, its gate is closed; this takes off what is there: " + gate.RemoveStatement()})
 		return nil

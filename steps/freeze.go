@@ -5,11 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 
 	"github.com/pgrunbook/pgrunbook/engine"
+	"github.com/pgrunbook/pgrunbook/internal/failpoint"
 	"github.com/pgrunbook/pgrunbook/internal/pg"
 	"github.com/pgrunbook/pgrunbook/steps/internal/capture"
 	"github.com/pgrunbook/pgrunbook/steps/internal/freeze"
@@ -219,7 +221,7 @@ func (f *flipper) attempts(ctx context.Context) error {
 			if errors.Is(err, freeze.ErrUnknown) {
 				return f.unknown(ctx, err)
 			}
-			if !errors.Is(err, freeze.ErrNotNow) || ctx.Err() != nil {
+			if !errors.Is(err, freeze.ErrNotNow) || ctx.Err() != nil || forGood(err) {
 				return err
 			}
 			last = err
@@ -236,6 +238,9 @@ func (f *flipper) attempts(ctx context.Context) error {
 		Hint: fmt.Sprintf("Writes go on at the %s. Run the same command again when what is named above is gone, or raise max_write_block.", f.from),
 	}
 }
+
+// forGood tells errors that another attempt meets again: a missing right, table or function.
+func forGood(err error) bool { return strings.HasPrefix(pg.SQLState(err), "42") }
 
 func blockerNames(err error) []string {
 	var blocked *freeze.BlockedError
@@ -256,6 +261,7 @@ func (f *flipper) flipped(ctx context.Context) error {
 	if err := f.env.Journal.SetOwner(ctx, nil, f.to); err != nil {
 		return err
 	}
+	failpoint.Hit("freeze.owned")
 	return f.env.Journal.SaveCertificate(ctx, f.cert)
 }
 

@@ -8,7 +8,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
-	"github.com/pgrunbook/pgrunbook/engine/journal"
+	"github.com/pgrunbook/pgrunbook/internal/failpoint"
 	"github.com/pgrunbook/pgrunbook/internal/pg"
 	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
 )
@@ -16,7 +16,7 @@ import (
 // reloader carries the tables that are reloaded whole inside the freeze. Its source transaction
 // locks them before the hold and takes its snapshot after it, like the final pass.
 type reloader struct {
-	env      *Env
+	fence    func(ctx context.Context, tx pgx.Tx) error
 	tables   []scope.Table
 	from, to *pgx.Conn
 	bytes    int64
@@ -27,7 +27,7 @@ type reloader struct {
 const assumedRate = 20 << 20
 
 func newReloader(ctx context.Context, env *Env, from, to *pg.Server) (*reloader, error) {
-	r := &reloader{env: env, rate: assumedRate}
+	r := &reloader{fence: env.fence(to), rate: assumedRate}
 	for _, t := range env.Scope.Tables {
 		if t.Data == scope.AtFreeze {
 			r.tables = append(r.tables, t)
@@ -81,7 +81,7 @@ func (r *reloader) run(ctx context.Context) (rows int64, err error) {
 		return 0, fmt.Errorf("reloading: %w", err)
 	}
 	defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }()
-	if err := journal.Fence(ctx, tx, r.env.Run.ID, r.env.Run.Epoch); err != nil {
+	if err := r.fence(ctx, tx); err != nil {
 		return 0, err
 	}
 	var bytes int64
@@ -99,9 +99,11 @@ func (r *reloader) run(ctx context.Context) (rows int64, err error) {
 		rows += piped.Rows
 		bytes += piped.Bytes
 	}
+	failpoint.Hit("reload.copied")
 	if err := tx.Commit(ctx); err != nil {
 		return 0, fmt.Errorf("reloading: %w", err)
 	}
+	failpoint.Hit("reload.committed")
 	if took := time.Since(start).Seconds(); bytes > 1<<20 && took > 0 {
 		r.rate = float64(bytes) / took
 	}

@@ -8,6 +8,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/pgrunbook/pgrunbook/engine"
+	"github.com/pgrunbook/pgrunbook/internal/failpoint"
 	"github.com/pgrunbook/pgrunbook/internal/pg"
 	"github.com/pgrunbook/pgrunbook/steps/internal/capture"
 	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
@@ -72,12 +73,14 @@ func (s *reverseStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Ch
 	if err := capture.Prepare(ctx, sides.source, s.env.Run); err != nil {
 		return err
 	}
+	failpoint.Hit("reverse.prepared")
 	live := captured(s.env)
 	for _, t := range live {
 		if err := capture.InstallOn(ctx, sides.target, s.env.Run, t, waiting(cp, "install capture on the target")); err != nil {
 			return err
 		}
 	}
+	failpoint.Hit("reverse.captured")
 	return s.prove(ctx, cp, live)
 }
 

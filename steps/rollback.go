@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/pgrunbook/pgrunbook/engine"
+	"github.com/pgrunbook/pgrunbook/internal/failpoint"
 	"github.com/pgrunbook/pgrunbook/internal/pg"
 	"github.com/pgrunbook/pgrunbook/steps/internal/freeze"
 	"github.com/pgrunbook/pgrunbook/steps/internal/gate"
@@ -47,6 +48,7 @@ func (s *rollbackStep) Apply(ctx context.Context, p engine.StepPlan, cp engine.C
 	if err := s.freezeStep.Apply(ctx, p, cp); err != nil {
 		return err
 	}
+	failpoint.Hit("rollback.flipped")
 	for _, sp := range s.env.Plan.Steps {
 		if sp.Phase != engine.PhaseCutover {
 			continue
@@ -54,6 +56,7 @@ func (s *rollbackStep) Apply(ctx context.Context, p engine.StepPlan, cp engine.C
 		if err := s.env.Journal.Reopen(ctx, sp.ID, false); err != nil {
 			return err
 		}
+		failpoint.Hit("rollback.reopened")
 	}
 	return nil
 }

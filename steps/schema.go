@@ -6,10 +6,12 @@ import (
 	"encoding/json"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
 	"github.com/pgrunbook/pgrunbook/engine"
+	"github.com/pgrunbook/pgrunbook/internal/failpoint"
 	"github.com/pgrunbook/pgrunbook/internal/pg"
 	"github.com/pgrunbook/pgrunbook/steps/internal/capture"
 	"github.com/pgrunbook/pgrunbook/steps/internal/dump"
@@ -93,6 +95,7 @@ func cut(list []string, n int) []string {
 
 // close gates the target's tables and closes the gate: from here on only our own sessions write.
 func (s *schemaStep) close(ctx context.Context, target *pgx.Conn, cp engine.Checkpoint) error {
+	failpoint.Hit("schema.compared")
 	if err := capture.Prepare(ctx, target, s.env.Run); err != nil {
 		return err
 	}
@@ -102,6 +105,7 @@ func (s *schemaStep) close(ctx context.Context, target *pgx.Conn, cp engine.Chec
 	if err := gate.Install(ctx, s.env.Target, s.env.Run, s.env.Scope.Tables, wait); err != nil {
 		return err
 	}
+	failpoint.Hit("schema.gated")
 	return gate.CloseNow(ctx, target, s.env.Run)
 }
 
@@ -141,6 +145,7 @@ func (s *schemaStep) definitions(ctx context.Context, sides *sideConns, c *schem
 	for _, w := range a.Warnings {
 		cp.Emit(engine.Event{Kind: engine.EventNote, Level: "warning", Message: w})
 	}
+	failpoint.Hit("schema.dumped")
 	if !c.Restored {
 		if err := s.restorePre(ctx, sides, a, o, c, cp); err != nil {
 			return err
@@ -156,6 +161,7 @@ func (s *schemaStep) definitions(ctx context.Context, sides *sideConns, c *schem
 			return err
 		}
 	}
+	failpoint.Hit("schema.recorded")
 	c.Owned = true
 	return cp.Save(ctx, nil, c)
 }
@@ -172,6 +178,7 @@ func (s *schemaStep) restorePre(ctx context.Context, sides *sideConns, a *dump.A
 			return err
 		}
 	}
+	failpoint.Hit("schema.begun")
 	if again {
 		now, err := dump.Objects(ctx, sides.target)
 		if err != nil {
@@ -185,6 +192,7 @@ func (s *schemaStep) restorePre(ctx context.Context, sides *sideConns, a *dump.A
 	if err := a.Restore(ctx, s.env.Target, a.Pre, o); err != nil {
 		return err
 	}
+	failpoint.Hit("schema.restored")
 	now, err := dump.Objects(ctx, sides.target)
 	if err != nil {
 		return err
@@ -249,6 +257,10 @@ func (s *schemaStep) archive(ctx context.Context, sides *sideConns, roles *roleM
 	return a, o, nil
 }
 
+// undoPatience is how long Undo waits behind a session on the target before it fails: it is one
+// transaction over all tables, and a silent wait would look like a hang.
+const undoPatience = 5 * time.Second
+
 // Undo drops what the restore made, tables with their rows. It may be called again: what is gone is
 // passed over. Roles stay: other databases may use them by now.
 func (s *schemaStep) Undo(ctx context.Context, cp engine.Checkpoint) error {
@@ -257,7 +269,7 @@ func (s *schemaStep) Undo(ctx context.Context, cp engine.Checkpoint) error {
 	if err != nil || !found || !c.Begun {
 		return err
 	}
-	conn, err := s.env.Target.Connect(ctx, pg.Use{Name: "schema", Marked: true})
+	conn, err := s.env.Target.Connect(ctx, pg.Use{Name: "schema", Marked: true, LockTimeout: undoPatience})
 	if err != nil {
 		return err
 	}

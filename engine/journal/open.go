@@ -14,6 +14,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/pgrunbook/pgrunbook/engine"
+	"github.com/pgrunbook/pgrunbook/internal/failpoint"
 	"github.com/pgrunbook/pgrunbook/internal/pg"
 )
 
@@ -78,6 +79,7 @@ func (r *Run) open(ctx context.Context, o OpenOptions) error {
 	if r.lock, err = takeLock(ctx, r.target, targetKey, o.Steal); err != nil {
 		return err
 	}
+	failpoint.Hit("journal.locked")
 	// Without a plan nothing is made: "pgrunbook pause" on a wrong target must leave it as it was.
 	if o.Plan == nil {
 		if _, ours, _, err := look(ctx, r.lock.conn); err != nil || !ours {
@@ -87,6 +89,7 @@ func (r *Run) open(ctx context.Context, o OpenOptions) error {
 	if err := pgx.BeginFunc(ctx, r.lock.conn, func(tx pgx.Tx) error { return r.find(ctx, tx, o) }); err != nil {
 		return err
 	}
+	failpoint.Hit("journal.found")
 	if err := r.lock.name(ctx, r.ID); err != nil {
 		return err
 	}
@@ -94,6 +97,7 @@ func (r *Run) open(ctx context.Context, o OpenOptions) error {
 	if _, err := r.target.TerminateLeftovers(ctx, r.lock.conn); err != nil {
 		return err
 	}
+	failpoint.Hit("journal.ended_leftovers")
 	return pgx.BeginFunc(ctx, r.lock.conn, func(tx pgx.Tx) error { return r.takeOver(ctx, tx) })
 }
 

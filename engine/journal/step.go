@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/pgrunbook/pgrunbook/engine"
+	"github.com/pgrunbook/pgrunbook/internal/failpoint"
 )
 
 const readStepSQL = `SELECT state, fingerprint, started, ended, COALESCE(error, ''), cursor IS NOT NULL
@@ -48,6 +49,7 @@ func (r *Run) Begin(ctx context.Context, s engine.Step) (engine.StepRecord, erro
 	if err != nil {
 		return rec, fmt.Errorf("recording that step %s begins: %w", s.ID(), err)
 	}
+	failpoint.Hit("journal.begun")
 	return rec, nil
 }
 
@@ -90,6 +92,7 @@ func (r *Run) End(ctx context.Context, id engine.StepID, cause error) error {
 	if err != nil {
 		return fmt.Errorf("recording the end of step %s: %w", id, err)
 	}
+	failpoint.Hit("journal.ended")
 	return nil
 }
 

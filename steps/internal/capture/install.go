@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/pgrunbook/pgrunbook/engine"
+	"github.com/pgrunbook/pgrunbook/internal/failpoint"
 	"github.com/pgrunbook/pgrunbook/internal/pg"
 	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
 )
@@ -78,16 +79,19 @@ func InstallOn(ctx context.Context, conn *pgx.Conn, run scope.Run, t scope.Table
 	if err := objects(ctx, conn, run, t, rels[0].OID); err != nil {
 		return err
 	}
+	failpoint.Hit("capture.objects")
 	for range 10 { // a member may join while we install
 		for _, r := range rels {
 			if err := ensure(ctx, conn, run, t, r, onWait); err != nil {
 				return err
 			}
+			failpoint.Hit("capture.triggers")
 		}
 		again, err := tree(ctx, conn, t.Name)
 		if err != nil {
 			return err
 		}
+		failpoint.Hit("capture.captured")
 		if slices.Equal(again, rels) {
 			return settle(ctx, conn, t, rels, before)
 		}

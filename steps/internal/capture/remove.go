@@ -6,6 +6,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/pgrunbook/pgrunbook/internal/failpoint"
 	"github.com/pgrunbook/pgrunbook/internal/pg"
 	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
 )
@@ -73,6 +74,7 @@ func RemoveTriggers(ctx context.Context, conn *pgx.Conn, run scope.Run, pattern 
 			return fmt.Errorf("silencing %s: %w", o.Function, err)
 		}
 	}
+	failpoint.Hit("capture.silenced")
 	for oid, placed := range byRelation(owners) {
 		rel := placed[0].Relation
 		err := WithLock(ctx, conn, rel, oid, pg.AccessExclusive, onWait, func(ctx context.Context, tx pgx.Tx) error {
@@ -86,6 +88,7 @@ func RemoveTriggers(ctx context.Context, conn *pgx.Conn, run scope.Run, pattern 
 		if err != nil {
 			return fmt.Errorf("taking our triggers off %s: %w", pg.Name(rel.Schema, rel.Name), err)
 		}
+		failpoint.Hit("capture.untriggered")
 	}
 	for _, o := range owners {
 		if _, err := conn.Exec(ctx, "DROP FUNCTION IF EXISTS "+o.Function+"()"); err != nil {
@@ -131,6 +134,7 @@ func Remove(ctx context.Context, srv *pg.Server, run scope.Run, onWait OnWait) e
 		if err := dropTable(ctx, conn, run, name); err != nil {
 			return err
 		}
+		failpoint.Hit("capture.dropped")
 	}
 	return DropSchema(ctx, conn, run)
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/pgrunbook/pgrunbook/internal/failpoint"
 	"github.com/pgrunbook/pgrunbook/internal/pg"
 	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
 )
@@ -159,6 +160,7 @@ func (r *runner) batch(ctx context.Context, batch []piece) (results []TableResul
 	if err := r.open(ctx); err != nil {
 		return nil, err
 	}
+	failpoint.Hit("compare.opened")
 	results = make([]TableResult, len(batch))
 	var next int
 	g, gctx := errgroup.WithContext(ctx)
@@ -187,6 +189,7 @@ func (r *runner) batch(ctx context.Context, batch []piece) (results []TableResul
 	if err != nil {
 		return nil, err
 	}
+	failpoint.Hit("compare.compared")
 	if !sameNodes(before, after) {
 		return nil, errMoved
 	}

@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/pgrunbook/pgrunbook/engine"
+	"github.com/pgrunbook/pgrunbook/internal/failpoint"
 	"github.com/pgrunbook/pgrunbook/internal/pg"
 )
 
@@ -74,6 +75,7 @@ func (b *Builder) ensure(ctx context.Context, conn *pgx.Conn, o Object, concurre
 	default:
 		err = inTx(ctx, conn, o.Tablespace, o.SQL)
 	}
+	failpoint.Hit("dump.made")
 	if err == nil && b.Done != nil {
 		b.Done(o)
 	}
@@ -115,6 +117,7 @@ func (b *Builder) makeIndex(ctx context.Context, conn *pgx.Conn, o Object, concu
 	if err != nil {
 		return err
 	}
+	failpoint.Hit("dump.indexed")
 	return inTx(ctx, conn, "", rest)
 }
 

@@ -8,6 +8,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"github.com/pgrunbook/pgrunbook/internal/failpoint"
 	"github.com/pgrunbook/pgrunbook/internal/pg"
 )
 
@@ -47,6 +48,7 @@ func (b *Builder) EnsureForeignKeys(ctx context.Context, keys []Object) ([]Viola
 				return nil, objectError(o, err)
 			}
 		}
+		failpoint.Hit("dump.unvalidated")
 		if !o.NotValid {
 			later = append(later, o)
 		}
@@ -76,6 +78,7 @@ func (b *Builder) EnsureForeignKeys(ctx context.Context, keys []Object) ([]Viola
 	if err != nil {
 		return nil, err
 	}
+	failpoint.Hit("dump.validated")
 	for _, o := range roots {
 		if err := note(o, inTx(ctx, conn, "", o.SQL)); err != nil {
 			return nil, err

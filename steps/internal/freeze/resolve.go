@@ -7,6 +7,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/pgrunbook/pgrunbook/internal/failpoint"
 	"github.com/pgrunbook/pgrunbook/internal/pg"
 )
 
@@ -67,6 +68,7 @@ func (f *Freeze) Resolve(ctx context.Context) (opened bool, err error) {
 		return false, err
 	}
 	defer func() { _ = to.Close(context.WithoutCancel(ctx)) }()
+	failpoint.Hit("freeze.resolving")
 	return true, f.openTo(ctx, to)
 }
 
@@ -94,6 +96,7 @@ func (f *Freeze) openTo(ctx context.Context, to *pgx.Conn) error {
 	if err := f.AtOpen(ctx, exec); err != nil {
 		return fmt.Errorf("opening the %s: %w", f.To.Side(), err)
 	}
+	failpoint.Hit("freeze.resolved")
 	if err := tx.Commit(ctx); err != nil {
 		return fmt.Errorf("opening the %s: %w", f.To.Side(), err)
 	}

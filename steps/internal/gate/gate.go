@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/pgrunbook/pgrunbook/engine"
+	"github.com/pgrunbook/pgrunbook/internal/failpoint"
 	"github.com/pgrunbook/pgrunbook/internal/pg"
 	"github.com/pgrunbook/pgrunbook/steps/internal/capture"
 	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
@@ -95,6 +96,7 @@ func InstallOn(ctx context.Context, conn *pgx.Conn, run scope.Run, tables []scop
 
 // Arm puts the trigger on tables, after Prepare.
 func Arm(ctx context.Context, conn *pgx.Conn, run scope.Run, tables []scope.Table, onWait capture.OnWait) error {
+	failpoint.Hit("gate.prepared")
 	missing, err := ungated(ctx, conn, run, tables)
 	if err != nil {
 		return err
@@ -103,6 +105,7 @@ func Arm(ctx context.Context, conn *pgx.Conn, run scope.Run, tables []scope.Tabl
 		if err := arm(ctx, conn, run, r, onWait); err != nil {
 			return err
 		}
+		failpoint.Hit("gate.armed")
 	}
 	return nil
 }

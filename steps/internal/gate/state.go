@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"github.com/pgrunbook/pgrunbook/internal/failpoint"
 	"github.com/pgrunbook/pgrunbook/internal/pg"
 	"github.com/pgrunbook/pgrunbook/steps/internal/capture"
 	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
@@ -147,6 +148,7 @@ func Remove(ctx context.Context, srv *pg.Server, run scope.Run, onWait capture.O
 	if err := capture.RemoveTriggers(ctx, conn, run, "^gate$", onWait); err != nil {
 		return err
 	}
+	failpoint.Hit("gate.untriggered")
 	for _, name := range []string{"pgrunbook.gate_flag", "pgrunbook.refused"} {
 		var ours bool
 		if err := conn.QueryRow(ctx, "SELECT coalesce(obj_description(to_regclass($1), 'pg_class'), '') = $2", name, capture.Remark(run)).Scan(&ours); err != nil {
@@ -159,6 +161,7 @@ func Remove(ctx context.Context, srv *pg.Server, run scope.Run, onWait capture.O
 			return fmt.Errorf("dropping %s: %w", name, err)
 		}
 	}
+	failpoint.Hit("gate.removed")
 	return capture.DropSchema(ctx, conn, run)
 }
 

@@ -12,6 +12,7 @@ import (
 
 	"github.com/pgrunbook/pgrunbook/engine"
 	"github.com/pgrunbook/pgrunbook/engine/journal"
+	"github.com/pgrunbook/pgrunbook/internal/failpoint"
 	"github.com/pgrunbook/pgrunbook/internal/pg"
 	"github.com/pgrunbook/pgrunbook/steps/internal/capture"
 	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
@@ -79,6 +80,7 @@ func (l *Loader) prepare(ctx context.Context, s sides, t scope.Table) error {
 	if err != nil {
 		return err
 	}
+	failpoint.Hit("load.cut")
 	return pgx.BeginFunc(ctx, s.to, func(tx pgx.Tx) error {
 		if err := l.cfg.Journal.SetTableState(ctx, tx, t.ID, journal.Loading, 1, nodes); err != nil {
 			return err
@@ -151,6 +153,7 @@ func (l *Loader) startOver(ctx context.Context, t scope.Table, generation int) e
 	if err != nil {
 		return fmt.Errorf("starting %s over: %w", tableName(t), err)
 	}
+	failpoint.Hit("load.again")
 	l.cfg.Emit(engine.Event{Kind: engine.EventNote, At: time.Now(), Level: "warn", Object: tableName(t), Message: tableName(t) + " was rewritten while it was read: it is loaded again from the start"})
 	return nil
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/pgrunbook/pgrunbook/engine"
 	"github.com/pgrunbook/pgrunbook/engine/journal"
+	"github.com/pgrunbook/pgrunbook/internal/failpoint"
 	"github.com/pgrunbook/pgrunbook/internal/pg"
 	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
 )
@@ -106,6 +107,7 @@ func (l *Loader) finishOnce(ctx context.Context, t scope.Table) error {
 			return err
 		}
 	}
+	failpoint.Hit("load.scrubbed")
 	return l.build(ctx, s, t, state)
 }
 
@@ -135,10 +137,12 @@ func (l *Loader) build(ctx context.Context, s sides, t scope.Table, state journa
 		if err := l.cfg.Builder.BuildKey(ctx, s.to, t); err != nil {
 			return fmt.Errorf("building the key of %s: %w", name, err)
 		}
+		failpoint.Hit("load.keyed")
 		l.report.stage(t, Indexing)
 		if err := l.cfg.Builder.BuildIndexes(ctx, t); err != nil {
 			return fmt.Errorf("building the indexes of %s: %w", name, err)
 		}
+		failpoint.Hit("load.indexed")
 		l.report.stage(t, Analyzing)
 		if err := l.cfg.Builder.Analyze(ctx, s.to, t); err != nil {
 			return err
@@ -150,6 +154,7 @@ func (l *Loader) build(ctx context.Context, s sides, t scope.Table, state journa
 	if err != nil {
 		return err
 	}
+	failpoint.Hit("load.following")
 	l.report.stage(t, Ready)
 	return nil
 }

@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/pgrunbook/pgrunbook/engine/journal"
+	"github.com/pgrunbook/pgrunbook/internal/failpoint"
 	"github.com/pgrunbook/pgrunbook/internal/pg"
 	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
 )
@@ -38,6 +39,7 @@ func (l *Loader) scrub(ctx context.Context, s sides, t scope.Table, state journa
 		if err := l.removeChanged(ctx, s, t); err != nil {
 			return fmt.Errorf("removing changed rows of %s: %w", tableName(t), err)
 		}
+		failpoint.Hit("load.scrubbing")
 		return nil
 	})
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/pgrunbook/pgrunbook/engine"
 	"github.com/pgrunbook/pgrunbook/engine/journal"
+	"github.com/pgrunbook/pgrunbook/internal/failpoint"
 	"github.com/pgrunbook/pgrunbook/internal/pg"
 	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
 )
@@ -129,6 +130,7 @@ func (w *worker) once(ctx context.Context) (took bool, err error) {
 	if err != nil || !ok {
 		return false, err
 	}
+	failpoint.Hit("load.claimed")
 	t, ok := w.l.tables[it.Table]
 	if !ok {
 		return false, fmt.Errorf("the journal has a chunk of table %d, which is not in the plan", it.Table)
@@ -211,6 +213,7 @@ func (w *worker) chunk(ctx context.Context, tx pgx.Tx, t scope.Table, it journal
 	if err != nil {
 		return fmt.Errorf("copying %s: %w", lo.Relation, err)
 	}
+	failpoint.Hit("load.copied")
 	if err := w.unchanged(ctx, t, lo, state); err != nil {
 		return err
 	}
@@ -230,11 +233,13 @@ func (w *worker) chunk(ctx context.Context, tx pgx.Tx, t scope.Table, it journal
 	if err := w.l.cfg.Journal.Done(ctx, tx, w.l.cfg.Step, it, got.Rows, got.Bytes); err != nil {
 		return err
 	}
+	failpoint.Hit("load.marked")
 	// Whether a COMMIT whose answer is lost took place is found by the next Claim: the item's row
 	// is locked until it is decided, and done or pending afterwards.
 	if err := tx.Commit(ctx); err != nil {
 		return fmt.Errorf("committing a chunk of %s: %w", tableName(t), err)
 	}
+	failpoint.Hit("load.committed")
 	select {
 	case w.l.kick <- struct{}{}:
 	default:

@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/pgrunbook/pgrunbook/engine"
+	"github.com/pgrunbook/pgrunbook/internal/failpoint"
 	"github.com/pgrunbook/pgrunbook/internal/pg"
 	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
 )
@@ -142,6 +143,7 @@ func (p *Passer) begin(ctx context.Context, from *fromSession, tables map[int32]
 		abandon(ctx, from.conn)
 		return nil, fmt.Errorf("beginning a pass on the %s: %w", p.cfg.From.Side(), err)
 	}
+	failpoint.Hit("pass.begun")
 	return o, nil
 }
 

@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/pgrunbook/pgrunbook/internal/failpoint"
 	"github.com/pgrunbook/pgrunbook/internal/pg"
 	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
 )
@@ -55,9 +56,11 @@ func (j *job) do(ctx context.Context) (Result, error) {
 	if err != nil {
 		return j.res, err
 	}
+	failpoint.Hit("pass.staged")
 	if err := j.apply(ctx); err != nil {
 		return j.res, err
 	}
+	failpoint.Hit("pass.applied")
 	if err := j.commit(ctx); err != nil {
 		return j.res, err
 	}
@@ -98,6 +101,7 @@ func (j *job) stageAll(ctx context.Context) error {
 			return fmt.Errorf("reading the changed rows of %s: %w", tableName(w.table), err)
 		}
 	}
+	failpoint.Hit("pass.read")
 	return run(ctx, j.from.conn, "ROLLBACK TO SAVEPOINT r; RELEASE SAVEPOINT r")
 }
 
@@ -292,6 +296,7 @@ func (j *job) commit(ctx context.Context) error {
 			return err
 		}
 	}
+	failpoint.Hit("pass.marked")
 	if err := j.tx.Commit(ctx); err != nil {
 		if pg.SQLState(err) != "" && !pg.Retryable(err) {
 			return fmt.Errorf("committing on the %s: %w", j.p.cfg.To.Side(), err)
@@ -301,9 +306,11 @@ func (j *job) commit(ctx context.Context) error {
 			return errors.Join(fmt.Errorf("committing on the %s: %w", j.p.cfg.To.Side(), err), lookErr)
 		}
 	}
+	failpoint.Hit("pass.committed")
 	if err := run(ctx, j.from.conn, "COMMIT"); err != nil {
 		return fmt.Errorf("committing the forgetting on the %s: %w", j.p.cfg.From.Side(), err)
 	}
+	failpoint.Hit("pass.forgotten")
 	return nil
 }
 

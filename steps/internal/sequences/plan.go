@@ -8,6 +8,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/pgrunbook/pgrunbook/internal/failpoint"
 	"github.com/pgrunbook/pgrunbook/internal/pg"
 	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
 )
@@ -189,5 +190,6 @@ func Carry(ctx context.Context, from, to *pgx.Conn, seqs []scope.Sequence, margi
 	if err != nil {
 		return nil, err
 	}
+	failpoint.Hit("sequences.planned")
 	return changes, Apply(ctx, to, changes)
 }
