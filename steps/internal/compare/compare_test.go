@@ -101,8 +101,10 @@ func compareAll(t *testing.T, s *sides, cfg Config) Result {
 	return res
 }
 
-const wide = `CREATE TABLE public.t (id int PRIMARY KEY, a text, b text, f float8, n numeric, c char(5), v varchar, j jsonb, ts timestamptz, bin bytea, arr float8[], ch "char");`
-const fill = `INSERT INTO public.t SELECT g, 'a' || g, 'b' || g, g / 7.0, 1.0, 'ab', NULLIF('v' || g % 10, 'v3'), '{"k": 1}', '2020-01-01 00:00+00'::timestamptz + g * interval '1 h', '\x00ff', ARRAY[0.1, g], 'x' FROM generate_series(1, 5000) g;`
+const (
+	wide = `CREATE TABLE public.t (id int PRIMARY KEY, a text, b text, f float8, n numeric, c char(5), v varchar, j jsonb, ts timestamptz, bin bytea, arr float8[], ch "char");`
+	fill = `INSERT INTO public.t SELECT g, 'a' || g, 'b' || g, g / 7.0, 1.0, 'ab', NULLIF('v' || g % 10, 'v3'), '{"k": 1}', '2020-01-01 00:00+00'::timestamptz + g * interval '1 h', '\x00ff', ARRAY[0.1, g], 'x' FROM generate_series(1, 5000) g;`
+)
 
 func TestMutationsAreFound(t *testing.T) {
 	cases := []struct {

@@ -151,11 +151,11 @@ func readRoles(ctx context.Context, conn *pgx.Conn) ([]Role, error) {
 	if err := conn.QueryRow(ctx, "SELECT has_table_privilege('pg_catalog.pg_authid', 'SELECT')").Scan(&readable); err != nil {
 		return nil, fmt.Errorf("reading roles: %w", err)
 	}
-	password, join := "NULL::text", ""
+	hashColumn, join := "NULL::text", ""
 	if readable {
-		password, join = "a.rolpassword", "JOIN pg_authid a ON a.oid = r.oid"
+		hashColumn, join = "a.rolpassword", "JOIN pg_authid a ON a.oid = r.oid"
 	}
-	rows, err := conn.Query(ctx, fmt.Sprintf(rolesSQL, password, join))
+	rows, err := conn.Query(ctx, fmt.Sprintf(rolesSQL, hashColumn, join))
 	if err != nil {
 		return nil, fmt.Errorf("reading roles: %w", err)
 	}

@@ -3,7 +3,6 @@ package dump
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"os/exec"
 	"path/filepath"
@@ -32,7 +31,8 @@ func (t Tools) run(ctx context.Context, s session, program string, args ...strin
 // runWarned is run, and gives the program's warnings. ctx's end kills its whole process group; on
 // Linux the death of this process does too.
 func (t Tools) runWarned(ctx context.Context, s session, program string, args ...string) (string, []string, error) {
-	cmd := exec.Command(filepath.Join(t.Dir, program), args...) //nolint:gosec // the program was found by Find
+	cmd := exec.CommandContext(ctx, filepath.Join(t.Dir, program), args...)
+	cmd.Cancel = func() error { killGroup(cmd); return nil }
 	cmd.Env = []string{"LC_ALL=C"}
 	if s.server != nil {
 		env, err := s.server.LibpqEnv(ctx, s.name, s.options)
@@ -45,7 +45,7 @@ func (t Tools) runWarned(ctx context.Context, s session, program string, args ..
 	errs := &tail{}
 	cmd.Stdout, cmd.Stderr = &out, errs
 	cmd.WaitDelay = 5 * time.Second
-	if err := wait(ctx, cmd); err != nil {
+	if err := wait(cmd); err != nil {
 		if cause := ctx.Err(); cause != nil {
 			return "", nil, fmt.Errorf("running %s: %w", program, cause)
 		}
@@ -54,31 +54,17 @@ func (t Tools) runWarned(ctx context.Context, s session, program string, args ..
 	return out.String(), warnings(errs.String()), nil
 }
 
-// wait starts cmd in a process group of its own. The goroutine keeps its thread, because the
-// kernel's death signal is tied to the thread that started the child (prctl(2), PR_SET_PDEATHSIG).
-func wait(ctx context.Context, cmd *exec.Cmd) error {
+// wait runs cmd in a process group of its own. Its goroutine keeps its thread, because the kernel's
+// death signal is tied to the thread that started the child (prctl(2), PR_SET_PDEATHSIG).
+func wait(cmd *exec.Cmd) error {
 	ownGroup(cmd)
 	done := make(chan error, 1)
-	started := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
-		err := cmd.Start()
-		started <- err
-		if err == nil {
-			done <- cmd.Wait()
-		}
+		done <- cmd.Run()
 	}()
-	if err := <-started; err != nil {
-		return err
-	}
-	select {
-	case err := <-done:
-		return err
-	case <-ctx.Done():
-		killGroup(cmd)
-		return errors.Join(ctx.Err(), <-done)
-	}
+	return <-done
 }
 
 // ProgramError is a client program that failed.

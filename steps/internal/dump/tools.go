@@ -114,7 +114,7 @@ func toolsIn(ctx context.Context, dir string) (Tools, bool) {
 			return Tools{}, false
 		}
 	}
-	out, err := exec.CommandContext(ctx, filepath.Join(dir, "pg_dump"), "--version").Output() //nolint:gosec // a directory that the user named or the system's own
+	out, err := exec.CommandContext(ctx, filepath.Join(dir, "pg_dump"), "--version").Output() //nolint:gosec // a directory that the user named, or the system's own
 	if err != nil {
 		return Tools{}, false
 	}
