@@ -121,6 +121,7 @@ func (s *execStep) run(ctx context.Context, argv []string, undo bool, cp engine.
 	if err := s.unchanged(); err != nil {
 		return err
 	}
+	outer := ctx
 	if s.timeout > 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeoutCause(ctx, s.timeout, fmt.Errorf("it took longer than its timeout of %s", s.timeout))
@@ -139,7 +140,7 @@ func (s *execStep) run(ctx context.Context, argv []string, undo bool, cp engine.
 	} else if tail != "" {
 		err = fmt.Errorf("%w: %s", err, tail)
 	}
-	return s.fail("running", commandLine(argv), "Mend what the command says and run the same command again.", err)
+	return s.fail(outer, "running", commandLine(argv), "Mend what the command says and run the same command again.", err)
 }
 
 // unchanged compares the pinned files with the accepted plan right before they run.

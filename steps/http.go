@@ -92,7 +92,7 @@ func (s *httpStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Check
 		if err == nil {
 			continue
 		}
-		return s.fail("asking", s.url.String(), "Mend what answers there, or raise retries, and run the same command again.", err)
+		return s.fail(ctx, "asking", s.url.String(), "Mend what answers there, or raise retries, and run the same command again.", err)
 	}
 }
 

@@ -89,7 +89,7 @@ func (s *notifyStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Che
 	if err := ctx.Err(); err != nil {
 		return context.Cause(ctx)
 	}
-	failed := s.fail("notifying", s.url.String(), "Check the address, and run the same command again.", err)
+	failed := s.fail(ctx, "notifying", s.url.String(), "Check the address, and run the same command again.", err)
 	if s.required {
 		return failed
 	}

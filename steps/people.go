@@ -1,6 +1,7 @@
 package steps
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
@@ -65,8 +66,13 @@ func (p person) clean(actions []engine.Action) []engine.Action {
 	return actions
 }
 
-// fail makes the step's error; neither its text nor its hint may hold a secret.
-func (p person) fail(op, object, hint string, err error) *engine.Error {
+// fail makes the step's error, unless ctx has ended: then its cause is the error, since nothing is
+// wrong with the step. ctx is the caller's, without the step's own timeout. Neither
+// text nor hint may hold a secret.
+func (p person) fail(ctx context.Context, op, object, hint string, err error) error {
+	if ctx.Err() != nil {
+		return fmt.Errorf("%s %s: %w", op, p.redact.String(object), context.Cause(ctx))
+	}
 	return &engine.Error{Op: op, Object: p.redact.String(object), Hint: p.redact.String(hint), Err: cleanError{redact: p.redact, err: err}}
 }
 

@@ -143,6 +143,7 @@ func (s *sqlStep) server() *pg.Server {
 }
 
 func (s *sqlStep) run(ctx context.Context, statement string, expects bool, inTx func(context.Context, pgx.Tx) error) error {
+	outer := ctx
 	if s.timeout > 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeoutCause(ctx, s.timeout, fmt.Errorf("it took longer than its timeout of %s", s.timeout))
@@ -168,7 +169,7 @@ func (s *sqlStep) run(ctx context.Context, statement string, expects bool, inTx 
 	if errors.As(err, &pgErr) && pgErr.Code == "25001" {
 		hint = "Add transaction = false; such a statement must stand alone in its step."
 	}
-	return s.fail("running SQL on the "+string(s.on), firstLine(statement), hint, err)
+	return s.fail(outer, "running SQL on the "+string(s.on), firstLine(statement), hint, err)
 }
 
 // runSQL sends a script to one side in a session of its own and gives its first value (of the

@@ -92,6 +92,7 @@ func (s *waitStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Check
 }
 
 func (s *waitStep) poll(ctx context.Context, cp engine.Checkpoint) error {
+	outer := ctx
 	if s.timeout > 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeoutCause(ctx, s.timeout, fmt.Errorf("it was not true within %s", s.timeout))
@@ -108,7 +109,7 @@ func (s *waitStep) poll(ctx context.Context, cp engine.Checkpoint) error {
 	if ctx.Err() != nil {
 		err = context.Cause(ctx)
 	}
-	return s.fail("waiting on the "+string(s.on)+" for", firstLine(s.sql), "See why it does not become true, and run the same command again.", err)
+	return s.fail(outer, "waiting on the "+string(s.on)+" for", firstLine(s.sql), "See why it does not become true, and run the same command again.", err)
 }
 
 // pollOn asks on one read-only connection. The query must return one boolean first.

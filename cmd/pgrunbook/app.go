@@ -132,7 +132,26 @@ func (a *app) interactive() bool {
 	if !a.input || a.env("PGRUNBOOK_INPUT") == "0" || isTrue(a.env("CI")) {
 		return false
 	}
-	return terminal(a.stdin) && terminal(a.rawErr)
+	if !terminal(a.stdin) {
+		return false
+	}
+	prompt, done, err := a.prompt()
+	if err == nil {
+		done()
+	}
+	return err == nil && prompt != nil
+}
+
+// prompt gives where a question is seen: stderr, or the terminal itself when stderr goes elsewhere.
+func (a *app) prompt() (w io.Writer, done func(), err error) {
+	if terminal(a.rawErr) {
+		return a.stderr, func() {}, nil
+	}
+	tty, err := os.OpenFile("/dev/tty", os.O_WRONLY, 0)
+	if err != nil {
+		return nil, nil, err
+	}
+	return maskedWriter{a, tty}, func() { _ = tty.Close() }, nil
 }
 
 func isTrue(s string) bool {

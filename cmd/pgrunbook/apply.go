@@ -89,8 +89,7 @@ func (a *app) accept(ctx context.Context, s *subject, f applyFlags) (amend bool,
 	}
 	switch {
 	case s.plan != nil && run.Active():
-		s.env.Plan = s.plan // the journal compares
-		return false, nil
+		return a.acceptSaved(ctx, s, run)
 	case s.plan != nil:
 		if s.plan.Blocking() {
 			return false, preflightFailed(s.plan)
@@ -103,6 +102,20 @@ func (a *app) accept(ctx context.Context, s *subject, f applyFlags) (amend bool,
 		return false, nil
 	}
 	return a.acceptNew(ctx, s, f)
+}
+
+// acceptSaved continues a run with a saved plan: its own, or one that was planned in mid-run from a
+// changed runbook.
+func (a *app) acceptSaved(ctx context.Context, s *subject, run *steps.Existing) (amend bool, err error) {
+	if run.Name == s.plan.Name && s.plan.Digest() != run.Plan.Digest() && s.plan.Created.Equal(run.Plan.Created) {
+		p, err := steps.AmendRun(ctx, s.env, version())
+		if err != nil {
+			return false, err
+		}
+		amend = p.Digest() == s.plan.Digest()
+	}
+	s.env.Plan, s.env.Scope = s.plan, nil // where it differs, the journal says in what
+	return amend, nil
 }
 
 // acceptNew plans, shows the plan and asks for a yes.

@@ -41,7 +41,14 @@ func whoAmI() string {
 // askLine reads one line. A signal ends the wait; the reader then stays behind, and ends with the
 // process.
 func (a *app) askLine(ctx context.Context, question string) (string, error) {
-	fmt.Fprint(a.stderr, question)
+	prompt, done, err := a.prompt()
+	if err != nil {
+		return "", engine.Errorf(engine.ClassApproval, "Nothing was changed.", "no terminal to ask on: %w", err)
+	}
+	defer done()
+	if _, err := fmt.Fprint(prompt, question); err != nil {
+		return "", fmt.Errorf("asking: %w", err)
+	}
 	type result struct {
 		line string
 		err  error

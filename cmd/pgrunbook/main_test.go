@@ -61,6 +61,7 @@ func TestScripts(t *testing.T) {
 			"sql":       runSQL,
 			"exits":     exits,
 			"mode":      mode,
+			"waitfor":   waitFor,
 		},
 	})
 }
@@ -145,5 +146,25 @@ func mode(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Check(err)
 	if got := fmt.Sprintf("%o", info.Mode().Perm()); got != args[0] {
 		ts.Fatalf("mode is %s, want %s", got, args[0])
+	}
+}
+
+// waitFor asks the target until a statement gives a value; a table that is not there yet gives none.
+func waitFor(ts *testscript.TestScript, _ bool, args []string) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	conn, err := pgx.Connect(ctx, ts.Getenv("TARGET_URL"))
+	ts.Check(err)
+	defer conn.Close(ctx) //nolint:errcheck // a test's connection
+	for {
+		results, err := conn.PgConn().Exec(ctx, args[0]).ReadAll()
+		if err == nil && len(results[0].Rows) > 0 && string(results[0].Rows[0][0]) == args[1] {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			ts.Fatalf("%s never gave %s", args[0], args[1])
+		case <-time.After(50 * time.Millisecond):
+		}
 	}
 }
