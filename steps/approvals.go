@@ -7,17 +7,29 @@ import (
 
 	"github.com/pgrunbook/pgrunbook/engine"
 	"github.com/pgrunbook/pgrunbook/runbook"
+	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
 )
 
-// approvalsOf lists the names that a plan's approve steps ask for.
+// approvalsOf lists the names that a plan asks for.
 func approvalsOf(p *engine.Plan) []string {
-	var out []string
+	out := loadApprovals(p)
 	for _, s := range p.Steps {
 		if name, ok := strings.CutPrefix(lastTwo(s.ID), "approve."); ok {
 			out = append(out, name)
 		}
 	}
 	return out
+}
+
+// loadApprovals gives the name that says that somebody else's load is done, where the plan has
+// tables of method external.
+func loadApprovals(p *engine.Plan) []string {
+	for _, t := range tablesOf(p) {
+		if t.Data == scope.Live && t.Method == scope.External {
+			return []string{externalApproval}
+		}
+	}
+	return nil
 }
 
 // checkApproval refuses a name that no step asks for.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -13,6 +14,9 @@ import (
 	"github.com/pgrunbook/pgrunbook/steps/internal/pass"
 	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
 )
+
+// catchUpID is the step's name.
+const catchUpID engine.StepID = "catch_up"
 
 const (
 	lagToReach  = time.Second
@@ -25,7 +29,7 @@ type catchUpStep struct{ env *Env }
 
 func newCatchUp(env *Env) engine.Step { return &catchUpStep{env: env} }
 
-func (s *catchUpStep) ID() engine.StepID   { return "catch_up" }
+func (s *catchUpStep) ID() engine.StepID   { return catchUpID }
 func (s *catchUpStep) Phase() engine.Phase { return engine.PhaseCatchUp }
 
 // Fingerprint is fixed: nothing of the runbook decides what a pass does.
@@ -166,4 +170,28 @@ func (s *catchUpStep) recopy(ctx context.Context, limits *limits, cp engine.Chec
 		}
 	}
 	return loader.Run(ctx)
+}
+
+// reopenCatchUp makes each walk that comes by catch_up do it again, as long as writes are on the
+// source: a target that was near falls behind with every write.
+func reopenCatchUp(ctx context.Context, env *Env, built []engine.Step, until engine.StepID) error {
+	reached := slices.IndexFunc(built, func(s engine.Step) bool { return s.ID() == until })
+	at := slices.IndexFunc(built, func(s engine.Step) bool { return s.ID() == catchUpID })
+	if at < 0 || reached >= 0 && reached < at {
+		return nil
+	}
+	owner, err := env.Journal.Owner(ctx)
+	if err != nil || owner.Side != engine.Source {
+		return err
+	}
+	records, err := env.Journal.Steps(ctx)
+	if err != nil {
+		return err
+	}
+	for _, r := range records {
+		if r.ID == catchUpID && r.State == engine.StepDone {
+			return env.Journal.Reopen(ctx, catchUpID, true)
+		}
+	}
+	return nil
 }

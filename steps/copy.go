@@ -73,7 +73,7 @@ func (s *copyStep) loader(ctx context.Context, limits *limits, cp engine.Checkpo
 		return nil, err
 	}
 	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
-	objects, err := dump.PostData(ctx, conn, s.env.Scope)
+	objects, err := postData(ctx, s.env, conn)
 	if err != nil {
 		return nil, err
 	}
@@ -148,7 +148,7 @@ func (s *copyStep) loaded(ctx context.Context, tables []scope.Table) error {
 	}
 	return &engine.Error{
 		Class: engine.ClassApproval, Op: "waiting for somebody else's load of", Object: joinSome(names), Err: errors.New("nobody has said that it is done"),
-		Hint: fmt.Sprintf("Load these tables now, from a snapshot that is taken after this message. Then: pgrunbook approve %s --by WHO, and run the same command again.", externalApproval),
+		Hint: fmt.Sprintf("Load these tables now, from a snapshot that is taken after this message, in sessions with PGOPTIONS=\"-c session_replication_role=replica -c pgrunbook.mark=%s\", which pass the target's closed gate. Then: pgrunbook approve %s --by WHO, and run the same command again.", s.env.Run.Mark, externalApproval),
 	}
 }
 

@@ -95,6 +95,9 @@ func Walk(ctx context.Context, env *Env, o WalkOptions) ([]engine.Outcome, error
 			return nil, err
 		}
 	}
+	if err := reopenCatchUp(ctx, env, built, o.Until); err != nil {
+		return nil, err
+	}
 	return env.walk(ctx, env.Plan, built, o)
 }
 

@@ -402,11 +402,17 @@ table "public.c" { data = "at_freeze" }`)
 		`table "public.p" { data = "none" }`:                                               "PRE007 public.c",
 		"table \"public.l*\" { data = \"none\" }\ntable \"public.*g\" { data = \"live\" }": "PRE004 public.log",
 		`table "public.log" { data = "live" }`:                                             "PRE006 public.log",
+		"table \"public.log\" {\n  identity = \"full_row\"\n  method   = \"external\"\n}":  "PRE004 public.log",
 	} {
 		_, findings := resolve(t, conn, blocks)
 		if got := codes(findings, engine.SeverityError); !slices.Contains(got, want) {
 			t.Errorf("%s: %v, want %s", blocks, got, want)
 		}
+	}
+	// A method for all covers the tables with a key; the others are streamed.
+	s, findings = resolve(t, conn, "copy { method = \"pg_dump\" }\ntable \"public.log\" { identity = \"append_only\" }")
+	if s.table(t, "k").Method != PgDump || s.table(t, "log").Method != Stream || codes(findings, engine.SeverityError) != nil {
+		t.Errorf("methods: k %s, log %s, %v", s.table(t, "k").Method, s.table(t, "log").Method, codes(findings, engine.SeverityError))
 	}
 	run(t, admin, "ALTER TABLE log ALTER v SET STORAGE PLAIN", "INSERT INTO log SELECT repeat('x', 7000) FROM generate_series(1, 9000)")
 	_, findings = resolve(t, conn, "")

@@ -42,6 +42,7 @@ func (r *resolver) table(rel *relation) (Table, bool) {
 		t.Chunk = r.rb.Copy.Chunk
 	}
 	why := r.data(rel, &t, rule)
+	r.method(rel, &t, rule)
 	captureWhy := r.capture(&t, foreign, subscribed)
 	t.Why = strings.Join(append(why, captureWhy), "; ")
 	return t, true
@@ -115,6 +116,19 @@ func (r *resolver) data(rel *relation, t *Table, rule runbook.TableRule) []strin
 	r.find(CodeKeyless, engine.SeverityError, rel.String(), fmt.Sprintf("It has no key (%s), so its changes cannot be followed row by row.", humanSize(t.Bytes)),
 		fmt.Sprintf("Choose in a block table %q: data = \"at_freeze\" (reloaded inside the freeze), identity = \"append_only\" (only inserts happen), or identity = \"full_row\" (whole rows are recorded). Or create a unique index over NOT NULL columns.", t.Name))
 	return []string{"no key"}
+}
+
+// method keeps live tables without a key to our own load: rows that changed since capture cannot be
+// scrubbed from them by key, so a load by other means would leave those rows there twice.
+func (r *resolver) method(rel *relation, t *Table, rule runbook.TableRule) {
+	if t.Data != Live || t.Key != nil && t.Identity == ByKey || t.Method == Stream {
+		return
+	}
+	if rule.Method != "" {
+		r.find(CodeRule, engine.SeverityError, rel.String(), fmt.Sprintf("It has no key to be followed by, so method = %q would load rows twice that change meanwhile.", rule.Method),
+			"Leave method out of its table block: it is streamed, whatever the copy block says.")
+	}
+	t.Method = Stream
 }
 
 func keyWhy(k *Key) string {
