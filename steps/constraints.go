@@ -79,6 +79,15 @@ func (s *constraintsStep) Plan(ctx context.Context) (engine.StepPlan, error) {
 	return p, nil
 }
 
+// postData gives what comes after the rows, for copy and constraints. On a target that somebody else
+// prepared there is nothing to make: the schema phase has seen that every key has its index.
+func postData(ctx context.Context, env *Env, source *pgx.Conn) ([]dump.Object, error) {
+	if env.Runbook.Schema.Mode == "existing" {
+		return nil, nil
+	}
+	return dump.PostData(ctx, source, env.Scope)
+}
+
 // builtByCopy gives the objects that the copy phase makes: keys and plain indexes of the tables
 // whose rows are loaded live, by their place in objects.
 func (s *constraintsStep) builtByCopy(objects []dump.Object) map[int]bool {

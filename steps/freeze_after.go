@@ -72,25 +72,26 @@ func endSessions(ctx context.Context, conn *pgx.Conn) (n int, err error) {
 	return n, err
 }
 
-// statementsAtOpen run in the transaction that opens the new side. A target's triggers that fire
-// under the replica role get their mode; a source that takes writes again loses the default that
-// kept clients away.
+// statementsAtOpen run in the transaction that opens the new side: it loses the default that keeps
+// clients away from a side that was closed before, and a target's triggers that fire under the
+// replica role get their mode.
 func (f *flipper) statementsAtOpen(ctx context.Context) ([]string, error) {
+	var list []string
+	var database string
+	var closed bool
+	if err := f.looks.of(f.to).QueryRow(ctx, readOnlySQL).Scan(&database, &closed); err != nil {
+		return nil, fmt.Errorf("asking the %s for its settings: %w", f.to, err)
+	}
+	if closed {
+		list = append(list, "ALTER DATABASE "+pgx.Identifier{database}.Sanitize()+" RESET default_transaction_read_only")
+	}
 	if f.to == engine.Source {
-		var database string
-		if err := f.looks.source.QueryRow(ctx, "SELECT current_database()").Scan(&database); err != nil {
-			return nil, fmt.Errorf("asking the source for its name: %w", err)
-		}
-		if !f.env.Runbook.Cutover.ReadOnly {
-			return nil, nil
-		}
-		return []string{"ALTER DATABASE " + pgx.Identifier{database}.Sanitize() + " RESET default_transaction_read_only"}, nil
+		return list, nil
 	}
 	objects, err := dump.PostData(ctx, f.looks.source, f.env.Scope)
 	if err != nil {
 		return nil, err
 	}
-	var list []string
 	for _, o := range objects {
 		if o.NotCarried == "" {
 			list = append(list, o.AtFlip...)
@@ -98,6 +99,11 @@ func (f *flipper) statementsAtOpen(ctx context.Context) ([]string, error) {
 	}
 	return list, nil
 }
+
+const readOnlySQL = `
+SELECT d.datname::text, EXISTS (SELECT FROM pg_db_role_setting s
+         WHERE s.setdatabase = d.oid AND s.setrole = 0 AND 'default_transaction_read_only=on' = ANY (s.setconfig))
+  FROM pg_database d WHERE d.datname = current_database()`
 
 const populatedSQL = `
 SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
