@@ -76,6 +76,10 @@ func TestD6KeyOperatorsOfTheIndex(t *testing.T) {
 	p.synced()
 	p.app(`UPDATE c SET k = 'A' WHERE k = 'a'`)
 	p.synced()
+	p.app(`BEGIN; DELETE FROM c WHERE k = 'a'; INSERT INTO c VALUES ('a', 3); COMMIT`)
+	p.synced()
+	p.app(`BEGIN; DELETE FROM c WHERE k = 'a'; INSERT INTO c VALUES ('A', 4); COMMIT`)
+	p.synced()
 	p.app(`DELETE FROM c WHERE k = 'B'`)
 	p.synced()
 }
@@ -302,6 +306,7 @@ func TestA5ApplicationIsNeverTheVictim(t *testing.T) {
 			t.Fatal("the pass never waited")
 		}
 	}
+	time.Sleep(1200 * time.Millisecond) // the pass's own deadlock check, were it to wait on, is over by now
 	if err := run(p.ctx, app, "ALTER TABLE t1 ADD CHECK (id > 0); COMMIT"); err != nil {
 		t.Errorf("the application got %v", err)
 	}
