@@ -127,7 +127,7 @@ func (s *execStep) run(ctx context.Context, argv []string, undo bool, cp engine.
 		ctx, cancel = context.WithTimeoutCause(ctx, s.timeout, fmt.Errorf("it took longer than its timeout of %s", s.timeout))
 		defer cancel()
 	}
-	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...) //nolint:gosec // the command is the runbook's own
+	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
 	cmd.Dir, cmd.Env = s.dir, s.environ(undo)
 	tail, err := runGroup(cmd, func(stream, line string) {
 		cp.Emit(engine.Event{Kind: engine.EventNote, Object: stream, Message: s.redact.String(line)})

@@ -104,7 +104,7 @@ func (p *paper) Load(ctx context.Context, into any) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	defer conn.Close(ctx) //nolint:errcheck // a test's connection
+	defer conn.Close(ctx)
 	var b []byte
 	if err := conn.QueryRow(ctx, "SELECT cursor FROM public.paper ORDER BY n DESC LIMIT 1").Scan(&b); err == pgx.ErrNoRows {
 		return false, nil
@@ -175,7 +175,7 @@ func query(t *testing.T, url, sql string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer conn.Close(t.Context()) //nolint:errcheck // a test's connection
+	defer conn.Close(t.Context())
 	first, err := simpleQuery(t.Context(), conn, sql)
 	if err != nil {
 		t.Fatalf("%s: %v", sql, err)
@@ -185,7 +185,7 @@ func query(t *testing.T, url, sql string) string {
 
 func writeScript(t *testing.T, dir, name, text string) {
 	t.Helper()
-	if err := os.WriteFile(filepath.Join(dir, name), []byte("#!/bin/sh\n"+text), 0o755); err != nil { //nolint:gosec // a script must be executable
+	if err := os.WriteFile(filepath.Join(dir, name), []byte("#!/bin/sh\n"+text), 0o755); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -53,7 +53,7 @@ func runSelf(ctx context.Context, dir string, env []string, args ...string) (int
 	if err != nil {
 		return 0, err
 	}
-	cmd := exec.CommandContext(ctx, self, args...) //nolint:gosec // ourselves
+	cmd := exec.CommandContext(ctx, self, args...)
 	cmd.Dir, cmd.Env = dir, append(os.Environ(), env...)
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }

@@ -91,7 +91,7 @@ func (a *app) source(name string) ([]byte, error) {
 	if name == "-" {
 		src, err = io.ReadAll(a.stdin)
 	} else {
-		src, err = os.ReadFile(name) //nolint:gosec // the user names it
+		src, err = os.ReadFile(name)
 	}
 	if err != nil {
 		return nil, usageError("Name a file that can be read.", "%w", err)

@@ -1,6 +1,10 @@
 package main
 
 import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+
 	"github.com/spf13/cobra"
 
 	"github.com/pgrunbook/pgrunbook/cmd/pgrunbook/internal/view"
@@ -42,9 +46,21 @@ func newShow(a *app) *cobra.Command {
 	return cmd
 }
 
-// print writes a plan to stdout.
+// print writes a plan to stdout; in a stream of JSON lines it is one of type plan.
 func (a *app) print(p *engine.Plan, f planForm) error {
 	switch {
+	case f.json && a.json:
+		var b, line bytes.Buffer
+		if err := view.WritePlanJSON(&b, p); err != nil {
+			return err
+		}
+		line.WriteString(`{"type":"plan","plan":`)
+		if err := json.Compact(&line, b.Bytes()); err != nil {
+			return fmt.Errorf("writing the plan: %w", err)
+		}
+		line.WriteString("}\n")
+		_, err := a.stdout.Write(line.Bytes())
+		return err
 	case f.json:
 		return view.WritePlanJSON(a.stdout, p)
 	case f.markdown:

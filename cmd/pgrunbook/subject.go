@@ -182,7 +182,7 @@ func noRun(err error) error {
 
 // readPlan reads a saved plan; nil is a file that is none.
 func readPlan(path string) (*engine.Plan, error) {
-	data, err := os.ReadFile(path) //nolint:gosec // the user names it
+	data, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, usageError("Name a runbook or a saved plan that exists.", "%s does not exist", path)
 	}

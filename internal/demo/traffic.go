@@ -36,7 +36,7 @@ var statements = []string{
 
 // traffic writes until ctx ends; a client that is refused or cut off goes on at the next server.
 func traffic(ctx, hard context.Context, urls []string, seed uint64) error {
-	random := rand.New(rand.NewPCG(seed, 1)) //nolint:gosec // repeatable on purpose
+	random := rand.New(rand.NewPCG(seed, 1))
 	var conn *pgx.Conn
 	defer func() {
 		if conn != nil {
@@ -107,7 +107,7 @@ func initPgbench(ctx context.Context, url string, scale int) error {
 	if err != nil {
 		return err
 	}
-	out, err := exec.CommandContext(ctx, path, "-i", "-q", "-s", fmt.Sprint(scale), url).CombinedOutput() //nolint:gosec // our own arguments
+	out, err := exec.CommandContext(ctx, path, "-i", "-q", "-s", fmt.Sprint(scale), url).CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("filling pgbench's tables: %w: %s", err, out)
 	}

@@ -29,7 +29,7 @@ type turnstile struct {
 }
 
 func newTurnstile(target, direct string) (*turnstile, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := (&net.ListenConfig{}).Listen(context.Background(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, err
 	}
@@ -90,7 +90,7 @@ func (t *turnstile) wait(ctx context.Context) (string, error) {
 }
 
 func (t *turnstile) join(client net.Conn) {
-	server, err := net.Dial("tcp", t.target)
+	server, err := (&net.Dialer{}).DialContext(context.Background(), "tcp", t.target)
 	if err != nil {
 		return
 	}
