@@ -125,8 +125,10 @@ func openForAbort(ctx context.Context, conn *pgx.Conn, run scope.Run) error {
 		return &engine.Error{Class: engine.ClassHeld, Op: "aborting", Err: errors.New("a freeze holds the source's gate right now"), Hint: "Wait a second and run the same command again."}
 	case gate.Closed:
 	}
-	return &engine.Error{Class: engine.ClassAmbiguous, Op: "aborting", Err: errors.New("the source's gate is closed: the flip happened, and the target may have taken writes"),
-		Hint: "With the target at hand: pgrunbook status. If it is gone and its writes are given up: pgrunbook rollback --without-target"}
+	return &engine.Error{
+		Class: engine.ClassAmbiguous, Op: "aborting", Err: errors.New("the source's gate is closed: the flip happened, and the target may have taken writes"),
+		Hint: "With the target at hand: pgrunbook status. If it is gone and its writes are given up: pgrunbook rollback --without-target",
+	}
 }
 
 // abortTarget takes our triggers off the target, and what the schema phase made where that is

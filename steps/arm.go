@@ -72,8 +72,10 @@ func (s *armStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Checkp
 		if err := gate.Arm(ctx, conn, s.env.Run, []scope.Table{t}, waiting(cp, "gate a table of the source")); err != nil {
 			return err
 		}
-		cp.Emit(engine.Event{Kind: engine.EventProgress, Object: pg.Name(t.Schema, t.Name.Name), Rows: int64(i + 1), RowsAll: int64(len(tables)),
-			Message: fmt.Sprintf("gated %d of %d tables", i+1, len(tables))})
+		cp.Emit(engine.Event{
+			Kind: engine.EventProgress, Object: pg.Name(t.Schema, t.Name.Name), Rows: int64(i + 1), RowsAll: int64(len(tables)),
+			Message: fmt.Sprintf("gated %d of %d tables", i+1, len(tables)),
+		})
 	}
 	return gate.Verify(ctx, conn, s.env.Run, tables)
 }

@@ -118,8 +118,10 @@ func (s *captureStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Ch
 		if err := capture.InstallOn(ctx, sides.source, s.env.Run, t, waiting(cp, "install capture on the source")); err != nil {
 			return err
 		}
-		cp.Emit(engine.Event{Kind: engine.EventProgress, Object: pg.Name(t.Schema, t.Name.Name), Rows: int64(i + 1), RowsAll: int64(len(tables)),
-			Message: fmt.Sprintf("captured %d of %d tables", i+1, len(tables))})
+		cp.Emit(engine.Event{
+			Kind: engine.EventProgress, Object: pg.Name(t.Schema, t.Name.Name), Rows: int64(i + 1), RowsAll: int64(len(tables)),
+			Message: fmt.Sprintf("captured %d of %d tables", i+1, len(tables)),
+		})
 	}
 	return nil
 }

@@ -65,8 +65,10 @@ func (s *finishStep) Plan(context.Context) (engine.StepPlan, error) {
 			{On: engine.Target, SQL: "DROP TRIGGER, DROP FUNCTION, DROP TABLE: capture for the way back, then the gate, then the journal", Group: "clean up"},
 			{On: engine.Source, SQL: "DROP TRIGGER, DROP FUNCTION, DROP TABLE: capture", Group: "clean up"},
 		},
-		Hazards: []engine.Hazard{{Kind: engine.HazardOneWay, Text: "afterwards there is no way back to the source"},
-			{Kind: engine.HazardLock, Text: "DROP TRIGGER takes ACCESS EXCLUSIVE, one table per transaction, with a lock_timeout of 300 ms"}},
+		Hazards: []engine.Hazard{
+			{Kind: engine.HazardOneWay, Text: "afterwards there is no way back to the source"},
+			{Kind: engine.HazardLock, Text: "DROP TRIGGER takes ACCESS EXCLUSIVE, one table per transaction, with a lock_timeout of 300 ms"},
+		},
 	}
 	switch {
 	case s.o.WithoutSource:
@@ -160,8 +162,10 @@ func (s *finishStep) cleanSource(ctx context.Context, cp engine.Checkpoint) erro
 		return sided(engine.Source, err)
 	}
 	if !s.open() {
-		cp.Emit(engine.Event{Kind: engine.EventNote, Hint: gate.RemoveStatement(),
-			Message: "the source keeps its closed gate; this one statement takes it off, and makes the source writable again: " + gate.RemoveStatement()})
+		cp.Emit(engine.Event{
+			Kind: engine.EventNote, Hint: gate.RemoveStatement(),
+			Message: "the source keeps its closed gate; this one statement takes it off, and makes the source writable again: " + gate.RemoveStatement(),
+		})
 		return nil
 	}
 	if err := gate.Remove(ctx, s.env.Source, s.env.Run, wait); err != nil {

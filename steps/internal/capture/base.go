@@ -42,15 +42,19 @@ func Owned(ctx context.Context, conn *pgx.Conn, run scope.Run) (there bool, err 
 			return there, nil
 		}
 		if remark != "" && (remark == sideRemark || !journal) {
-			return there, &engine.Error{Class: engine.ClassPreflight, Op: "using schema", Object: Schema,
+			return there, &engine.Error{
+				Class: engine.ClassPreflight, Op: "using schema", Object: Schema,
 				Err:  fmt.Errorf("its comment says %q, this is run %s", remark, run.ID),
-				Hint: "Finish or abort that run first. What a finished run left behind goes with: DROP SCHEMA pgrunbook CASCADE"}
+				Hint: "Finish or abort that run first. What a finished run left behind goes with: DROP SCHEMA pgrunbook CASCADE",
+			}
 		}
 	}
 	if there && !journal && !empty {
-		return there, &engine.Error{Class: engine.ClassPreflight, Op: "using schema", Object: Schema,
+		return there, &engine.Error{
+			Class: engine.ClassPreflight, Op: "using schema", Object: Schema,
 			Err:  errors.New("it holds objects that this tool did not make"),
-			Hint: "Rename or remove that schema."}
+			Hint: "Rename or remove that schema.",
+		}
 	}
 	return there, nil
 }
@@ -143,8 +147,10 @@ func createSchema(ctx context.Context, tx pgx.Tx, run scope.Run) error {
 	_, err := tx.Exec(ctx, "CREATE SCHEMA pgrunbook")
 	var pgErr *pgconn.PgError
 	if errors.As(err, &pgErr) && pgErr.Code == "42501" { // insufficient_privilege
-		return &engine.Error{Class: engine.ClassPreflight, Op: "creating schema", Object: Schema, Err: err,
-			Hint: "As an administrator: GRANT CREATE ON DATABASE to the connecting role, or CREATE SCHEMA pgrunbook AUTHORIZATION that role."}
+		return &engine.Error{
+			Class: engine.ClassPreflight, Op: "creating schema", Object: Schema, Err: err,
+			Hint: "As an administrator: GRANT CREATE ON DATABASE to the connecting role, or CREATE SCHEMA pgrunbook AUTHORIZATION that role.",
+		}
 	}
 	if err != nil {
 		return fmt.Errorf("creating schema pgrunbook: %w", err)
@@ -167,9 +173,11 @@ func sameSide(ctx context.Context, tx pgx.Tx, run scope.Run) error {
 		return fmt.Errorf("reading whose side this is: %w", err)
 	}
 	if id != run.ID || mark != run.Mark || key != run.GateKey {
-		return &engine.Error{Class: engine.ClassPreflight, Op: "using schema", Object: Schema,
+		return &engine.Error{
+			Class: engine.ClassPreflight, Op: "using schema", Object: Schema,
 			Err:  fmt.Errorf("it was prepared by run %s with other marks", id),
-			Hint: "Finish or abort that run first."}
+			Hint: "Finish or abort that run first.",
+		}
 	}
 	return nil
 }

@@ -226,8 +226,10 @@ func TestApplicationReachesNothingOfOurs(t *testing.T) {
 	d := newDB(t, 15, `CREATE TABLE plain (id int PRIMARY KEY)`)
 	table := d.table(1, "plain", scope.Statement, scope.ByKey)
 	d.install(table)
-	for _, sql := range []string{"SELECT * FROM " + DeltaName(table.Key.Shape), "SELECT pgrunbook.capture_1()", "SELECT * FROM pgrunbook.side",
-		"CREATE TRIGGER x AFTER INSERT ON plain FOR EACH STATEMENT EXECUTE FUNCTION pgrunbook.capture_1()"} {
+	for _, sql := range []string{
+		"SELECT * FROM " + DeltaName(table.Key.Shape), "SELECT pgrunbook.capture_1()", "SELECT * FROM pgrunbook.side",
+		"CREATE TRIGGER x AFTER INSERT ON plain FOR EACH STATEMENT EXECUTE FUNCTION pgrunbook.capture_1()",
+	} {
 		if code := pgCode(d.try(d.app, sql)); code != "42501" {
 			t.Errorf("%s: SQLSTATE %q, want 42501", sql, code)
 		}

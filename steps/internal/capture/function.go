@@ -36,8 +36,14 @@ const (
 
 // recordSettings pin the text of a row image (PostgreSQL docs, chapter 19.11).
 var recordSettings = [][2]string{
-	{"search_path", "pg_catalog"}, {"DateStyle", "'ISO, YMD'"}, {"IntervalStyle", "postgres"}, {"TimeZone", "'UTC'"},
-	{"extra_float_digits", "3"}, {"bytea_output", "hex"}, {"lc_monetary", "'C'"}, {"quote_all_identifiers", "off"},
+	{"search_path", "pg_catalog"},
+	{"DateStyle", "'ISO, YMD'"},
+	{"IntervalStyle", "postgres"},
+	{"TimeZone", "'UTC'"},
+	{"extra_float_digits", "3"},
+	{"bytea_output", "hex"},
+	{"lc_monetary", "'C'"},
+	{"quote_all_identifiers", "off"},
 }
 
 // keys writes a key's columns out of alias as the delta has them: "n."id"::pg_catalog.int8, ...".

@@ -113,9 +113,11 @@ func fits(t scope.Table, rels []relation) error {
 	}
 	for _, r := range rels {
 		if r.Kind == "f" || r.Inherits {
-			return &engine.Error{Class: engine.ClassStale, Op: "capturing", Object: name,
+			return &engine.Error{
+				Class: engine.ClassStale, Op: "capturing", Object: name,
 				Err:  fmt.Errorf("%s is foreign or inherits: statement triggers are wrong there", pg.Name(r.Schema, r.Name.Name)),
-				Hint: "Run plan again: it chooses row triggers for such tables."}
+				Hint: "Run plan again: it chooses row triggers for such tables.",
+			}
 		}
 	}
 	return nil

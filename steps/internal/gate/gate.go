@@ -223,6 +223,8 @@ func Verify(ctx context.Context, conn *pgx.Conn, run scope.Run, tables []scope.T
 		return err
 	}
 	first := pg.Name(gaps[0].Schema, gaps[0].Name.Name)
-	return &engine.Error{Op: "checking the gate of", Object: first, Err: fmt.Errorf("%d of the tables in scope are not gated, or not always", len(gaps)),
-		Hint: "Run the same command again: it arms them. If that repeats, find out who alters triggers (ENABLE TRIGGER ALL does)."}
+	return &engine.Error{
+		Op: "checking the gate of", Object: first, Err: fmt.Errorf("%d of the tables in scope are not gated, or not always", len(gaps)),
+		Hint: "Run the same command again: it arms them. If that repeats, find out who alters triggers (ENABLE TRIGGER ALL does).",
+	}
 }

@@ -39,8 +39,10 @@ func tables() []scope.Table {
 	name := func(id int32, n string, k scope.Kind, data scope.Data) scope.Table {
 		return scope.Table{ID: id, Name: scope.Name{Schema: "public", Name: n}, Kind: k, Data: data}
 	}
-	return []scope.Table{name(1, "plain", scope.Plain, scope.Live), name(2, "part", scope.Partitioned, scope.Live),
-		name(3, "nodata", scope.Plain, scope.NoData), name(4, "frozen", scope.Plain, scope.AtFreeze)}
+	return []scope.Table{
+		name(1, "plain", scope.Plain, scope.Live), name(2, "part", scope.Partitioned, scope.Live),
+		name(3, "nodata", scope.Plain, scope.NoData), name(4, "frozen", scope.Plain, scope.AtFreeze),
+	}
 }
 
 type db struct {

@@ -1,0 +1,130 @@
+package steps
+
+import (
+	"context"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pgrunbook/pgrunbook/engine"
+	"github.com/pgrunbook/pgrunbook/engine/journal"
+	"github.com/pgrunbook/pgrunbook/internal/testpg"
+)
+
+// ready walks everything that stands before a cutover.
+func ready(t *testing.T) *rig {
+	t.Helper()
+	r := newRig(t, "")
+	r.must(r.walk(t.Context(), newSchema(r.env), newCapture(r.env), newArm(r.env), newReverse(r.env)))
+	return r
+}
+
+func (r *rig) aborted() {
+	r.t.Helper()
+	run, err := journal.OpenReadOnly(r.t.Context(), r.env.Target)
+	r.must(err)
+	defer run.Close(context.Background())
+	if run.State != journal.Aborted {
+		r.t.Errorf("the journal says %s", run.State)
+	}
+}
+
+func TestAbortLeavesTheSourceAsFound(t *testing.T) {
+	r := ready(t)
+	r.must(Abort(t.Context(), r.env, AbortOptions{}))
+	r.sameSource("after abort")
+	r.aborted()
+	r.exec(r.source, "UPDATE shop.customer SET name = 'free'")
+	dump, err := testpg.SchemaDump(t.Context(), r.target, "pgrunbook")
+	r.must(err)
+	if !strings.Contains(dump, "CREATE TABLE shop.customer") || strings.Contains(dump, "pgrunbook") {
+		t.Errorf("the target's tables are gone, or our triggers are not:\n%s", dump)
+	}
+}
+
+func TestAbortDropsWhatWasMadeOnTheTarget(t *testing.T) {
+	r := ready(t)
+	r.exec(r.target, "CREATE TABLE public.theirs (a int)")
+	r.must(Abort(t.Context(), r.env, AbortOptions{DropTarget: true}))
+	r.sameSource("after abort")
+	r.aborted()
+	r.exec(r.target, "DROP TABLE public.theirs") // it was not ours to drop
+	r.bare("after abort with drop_target", "pgrunbook")
+}
+
+// An abort that died anywhere is finished by calling it again; the application is free meanwhile.
+func TestAbortContinues(t *testing.T) {
+	r := ready(t)
+	for _, held := range []struct{ url, table string }{{r.source, "shop.event_2026"}, {r.source, "shop.customer"}, {r.target, "shop.log"}, {r.target, "shop.invoice"}} {
+		reader, err := pgx.Connect(t.Context(), held.url)
+		r.must(err)
+		_, err = reader.Exec(t.Context(), "BEGIN")
+		r.must(err)
+		_, err = reader.Exec(t.Context(), "SELECT count(*) FROM "+held.table)
+		r.must(err)
+		ctx, cancel := context.WithCancel(t.Context())
+		r.onEvent = func(e engine.Event) {
+			if e.Kind == engine.EventWaiting {
+				cancel()
+			}
+		}
+		if err := Abort(ctx, r.env, AbortOptions{DropTarget: true}); err == nil {
+			t.Fatalf("abort beside a reader of %s succeeded", held.table)
+		}
+		cancel()
+		r.onEvent = nil
+		r.exec(r.source, "SET statement_timeout = '5s'; UPDATE shop.customer SET name = name || '.'; INSERT INTO shop.event VALUES (now(), 1) ON CONFLICT DO NOTHING")
+		r.must(reader.Close(t.Context()))
+	}
+	r.must(Abort(t.Context(), r.env, AbortOptions{DropTarget: true}))
+	r.sameSource("after abort")
+	r.bare("after abort", "pgrunbook")
+	r.aborted()
+}
+
+func TestAbortRefusesAfterTheFlip(t *testing.T) {
+	r := ready(t)
+	before, err := testpg.SchemaDump(t.Context(), r.source)
+	r.must(err)
+	r.must(r.env.Journal.DecideFlip(t.Context(), r.env.Run.Epoch, engine.Source, engine.Target))
+	if err := Abort(t.Context(), r.env, AbortOptions{}); engine.ClassOf(err) != engine.ClassAmbiguous {
+		t.Errorf("with an open flip: %v", err)
+	}
+	r.flipped()
+	if err := Abort(t.Context(), r.env, AbortOptions{}); err == nil || !strings.Contains(engine.HintOf(err), "rollback") {
+		t.Errorf("after the flip: %v", err)
+	}
+	if err := Abort(t.Context(), r.env, AbortOptions{WithoutTarget: true}); engine.ClassOf(err) != engine.ClassAmbiguous {
+		t.Errorf("without the target after the flip: %v", err)
+	}
+	after, err := testpg.SchemaDump(t.Context(), r.source)
+	r.must(err)
+	if diff := cmp.Diff(before, after); diff != "" {
+		t.Errorf("a refused abort changed the source:\n%s", diff)
+	}
+}
+
+func TestAbortWithoutTheTarget(t *testing.T) {
+	r := ready(t)
+	alone, err := NewServer(engine.Source, r.source, "")
+	r.must(err)
+	for range 2 {
+		r.must(Abort(t.Context(), &Env{Source: alone, Sink: r.env.Sink}, AbortOptions{WithoutTarget: true}))
+	}
+	r.sameSource("after abort --without-target")
+}
+
+func TestAbortWithoutTheSource(t *testing.T) {
+	r := ready(t)
+	gone, err := NewServer(engine.Source, "postgresql://127.0.0.1:1/x?connect_timeout=1", "")
+	r.must(err)
+	r.env.Source = gone
+	if err := Abort(t.Context(), r.env, AbortOptions{}); !strings.Contains(engine.HintOf(err), "--without-source") {
+		t.Errorf("a source that is gone: %v", err)
+	}
+	r.must(Abort(t.Context(), r.env, AbortOptions{WithoutSource: true, DropTarget: true}))
+	r.bare("after abort --without-source", "pgrunbook")
+	r.aborted()
+}

@@ -1,0 +1,106 @@
+package steps
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/pgrunbook/pgrunbook/engine"
+	"github.com/pgrunbook/pgrunbook/engine/journal"
+	"github.com/pgrunbook/pgrunbook/internal/testpg"
+	"github.com/pgrunbook/pgrunbook/steps/internal/gate"
+)
+
+// moved walks what stands before a cutover and flips.
+func moved(t *testing.T, extra string) *rig {
+	t.Helper()
+	r := newRig(t, extra)
+	r.must(r.walk(t.Context(), newSchema(r.env), newCapture(r.env), newArm(r.env), newReverse(r.env)))
+	r.flipped()
+	return r
+}
+
+func TestFinishLeavesOnlyTheClosedGate(t *testing.T) {
+	r := moved(t, "rollback { keep_for = \"72h\" }")
+	step := newFinish(r.env, FinishOptions{})
+	if err := r.walk(t.Context(), step); err == nil || !strings.Contains(engine.HintOf(err), "--now") {
+		t.Fatalf("before keep_for is over: %v, hint %q", err, engine.HintOf(err))
+	}
+	step = newFinish(r.env, FinishOptions{Now: true})
+	ctx, cancel := context.WithCancel(t.Context())
+	r.onEvent = func(e engine.Event) {
+		if strings.Contains(e.Message, "the target holds nothing of ours") {
+			cancel() // die between the two sides
+		}
+	}
+	if err := r.walk(ctx, step); err == nil {
+		t.Fatal("a cancelled step succeeded")
+	}
+	r.onEvent = nil
+	r.must(r.walk(t.Context(), step))
+	if !r.heard(gate.RemoveStatement()) {
+		t.Error("nobody was told how to take the gate off")
+	}
+	r.must(CloseRun(t.Context(), r.env))
+	var pgErr *pgconn.PgError
+	if err := try(t, r.source, "INSERT INTO shop.log VALUES ('late')"); !errors.As(err, &pgErr) || pgErr.Code != "25006" {
+		t.Errorf("the source took a write: %v", err)
+	}
+	r.exec(r.target, "INSERT INTO shop.customer VALUES (1, 'here'); INSERT INTO shop.log VALUES ('x')")
+	dump, err := testpg.SchemaDump(t.Context(), r.target)
+	r.must(err)
+	if strings.Contains(dump, "pgrunbook") {
+		t.Errorf("the target still has something of ours:\n%s", dump)
+	}
+	r.exec(r.source, gate.RemoveStatement())
+	r.sameSource("after the one statement")
+}
+
+func TestFinishOpensTheSourceWhereAsked(t *testing.T) {
+	r := moved(t, "finish { source = \"open\" }")
+	r.must(r.walk(t.Context(), newFinish(r.env, FinishOptions{})))
+	r.sameSource("after finish { source = \"open\" }")
+	r.exec(r.source, "INSERT INTO shop.log VALUES ('free')")
+}
+
+func TestFinishWithoutTheSource(t *testing.T) {
+	r := moved(t, "")
+	r.must(r.walk(t.Context(), newFinish(r.env, FinishOptions{WithoutSource: true})))
+	r.must(CloseRun(t.Context(), r.env))
+	dump, err := testpg.SchemaDump(t.Context(), r.target)
+	r.must(err)
+	if strings.Contains(dump, "pgrunbook") {
+		t.Errorf("the target still has something of ours:\n%s", dump)
+	}
+	if err := try(t, r.source, "INSERT INTO shop.log VALUES ('late')"); err == nil {
+		t.Error("the source takes writes")
+	}
+}
+
+func TestFinishRefusesBeforeTheFlip(t *testing.T) {
+	r := newRig(t, "")
+	r.must(r.walk(t.Context(), newCapture(r.env)))
+	err := r.walk(t.Context(), newFinish(r.env, FinishOptions{Now: true}))
+	if err == nil || !strings.Contains(err.Error(), "writes are on the source") {
+		t.Errorf("error is %v", err)
+	}
+	r.must(r.env.Journal.DecideFlip(t.Context(), r.env.Run.Epoch, engine.Source, engine.Target))
+	if err := r.walk(t.Context(), newFinish(r.env, FinishOptions{Now: true})); engine.ClassOf(err) != engine.ClassAmbiguous {
+		t.Errorf("with an open flip the error is %v", err)
+	}
+}
+
+// A source that somebody opened again may have taken writes: nothing may be removed.
+func TestFinishRefusesAnOpenSource(t *testing.T) {
+	r := moved(t, "")
+	r.exec(r.source, "ALTER SEQUENCE pgrunbook.gate_flag RESTART 0")
+	if err := r.walk(t.Context(), newFinish(r.env, FinishOptions{})); engine.ClassOf(err) != engine.ClassAmbiguous {
+		t.Errorf("error is %v", err)
+	}
+	if o, err := r.env.Journal.Owner(t.Context()); err != nil || o.Side != engine.Target || o.Side == journal.Unclear {
+		t.Errorf("owner is %v, %v", o.Side, err)
+	}
+}
