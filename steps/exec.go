@@ -99,8 +99,7 @@ func (s *execStep) Plan(context.Context) (engine.StepPlan, error) {
 	if s.timeout > 0 {
 		p.Why = "killed with its children after " + s.timeout.String()
 	}
-	p.Hazards = []engine.Hazard{{Kind: engine.HazardExternal, Object: s.argv[0],
-		Text: "runs a command; after a crash in the middle it runs again"}}
+	p.Hazards = []engine.Hazard{{Kind: engine.HazardExternal, Object: s.argv[0], Text: "runs a command; after a crash in the middle it runs again"}}
 	return p, nil
 }
 

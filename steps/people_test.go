@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -106,7 +107,7 @@ func (p *paper) Load(ctx context.Context, into any) (bool, error) {
 	}
 	defer conn.Close(ctx)
 	var b []byte
-	if err := conn.QueryRow(ctx, "SELECT cursor FROM public.paper ORDER BY n DESC LIMIT 1").Scan(&b); err == pgx.ErrNoRows {
+	if err := conn.QueryRow(ctx, "SELECT cursor FROM public.paper ORDER BY n DESC LIMIT 1").Scan(&b); errors.Is(err, pgx.ErrNoRows) {
 		return false, nil
 	} else if err != nil {
 		return false, err

@@ -107,7 +107,7 @@ func runSQL(ts *testscript.TestScript, neg bool, args []string) {
 	defer cancel()
 	conn, err := pgx.Connect(ctx, ts.Getenv(strings.ToUpper(args[0])+"_URL"))
 	ts.Check(err)
-	defer conn.Close(ctx) //nolint:errcheck // a test's connection
+	defer conn.Close(ctx)
 	results, err := conn.PgConn().Exec(ctx, args[1]).ReadAll()
 	if neg {
 		if err == nil {
@@ -155,7 +155,7 @@ func waitFor(ts *testscript.TestScript, _ bool, args []string) {
 	defer cancel()
 	conn, err := pgx.Connect(ctx, ts.Getenv("TARGET_URL"))
 	ts.Check(err)
-	defer conn.Close(ctx) //nolint:errcheck // a test's connection
+	defer conn.Close(ctx)
 	for {
 		results, err := conn.PgConn().Exec(ctx, args[0]).ReadAll()
 		if err == nil && len(results[0].Rows) > 0 && string(results[0].Rows[0][0]) == args[1] {

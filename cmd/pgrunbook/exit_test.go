@@ -1,0 +1,84 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/hashicorp/hcl/v2"
+
+	"github.com/pgrunbook/pgrunbook/engine"
+)
+
+func TestEveryClassHasACodeOfTheTable(t *testing.T) {
+	for class := engine.ClassFailed; class <= engine.ClassNoCutover; class++ {
+		code := codeOf(t.Context(), fmt.Errorf("doing x: %w", engine.Errorf(class, "", "cause")))
+		if code == 0 || !slices.ContainsFunc(exitCodes, func(e struct {
+			code int
+			text string
+		}) bool {
+			return e.code == code
+		}) {
+			t.Errorf("class %d has exit code %d", class, code)
+		}
+		if !strings.Contains(exitHelp(), fmt.Sprintf("  %3d  ", code)) {
+			t.Errorf("code %d is not in the help", code)
+		}
+	}
+}
+
+func TestSignalsDecideTheCode(t *testing.T) {
+	for signal, want := range map[os.Signal]int{os.Interrupt: 130, syscall.SIGTERM: 143} {
+		ctx, cancel := context.WithCancelCause(t.Context())
+		cancel(signalError{signal})
+		if got := codeOf(ctx, errors.New("query: canceled")); got != want {
+			t.Errorf("%v gives %d, want %d", signal, got, want)
+		}
+		if got := codeOf(ctx, engine.Errorf(engine.ClassAmbiguous, "", "who owns it")); got != 15 {
+			t.Errorf("unclear ownership gives %d", got)
+		}
+		if got := codeOf(ctx, nil); got != 0 {
+			t.Errorf("a command that ended well gives %d", got)
+		}
+	}
+}
+
+func TestNormalise(t *testing.T) {
+	root := newRoot(newApp(strings.NewReader(""), &bytes.Buffer{}, &bytes.Buffer{}, os.LookupEnv))
+	got := normalise(root, []string{"plan", "-out=x", "-detailed-exitcode", "-var", "-a=b", "-v", "--json", "-nonsense", "-", "--", "-out"})
+	want := []string{"plan", "--out=x", "--detailed-exitcode", "--var", "-a=b", "-v", "--json", "-nonsense", "-", "--", "-out"}
+	if !slices.Equal(got, want) {
+		t.Errorf("got %q", got)
+	}
+}
+
+func TestPanicIsAnErrorWithoutSecrets(t *testing.T) {
+	var out, errs bytes.Buffer
+	a := newApp(strings.NewReader(""), &out, &errs, func(name string) (string, bool) {
+		if name == "PGRUNBOOK_TARGET_URL" {
+			panic("hunter22 leaked")
+		}
+		return "", false
+	})
+	a.hide("hunter22")
+	if code := execute(t.Context(), a, []string{"status"}); code != exitFailed {
+		t.Errorf("exit code %d", code)
+	}
+	if got := out.String() + errs.String(); strings.Contains(got, "hunter22") || !strings.Contains(got, "bug in pgrunbook") {
+		t.Errorf("output: %s", got)
+	}
+}
+
+func TestAnnotationEscapes(t *testing.T) {
+	d := &hcl.Diagnostic{Severity: hcl.DiagWarning, Summary: "a, b: 100%", Detail: "two\nlines: 5%", Subject: &hcl.Range{Filename: "x,y.hcl", Start: hcl.Pos{Line: 3, Column: 7}}}
+	want := "::warning file=x%2Cy.hcl,line=3,col=7,title=a%2C b%3A 100%25::two%0Alines: 5%25"
+	if got := annotation(d); got != want {
+		t.Errorf("got %s", got)
+	}
+}

@@ -1,0 +1,177 @@
+package steps
+
+import (
+	"encoding/json"
+	"log/slog"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/pgrunbook/pgrunbook/engine"
+	"github.com/pgrunbook/pgrunbook/internal/testpg"
+)
+
+// planned is a runbook on two fresh databases, and its environment.
+func planned(t *testing.T, sourceSQL, body string) (env *Env, source, target string) {
+	t.Helper()
+	source, target = testpg.Pair(t)
+	query(t, source, sourceSQL)
+	text := `runbook "plan" {}
+variable "source_url" {
+  type      = string
+  sensitive = true
+  default   = env("SOURCE_URL")
+}
+variable "target_url" {
+  type      = string
+  sensitive = true
+  default   = env("TARGET_URL")
+}
+source { url = var.source_url }
+target { url = var.target_url }
+` + body
+	rb := parsed(t, t.TempDir(), text, map[string]string{"SOURCE_URL": source, "TARGET_URL": target})
+	env, err := NewEnv(rb, slog.New(slog.DiscardHandler), engine.SinkFunc(func(engine.Event) {}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return env, source, target
+}
+
+const twoTables = `CREATE TABLE public.orders (id int PRIMARY KEY, note text); CREATE TABLE public.item (id int PRIMARY KEY)`
+
+func TestPlanIsReadOnlyAndWithoutSecrets(t *testing.T) {
+	env, source, target := planned(t, twoTables, "")
+	p, err := MakePlan(t.Context(), env, "test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p.Blocking() {
+		t.Fatalf("findings: %+v", p.Findings)
+	}
+	var ids []string
+	for _, s := range p.Steps {
+		ids = append(ids, string(s.ID))
+	}
+	want := []string{"schema", "capture", "copy", "catch_up", "constraints", "verify", "arm", "freeze"}
+	if got := slices.DeleteFunc(ids, func(id string) bool { return !slices.Contains(want, id) }); !slices.Equal(got, want) {
+		t.Errorf("steps are %v", got)
+	}
+	if p.Source.Same(p.Target) || p.Source.SystemIdentifier == "" || len(p.Shapes) != 2 || p.Predictions.WriteBlock <= 0 {
+		t.Errorf("source %+v, target %+v, shapes %v, prediction %+v", p.Source, p.Target, p.Shapes, p.Predictions)
+	}
+	text, err := json.Marshal(p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, url := range []string{source, target} {
+		if strings.Contains(string(text), url) {
+			t.Error("the plan holds a connection string")
+		}
+		if got := query(t, url, "SELECT count(*) FROM pg_namespace WHERE nspname = 'pgrunbook'"); got != "0" {
+			t.Error("planning wrote something")
+		}
+	}
+	again, err := MakePlan(t.Context(), env, "test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if again.Digest() != p.Digest() || Drift(p, again) != nil {
+		t.Errorf("two plans of the same thing differ: %v", Drift(p, again))
+	}
+}
+
+func TestDriftNamesWhatChanged(t *testing.T) {
+	env, source, _ := planned(t, twoTables, "")
+	p, err := MakePlan(t.Context(), env, "test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := CheckDrift(t.Context(), env, p); err != nil {
+		t.Errorf("nothing changed: %v", err)
+	}
+	query(t, source, `ALTER TABLE public.orders ADD COLUMN extra int; ALTER TABLE public.orders DROP COLUMN note;
+ALTER TABLE public.item ALTER COLUMN id TYPE bigint; CREATE TABLE public.late (id int PRIMARY KEY)`)
+	err = CheckDrift(t.Context(), env, p)
+	if engine.ClassOf(err) != engine.ClassStale {
+		t.Fatalf("error is %v", err)
+	}
+	for _, want := range []string{"table public.orders: column extra added", "table public.orders: column note dropped", "table public.item: column id is bigint, was integer", "table public.late is new"} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("%q is not in: %v", want, err)
+		}
+	}
+	if strings.Contains(err.Error(), "table public.orders changed") {
+		t.Errorf("said twice: %v", err)
+	}
+}
+
+func TestPlanOnOneDatabaseIsBlocked(t *testing.T) {
+	env, _, _ := planned(t, twoTables, "")
+	env.Target = env.Source
+	p, err := MakePlan(t.Context(), env, "test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !p.Blocking() {
+		t.Errorf("findings: %+v", p.Findings)
+	}
+}
+
+func TestLoadPlanSeesChangedFiles(t *testing.T) {
+	dir := t.TempDir()
+	writeFile(t, dir, "x.sql", "SELECT 1")
+	rb := parsed(t, dir, sheet("copy {\n before {\n step \"sql\" \"x\" {\n on = \"source\"\n file = \"x.sql\"\n }\n }\n}"), nil)
+	if diags := Check(rb); diags.HasErrors() {
+		t.Fatal(printed(t, rb, diags))
+	}
+	p := &engine.Plan{Runbook: pinRunbook(rb), ToolVersion: "dev"}
+	none := func(string) (string, bool) { return "", false }
+	if _, err := LoadPlan(p, none); err != nil {
+		t.Errorf("unchanged: %v", err)
+	}
+	writeFile(t, dir, "x.sql", "SELECT 2")
+	if _, err := LoadPlan(p, none); engine.ClassOf(err) != engine.ClassStale || !strings.Contains(err.Error(), "file x.sql changed") {
+		t.Errorf("error is %v", err)
+	}
+}
+
+func TestAmendTakesTunablesAndRefusesScope(t *testing.T) {
+	env, source, target := planned(t, twoTables, "copy { workers = 1 }\n")
+	p, err := MakePlan(t.Context(), env, "dev")
+	if err != nil || p.Blocking() {
+		t.Fatalf("planning: %v %+v", err, p.Findings)
+	}
+	env.Plan = p
+	if err := OpenRun(t.Context(), env, OpenOptions{ToolVersion: "dev"}); err != nil {
+		t.Fatal(err)
+	}
+	defer env.Journal.Close(t.Context())
+	vars := map[string]string{"SOURCE_URL": source, "TARGET_URL": target}
+	change := func(old, now string) *Env {
+		t.Helper()
+		text := strings.Replace(string(env.Runbook.Text), old, now, 1)
+		e, err := NewEnv(parsed(t, t.TempDir(), text, vars), env.Log, env.Sink)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return e
+	}
+	amended, err := AmendRun(t.Context(), change("workers = 1", "workers = 7"), "dev")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(p.Shapes, amended.Shapes); d != "" || amended.Digest() == p.Digest() {
+		t.Errorf("amended plan: %s", d)
+	}
+	_, err = AmendRun(t.Context(), change("copy {", "tables { exclude = [\"public.item\"] }\ncopy {"), "dev")
+	if engine.ClassOf(err) != engine.ClassStale || !strings.Contains(err.Error(), "tables { exclude }") || !strings.Contains(engine.HintOf(err), "abort") {
+		t.Errorf("error is %v, hint %q", err, engine.HintOf(err))
+	}
+	_, err = AmendRun(t.Context(), change("copy {", "table \"public.item\" { data = \"none\" }\ncopy {"), "dev")
+	if engine.ClassOf(err) != engine.ClassStale {
+		t.Errorf("error is %v", err)
+	}
+}
