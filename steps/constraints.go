@@ -122,6 +122,11 @@ func (s *constraintsStep) Apply(ctx context.Context, _ engine.StepPlan, cp engin
 	if err != nil {
 		return err
 	}
+	roles, err := s.roles(ctx, sides)
+	if err != nil {
+		return err
+	}
+	objects = dump.WithRoles(objects, roles.rename)
 	b := &dump.Builder{Target: s.env.Target, Objects: objects, Parallel: max(1, s.env.Runbook.Copy.Workers), Done: func(o dump.Object) {
 		cp.Emit(engine.Event{Kind: engine.EventProgress, Object: o.String(), Message: "made " + o.String()})
 	}}
@@ -133,7 +138,7 @@ func (s *constraintsStep) Apply(ctx context.Context, _ engine.StepPlan, cp engin
 		return err
 	}
 	failpoint.Hit("constraints.foreign_keys")
-	if err := s.rest(ctx, sides); err != nil {
+	if err := s.rest(ctx, sides, roles); err != nil {
 		return err
 	}
 	failpoint.Hit("constraints.rest")
@@ -142,8 +147,33 @@ func (s *constraintsStep) Apply(ctx context.Context, _ engine.StepPlan, cp engin
 	if err := b.EnsureAll(ctx, dump.Pick(objects, func(o dump.Object) bool { return isIndex(o) && o.Late }), false); err != nil {
 		return err
 	}
-	others := dump.Pick(objects, func(o dump.Object) bool { return !isIndex(o) && o.Kind != dump.ForeignKey })
-	return b.EnsureAll(ctx, others, false)
+	others := dump.Pick(objects, func(o dump.Object) bool {
+		return !isIndex(o) && o.Kind != dump.ForeignKey && o.Kind != dump.EventTrigger
+	})
+	if err := b.EnsureAll(ctx, others, false); err != nil {
+		return err
+	}
+	return s.eventTriggers(ctx, b, cp)
+}
+
+// eventTriggers need a superuser, which a managed cloud does not give: one that is refused for that
+// is named and left out.
+func (s *constraintsStep) eventTriggers(ctx context.Context, b *dump.Builder, cp engine.Checkpoint) error {
+	for _, o := range dump.Pick(b.Objects, func(o dump.Object) bool { return o.Kind == dump.EventTrigger }) {
+		err := b.EnsureAll(ctx, []dump.Object{o}, false)
+		if pg.SQLState(err) == "42501" { // insufficient_privilege
+			text := o.String() + " is not made: the target's role may not create event triggers"
+			cp.Emit(engine.Event{
+				Kind: engine.EventDiagnosed, Level: "warning", Object: o.String(), Message: text, SQLState: "42501",
+				Finding: &engine.Finding{Code: "RUN011", Severity: engine.SeverityWarning, Side: engine.Target, Object: o.String(), Text: text, Fix: "Let a superuser run on the target: " + o.SQL[0] + ";"},
+			})
+			continue
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func isIndex(o dump.Object) bool {
@@ -194,17 +224,8 @@ func (s *constraintsStep) foreignKeys(ctx context.Context, b *dump.Builder, cp e
 
 // rest restores what only pg_restore knows: views and functions that need a primary key, and
 // default privileges.
-func (s *constraintsStep) rest(ctx context.Context, sides *sideConns) error {
-	schema := &schemaStep{env: s.env}
-	needed, err := dump.Roles(ctx, sides.source, s.env.Scope)
-	if err != nil {
-		return err
-	}
-	roles, err := schema.readRoleMap(ctx, sides.target, needed)
-	if err != nil {
-		return err
-	}
-	a, o, err := schema.archive(ctx, sides, roles)
+func (s *constraintsStep) rest(ctx context.Context, sides *sideConns, roles *roleMap) error {
+	a, o, err := (&schemaStep{env: s.env}).archive(ctx, sides, roles)
 	if err != nil {
 		return err
 	}
@@ -223,4 +244,13 @@ func (s *constraintsStep) rest(ctx context.Context, sides *sideConns) error {
 		return err
 	}
 	return dump.SetGrants(ctx, sides.source, sides.target, entries, roles.rename)
+}
+
+// roles gives the target's names for roles, as the schema phase saw them.
+func (s *constraintsStep) roles(ctx context.Context, sides *sideConns) (*roleMap, error) {
+	needed, err := dump.Roles(ctx, sides.source, s.env.Scope)
+	if err != nil {
+		return nil, err
+	}
+	return (&schemaStep{env: s.env}).readRoleMap(ctx, sides.target, needed)
 }

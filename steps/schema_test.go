@@ -224,3 +224,20 @@ func (r *rig) sameRows() {
 		r.t.Errorf("%v", diff)
 	}
 }
+
+// A target that somebody else prepared is loaded as it is: nothing is made, nothing is missing.
+func TestExistingTargetIsLoaded(t *testing.T) {
+	r := newRig(t, `schema { mode = "existing" }`)
+	r.exec(r.target, strings.Split(shopSetup, "INSERT INTO")[0]+"ALTER TABLE shop.customer RENAME CONSTRAINT customer_pkey TO other_name; CREATE INDEX mine ON shop.customer (name)")
+	before, err := testpg.SchemaDump(t.Context(), r.target, "pgrunbook")
+	r.must(err)
+	r.must(r.walk(t.Context(), newSchema(r.env), newCapture(r.env), newCopy(r.env), newCatchUp(r.env), newConstraints(r.env)))
+	r.must(newVerify(r.env).Apply(t.Context(), engine.StepPlan{}, r.cursor(newVerify(r.env))))
+	after, err := testpg.SchemaDump(t.Context(), r.target, "pgrunbook")
+	r.must(err)
+	for line := range strings.Lines(after) {
+		if !strings.Contains(before, line) && !strings.Contains(line, "pgrunbook") {
+			t.Errorf("the target got %s", line)
+		}
+	}
+}

@@ -106,7 +106,7 @@ func (r *reader) checks(ctx context.Context) error {
 }
 
 const statisticsSQL = `
-SELECT s.oid, c.oid, sn.nspname::text, s.stxname::text, n.nspname::text, c.relname::text, pg_get_statisticsobjdef(s.oid), %s,
+SELECT s.oid, c.oid, sn.nspname::text, s.stxname::text, n.nspname::text, c.relname::text, pg_get_statisticsobjdef(s.oid), pg_get_userbyid(s.stxowner)::text, %s,
        obj_description(s.oid, 'pg_statistic_ext')
   FROM pg_statistic_ext s
   JOIN pg_namespace sn ON sn.oid = s.stxnamespace
@@ -125,14 +125,14 @@ func (r *reader) statistics(ctx context.Context) error {
 		return err
 	}
 	var oid, rel uint32
-	var schema, name, tableSchema, table, def string
+	var schema, name, tableSchema, table, def, owner string
 	var stat int32
 	var comment *string
-	_, err = pgx.ForEachRow(rows, []any{&oid, &rel, &schema, &name, &tableSchema, &table, &def, &stat, &comment}, func() error {
+	_, err = pgx.ForEachRow(rows, []any{&oid, &rel, &schema, &name, &tableSchema, &table, &def, &owner, &stat, &comment}, func() error {
 		if r.gone(classStatistic, oid) || r.gone(classRelation, rel) {
 			return nil
 		}
-		o := Object{Kind: Statistics, Name: pg.Name(schema, name), SQL: []string{def}}
+		o := Object{Kind: Statistics, Name: pg.Name(schema, name), SQL: []string{def}, owner: owner}
 		o.Table.Schema, o.Table.Name = tableSchema, table
 		if stat >= 0 {
 			o.SQL = append(o.SQL, fmt.Sprintf("ALTER STATISTICS %s SET STATISTICS %d", o.Name, stat))

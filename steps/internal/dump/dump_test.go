@@ -118,6 +118,7 @@ func afterRows(t *testing.T, a *Archive, src, dst *pg.Server, sc *scope.Scope, o
 	if err != nil {
 		t.Fatal(err)
 	}
+	objects = WithRoles(objects, func(role string) (string, bool) { return role, true })
 	b := &Builder{Target: dst, Objects: objects, Parallel: 2}
 	for range 2 { // the second time finds everything there
 		if err := b.EnsureAll(ctx, Pick(objects, func(o Object) bool { return o.isIndex() && !o.Late }), true); err != nil {
@@ -178,5 +179,23 @@ func TestStructureArrivesWhole(t *testing.T) {
 				t.Errorf("definitions differ (-source +target):\n%s", diff)
 			}
 		})
+	}
+}
+
+func TestPoliciesAreForTheTargetsRoles(t *testing.T) {
+	policy := func(roles ...string) Object {
+		return Object{Kind: Policy, Name: "p", SQL: []string{"x", "COMMENT"}, policy: &policyRoles{head: "H TO ", roles: roles, tail: " USING (a)"}}
+	}
+	got := WithRoles([]Object{policy("old", "", "gone"), policy("gone"), {Kind: Statistics, Name: "s.t", SQL: []string{"CREATE"}, owner: "old"}}, func(role string) (string, bool) {
+		return "new", role == "old"
+	})
+	if want := []string{`H TO "new", PUBLIC USING (a)`, "COMMENT"}; !slices.Equal(got[0].SQL, want) {
+		t.Errorf("got %q", got[0].SQL)
+	}
+	if got[1].NotCarried == "" {
+		t.Error("a policy without roles was made")
+	}
+	if want := []string{"CREATE", `ALTER STATISTICS s.t OWNER TO "new"`}; !slices.Equal(got[2].SQL, want) {
+		t.Errorf("got %q", got[2].SQL)
 	}
 }

@@ -3,6 +3,8 @@ package dump
 import (
 	"context"
 	"fmt"
+	"slices"
+	"strings"
 
 	"github.com/jackc/pgx/v5"
 
@@ -49,7 +51,44 @@ type Object struct {
 	Late       bool     // on a materialized view, which may itself be made after the rows
 	AtFlip     []string // statements that wait for the flip
 	NotCarried string   // set: why it is not made at all
-	order      int
+	owner      string   // on the source, of statistics: other kinds follow their table
+	policy     *policyRoles
+}
+
+// policyRoles are the parts of CREATE POLICY around its roles.
+type policyRoles struct {
+	head  string
+	roles []string // unquoted; empty is PUBLIC
+	tail  string
+}
+
+// WithRoles gives the objects with the target's names for roles: policies are for the roles that
+// the target has, statistics get their owners. A policy none of whose roles is
+// there is not carried, and says so.
+func WithRoles(objects []Object, rename Renamed) []Object {
+	out := slices.Clone(objects)
+	for i, o := range out {
+		if to, ok := rename(o.owner); ok && o.owner != "" {
+			out[i].SQL = append(slices.Clone(o.SQL), "ALTER STATISTICS "+o.Name+" OWNER TO "+ident(to))
+		}
+		if o.policy == nil || len(o.policy.roles) == 0 {
+			continue
+		}
+		var roles []string
+		for _, r := range o.policy.roles {
+			if r == "" {
+				roles = append(roles, "PUBLIC")
+			} else if to, ok := rename(r); ok {
+				roles = append(roles, ident(to))
+			}
+		}
+		if len(roles) == 0 {
+			out[i].NotCarried = o.String() + " is not made: the target has none of its roles"
+			continue
+		}
+		out[i].SQL = append([]string{o.policy.head + strings.Join(roles, ", ") + o.policy.tail}, o.SQL[1:]...)
+	}
+	return out
 }
 
 // String gives "kind name on table", for messages.
@@ -127,7 +166,6 @@ func (r *reader) add(o Object, comment *string, on string) {
 	if comment != nil && o.NotCarried == "" {
 		o.SQL = append(o.SQL, "COMMENT ON "+on+" IS "+pg.Literal(*comment))
 	}
-	o.order = len(r.out)
 	r.out = append(r.out, o)
 }
 

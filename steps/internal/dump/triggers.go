@@ -3,6 +3,7 @@ package dump
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
@@ -104,7 +105,7 @@ func (r *reader) triggers(ctx context.Context) error {
 
 const policiesSQL = `
 SELECT p.oid, c.oid, n.nspname::text, c.relname::text, p.polname::text, p.polpermissive, p.polcmd::text,
-       ARRAY(SELECT coalesce(quote_ident(a.rolname), 'PUBLIC') FROM unnest(p.polroles) WITH ORDINALITY u (role, no) LEFT JOIN pg_roles a ON a.oid = u.role ORDER BY u.no),
+       ARRAY(SELECT coalesce(a.rolname::text, '') FROM unnest(p.polroles) WITH ORDINALITY u (role, no) LEFT JOIN pg_roles a ON a.oid = u.role ORDER BY u.no),
        pg_get_expr(p.polqual, p.polrelid), pg_get_expr(p.polwithcheck, p.polrelid), obj_description(p.oid, 'pg_policy')
   FROM pg_policy p
   JOIN pg_class c ON c.oid = p.polrelid
@@ -133,14 +134,22 @@ func (r *reader) policies(ctx context.Context) error {
 		if !isPermissive {
 			sql += " AS RESTRICTIVE"
 		}
-		sql += " FOR " + policyCommand[command] + " TO " + strings.Join(roles, ", ")
+		sql += " FOR " + policyCommand[command] + " TO "
+		p := policyRoles{head: sql, roles: slices.Clone(roles)}
+		quoted := make([]string, len(roles))
+		for i, role := range roles {
+			if quoted[i] = ident(role); role == "" {
+				quoted[i] = "PUBLIC"
+			}
+		}
 		if using != nil {
-			sql += " USING (" + *using + ")"
+			p.tail += " USING (" + *using + ")"
 		}
 		if check != nil {
-			sql += " WITH CHECK (" + *check + ")"
+			p.tail += " WITH CHECK (" + *check + ")"
 		}
-		o := Object{Kind: Policy, Name: name, SQL: []string{sql}}
+		sql += strings.Join(quoted, ", ") + p.tail
+		o := Object{Kind: Policy, Name: name, SQL: []string{sql}, policy: &p}
 		o.Table.Schema, o.Table.Name = schema, table
 		r.add(o, comment, "POLICY "+ident(name)+" ON "+pg.Name(schema, table))
 		return nil
@@ -174,12 +183,11 @@ func (r *reader) rowSecurity(ctx context.Context) error {
 }
 
 const eventTriggersSQL = `
-SELECT e.evtname::text, e.evtevent::text, coalesce(e.evttags::text[], '{}'), n.nspname::text, p.proname::text, e.evtenabled::text, r.rolname::text,
+SELECT e.evtname::text, e.evtevent::text, coalesce(e.evttags::text[], '{}'), n.nspname::text, p.proname::text, e.evtenabled::text,
        obj_description(e.oid, 'pg_event_trigger')
   FROM pg_event_trigger e
   JOIN pg_proc p ON p.oid = e.evtfoid
   JOIN pg_namespace n ON n.oid = p.pronamespace
-  JOIN pg_roles r ON r.oid = e.evtowner
  WHERE n.nspname <> 'pgrunbook'
    AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_catalog.pg_event_trigger'::regclass AND d.objid = e.oid AND d.deptype = 'e')
  ORDER BY e.evtname`
@@ -191,10 +199,10 @@ func (r *reader) eventTriggers(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	var name, event, schema, function, mode, owner string
+	var name, event, schema, function, mode string
 	var tags []string
 	var comment *string
-	_, err = pgx.ForEachRow(rows, []any{&name, &event, &tags, &schema, &function, &mode, &owner, &comment}, func() error {
+	_, err = pgx.ForEachRow(rows, []any{&name, &event, &tags, &schema, &function, &mode, &comment}, func() error {
 		sql := "CREATE EVENT TRIGGER " + ident(name) + " ON " + event
 		if len(tags) > 0 {
 			quoted := make([]string, len(tags))
