@@ -132,7 +132,10 @@ func (s *catchUpStep) check(ctx context.Context, conn *pgx.Conn) error {
 	if len(again.tables) > 0 {
 		return again
 	}
-	return checkCatalog(ctx, s.env, conn)
+	if len(changes) > 0 {
+		return checkCatalog(ctx, s.env, conn)
+	}
+	return nil
 }
 
 // recopy loads tables once more. The fingerprint is accepted before the rows are read.

@@ -121,8 +121,10 @@ func TestD16SettingsOfTheDatabase(t *testing.T) {
 	p := newPair(t, `CREATE DOMAIN d AS text NOT NULL; CREATE TABLE t (id int PRIMARY KEY, a text[], m money, at timestamptz, i interval, r regclass, f float8, d d)`)
 	for _, url := range []string{p.source, p.target} {
 		name := p.one(url, "SELECT quote_ident(current_database())")
-		for _, set := range []string{"array_nulls = off", "datestyle = 'German'", "intervalstyle = 'iso_8601'", "extra_float_digits = -5", "bytea_output = 'escape'",
-			"enable_tidscan = off", "statement_timeout = '500ms'", "default_transaction_isolation = 'serializable'", "search_path = 'nowhere'"} {
+		for _, set := range []string{
+			"array_nulls = off", "datestyle = 'German'", "intervalstyle = 'iso_8601'", "extra_float_digits = -5", "bytea_output = 'escape'",
+			"enable_tidscan = off", "statement_timeout = '500ms'", "default_transaction_isolation = 'serializable'", "search_path = 'nowhere'",
+		} {
 			p.exec(url, "ALTER DATABASE "+name+" SET "+set)
 		}
 	}
@@ -273,7 +275,7 @@ func TestKilledSessionsAndWriters(t *testing.T) {
 	var killed atomic.Int64
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
-		r := rand.New(rand.NewPCG(3, 3)) //nolint:gosec // a test's choice
+		r := rand.New(rand.NewPCG(3, 3))
 		for gctx.Err() == nil {
 			if conn, err := pgx.Connect(gctx, []string{p.source, p.target}[r.IntN(2)]); err == nil {
 				var n int64

@@ -71,13 +71,15 @@ func pairOf(t *testing.T, source, target, ddl string, shapes ...func(*scope.Tabl
 			t.Fatal(err)
 		}
 	}
-	p.cfg = Config{From: p.from, To: p.to, Run: p.run, Journal: p.journal, Step: step, Tables: p.tables, Builder: p.builder,
+	p.cfg = Config{
+		From: p.from, To: p.to, Run: p.run, Journal: p.journal, Step: step, Tables: p.tables, Builder: p.builder,
 		Control: func() Control { return Control{Workers: 3} },
 		Emit: func(e engine.Event) {
 			p.mu.Lock()
 			defer p.mu.Unlock()
 			p.events = append(p.events, e)
-		}}
+		},
+	}
 	return p
 }
 
@@ -85,8 +87,10 @@ const identitySQL = `SELECT current_database()::text, (SELECT oid FROM pg_databa
 
 func (p *pair) openJournal() {
 	p.t.Helper()
-	plan := &engine.Plan{Format: engine.PlanFormat, ToolVersion: "1.0.0", Name: "t", Scope: []byte(`{}`), Steps: []engine.StepPlan{{ID: step, Phase: engine.PhaseCopy}},
-		Source: engine.Identity{SystemIdentifier: "1", Database: "s", DatabaseOID: 5, Major: 15}}
+	plan := &engine.Plan{
+		Format: engine.PlanFormat, ToolVersion: "1.0.0", Name: "t", Scope: []byte(`{}`), Steps: []engine.StepPlan{{ID: step, Phase: engine.PhaseCopy}},
+		Source: engine.Identity{SystemIdentifier: "1", Database: "s", DatabaseOID: 5, Major: 15},
+	}
 	conn := p.connect(p.target)
 	if err := conn.QueryRow(p.ctx, identitySQL).Scan(&plan.Target.Database, &plan.Target.DatabaseOID, &plan.Target.SystemIdentifier); err != nil {
 		p.t.Fatal(err)

@@ -72,8 +72,10 @@ func (l *Loader) prepare(ctx context.Context, s sides, t scope.Table) error {
 			return fmt.Errorf("looking at %s on the %s: %w", tableName(t), l.cfg.To.Side(), err)
 		}
 		if filled {
-			return &engine.Error{Op: "loading", Object: tableName(t), Err: fmt.Errorf("it has rows on the %s already", l.cfg.To.Side()),
-				Hint: `Empty it there, or set copy { method = "external" } if somebody else loads it.`}
+			return &engine.Error{
+				Op: "loading", Object: tableName(t), Err: fmt.Errorf("it has rows on the %s already", l.cfg.To.Side()),
+				Hint: `Empty it there, or set copy { method = "external" } if somebody else loads it.`,
+			}
 		}
 	}
 	nodes, items, err := l.cut(ctx, s.from, t)

@@ -285,13 +285,17 @@ func (r *rates) text() string {
 }
 
 func (r *rates) hopeless() error {
-	return &engine.Error{Op: "catching up", Err: errors.New("will not converge: " + r.text()),
-		Hint: "Slow the writers, raise workers, or wait for a quieter time; then run the same command again."}
+	return &engine.Error{
+		Op: "catching up", Err: errors.New("will not converge: " + r.text()),
+		Hint: "Slow the writers, raise workers, or wait for a quieter time; then run the same command again.",
+	}
 }
 
 func (p *Passer) report(r *rates, b Backlog, lag time.Duration) {
-	e := engine.Event{Kind: engine.EventLag, At: time.Now(), Pending: b.Rows, Lag: lag,
-		Message: fmt.Sprintf("%d captured changes are being applied", b.Rows)}
+	e := engine.Event{
+		Kind: engine.EventLag, At: time.Now(), Pending: b.Rows, Lag: lag,
+		Message: fmt.Sprintf("%d captured changes are being applied", b.Rows),
+	}
 	if r.losing >= 3 {
 		e.Level, e.Reason = "warn", "will not converge"
 		e.Message = "will not converge: " + r.text()

@@ -54,14 +54,16 @@ func pairOf(t *testing.T, source, target, ddl string, shapes ...shape) *pair {
 }
 
 func (p *pair) newPasser() *Passer {
-	passer := New(Config{From: p.from, To: p.to, Run: testRun, Tables: p.tables, Emit: func(e engine.Event) { p.events = append(p.events, e) },
+	passer := New(Config{
+		From: p.from, To: p.to, Run: testRun, Tables: p.tables, Emit: func(e engine.Event) { p.events = append(p.events, e) },
 		Check: func(ctx context.Context, conn *pgx.Conn) error {
 			changes, err := capture.Check(ctx, conn, testRun, p.tables)
 			if err != nil {
 				return err
 			}
 			return capture.Err(changes)
-		}})
+		},
+	})
 	p.t.Cleanup(func() { _ = passer.Close(context.Background()) })
 	return passer
 }

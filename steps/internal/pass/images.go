@@ -53,8 +53,10 @@ func (j *job) stageImages(ctx context.Context, w *work) error {
 		return appendOnlyBroken(t, ops)
 	}
 	if part > last {
-		return &engine.Error{Op: "following", Object: tableName(t), Err: fmt.Errorf("its partition %s was truncated, and images do not say which partition a row was in", member),
-			Hint: "Load this table again."}
+		return &engine.Error{
+			Op: "following", Object: tableName(t), Err: fmt.Errorf("its partition %s was truncated, and images do not say which partition a row was in", member),
+			Hint: "Load this table again.",
+		}
 	}
 	w.images.truncated = last > 0
 	query := fmt.Sprintf("SELECT e.n, e.op, e.img FROM %s e WHERE %s AND e.n > %d AND e.op <> 't'", imageTable(t), where, last)
@@ -75,8 +77,10 @@ func appendOnlyBroken(t scope.Table, ops string) error {
 			what = "it was truncated"
 		}
 	}
-	return &engine.Error{Op: "following", Object: tableName(t), Err: fmt.Errorf(`its identity is "append_only", but %s`, what),
-		Hint: `Set identity = "full_row" or data = "at_freeze" for this table and load it again.`}
+	return &engine.Error{
+		Op: "following", Object: tableName(t), Err: fmt.Errorf(`its identity is "append_only", but %s`, what),
+		Hint: `Set identity = "full_row" or data = "at_freeze" for this table and load it again.`,
+	}
 }
 
 // images are the staged images, taken apart into a record r.
@@ -142,8 +146,10 @@ func (j *job) applyImages(ctx context.Context, w *work) error {
 			return fmt.Errorf("deleting rows of %s: %w", tableName(t), err)
 		}
 		if n[1] != want {
-			return &engine.Error{Op: "following", Object: tableName(t), Err: fmt.Errorf("%d rows were deleted on the %s but only %d of them are on the %s", want, j.p.cfg.From.Side(), n[1], j.p.cfg.To.Side()),
-				Hint: "The two sides differ: load this table again."}
+			return &engine.Error{
+				Op: "following", Object: tableName(t), Err: fmt.Errorf("%d rows were deleted on the %s but only %d of them are on the %s", want, j.p.cfg.From.Side(), n[1], j.p.cfg.To.Side()),
+				Hint: "The two sides differ: load this table again.",
+			}
 		}
 		j.res.Deleted += n[1]
 	}

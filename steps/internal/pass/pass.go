@@ -85,7 +85,6 @@ type Passer struct {
 	beat *pgx.Conn // heartbeat and fingerprint, on From
 	snap *pgx.Conn // holds an exported snapshot
 
-	single    bool      // this Passer serves pieces: it must not touch the exact passes' watermark
 	lastPass  string    // id in To's watermark
 	marked    time.Time // when the watermark was written last
 	permanent map[int32]bool

@@ -52,7 +52,7 @@ func statement(r *rand.Rand) string {
 
 // write runs random transactions until ctx ends. Errors are the application's own affair.
 func write(ctx context.Context, url string, seed uint64) error {
-	r := rand.New(rand.NewPCG(seed, 7)) //nolint:gosec // a test's choice
+	r := rand.New(rand.NewPCG(seed, 7))
 	conn, err := pgx.Connect(ctx, url)
 	if err != nil {
 		return err
@@ -112,7 +112,7 @@ func (p *pair) writers(n int, seed uint64, during time.Duration, f func(ctx cont
 func TestRandomWriters(t *testing.T) {
 	for seed := range uint64(3) {
 		p := newPair(t, randomTables)
-		r := rand.New(rand.NewPCG(seed, 1)) //nolint:gosec // a test's choice
+		r := rand.New(rand.NewPCG(seed, 1))
 		var passes, exactOnes int
 		p.writers(3, seed*10, 2*time.Second, func(ctx context.Context) error {
 			passes++
@@ -189,7 +189,7 @@ func TestKilledSessions(t *testing.T) {
 	defer cancel()
 	killed := make(chan int, 1)
 	go func() {
-		n, r := 0, rand.New(rand.NewPCG(5, 5)) //nolint:gosec // a test's choice
+		n, r := 0, rand.New(rand.NewPCG(5, 5))
 		for ctx.Err() == nil {
 			url := []string{p.source, p.target}[r.IntN(2)]
 			if conn, err := pgx.Connect(ctx, url); err == nil {
