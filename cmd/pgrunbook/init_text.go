@@ -79,18 +79,18 @@ func (w *textWriter) tables(inv *steps.Inventory) {
 // keyless writes what becomes of a table that no key identifies rows of.
 func (w *textWriter) keyless(t steps.TableInventory) {
 	name := hclString(pattern(t.Schema) + "." + pattern(t.Name))
-	w.line("\n# No primary key, %s. Or give it one, or key = [...] with the columns of a unique index.", sizeText(t.Bytes))
+	w.line("# No primary key, %s. Or give it one, or key = [...] with the columns of a unique index.", sizeText(t.Bytes))
 	w.line("table %s {", name)
 	if t.AtFreeze {
 		w.line("data = \"at_freeze\" # small: reloaded inside the freeze")
 	} else {
 		w.line("identity = \"full_row\" # or \"append_only\", where rows are only inserted: cheaper to load and to follow")
 	}
-	w.line("}")
+	w.line("}\n")
 }
 
 func (w *textWriter) walk(inv *steps.Inventory) {
-	w.line("\n# The walk, with its standard settings: schema, capture, copy, catch_up, verify, cutover.")
+	w.line("# The walk, with its standard settings: schema, capture, copy, catch_up, verify, cutover.")
 	w.line("# Every phase takes before { } and after { } with steps of yours: approve, exec, http, notify, sql, wait.\n")
 	if len(inv.Extensions) > 0 {
 		w.line("# The target must offer these extensions: %s", strings.Join(inv.Extensions, ", "))
@@ -111,7 +111,8 @@ func (w *textWriter) walk(inv *steps.Inventory) {
 	w.line("max_write_block = \"2s\" # the application waits at most so long; else all is undone and tried again")
 	w.line("# window = \"02:00-05:00 Europe/Berlin\"")
 	if inv.LargeObjs {
-		w.line("large_objects = \"ignore\" # this database has some, and they are not carried: decide about them")
+		w.line("# This database has large objects, which are not carried: plan refuses until you move them, or write")
+		w.line("# large_objects = \"ignore\"")
 	}
 	w.line("\nbefore {")
 	w.line("step \"approve\" \"cutover\" {")
