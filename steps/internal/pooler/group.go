@@ -114,6 +114,15 @@ func (g Group) Repoint(ctx context.Context) ([]Change, error) {
 	return changes, g.Apply(ctx, changes)
 }
 
+// Reverse gives the changes of a rollback: those of the cutover backwards.
+func Reverse(changes []Change) []Change {
+	var back []Change
+	for _, c := range slices.Backward(changes) {
+		back = append(back, c.Reverse())
+	}
+	return back
+}
+
 // Undo points all back, the last first; one that fails does not keep the others from it.
 func (g Group) Undo(ctx context.Context, changes []Change) error {
 	var errs []error

@@ -24,6 +24,17 @@ type Change struct {
 	To       Place     `json:"to"`
 }
 
+// Reverse is the change back, for a rollback: as a switch of its own, which Apply undoes when it
+// fails.
+func (c Change) Reverse() Change {
+	c.From, c.To = c.To, c.From
+	c.Keys = slices.Clone(c.Keys)
+	for i, r := range c.Keys {
+		c.Keys[i].Before, c.Keys[i].After = r.After, r.Before
+	}
+	return c
+}
+
 // Replace is one key=value of the entry, as the file has it and as it shall have it.
 type Replace struct {
 	Key    string `json:"key"`
@@ -196,10 +207,10 @@ func (c Change) edit(text []byte, forth bool) ([]byte, error) {
 		}
 	}
 	connstr := string(text[e.valueStart:e.valueEnd])
+	if !forth {
+		c = c.Reverse()
+	}
 	for _, r := range c.Keys {
-		if !forth {
-			r.Before, r.After = r.After, r.Before
-		}
 		if connstr, err = r.in(connstr); err != nil {
 			return nil, err
 		}

@@ -61,6 +61,17 @@ func TestRepointForms(t *testing.T) {
 			if diff := cmp.Diff(f.nameAt(f.source), f.query(conn)); diff != "" {
 				t.Errorf("pointed back: %s", diff)
 			}
+			restored := f.file()
+			for _, url := range []string{f.target, f.source} { // the switch again, and the rollback's
+				if err := g.Apply(f.ctx, changes); err != nil {
+					t.Fatal(err)
+				}
+				f.wantAt(url)
+				changes = Reverse(changes)
+			}
+			if diff := cmp.Diff(restored, f.file()); diff != "" {
+				t.Errorf("the file after a rollback: %s", diff)
+			}
 			if diff := cmp.Diff(before, f.file()); tt.restored != (diff == "") {
 				t.Errorf("the file: %s", diff)
 			}
