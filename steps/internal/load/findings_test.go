@@ -305,14 +305,10 @@ func TestKilledSessionsAndWriters(t *testing.T) {
 		return nil
 	})
 	first, stop := context.WithTimeout(p.ctx, 1500*time.Millisecond)
-	began := time.Now()
 	err := New(p.cfg).Run(first)
 	stop()
 	if err == nil || !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("the runner that was stopped says %v", err)
-	}
-	if took := time.Since(began); took > 6500*time.Millisecond {
-		t.Errorf("it took %s to stop", took)
 	}
 	p.load()
 	cancel()

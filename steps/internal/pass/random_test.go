@@ -2,9 +2,11 @@ package pass
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -82,6 +84,9 @@ func write(ctx context.Context, url string, seed uint64) error {
 	return nil
 }
 
+// errEnough ends writers before their time.
+var errEnough = errors.New("enough")
+
 // writers runs n writers for a while beside f.
 func (p *pair) writers(n int, seed uint64, during time.Duration, f func(ctx context.Context) error) {
 	p.t.Helper()
@@ -98,7 +103,12 @@ func (p *pair) writers(n int, seed uint64, during time.Duration, f func(ctx cont
 	}
 	g.Go(func() error {
 		for ctx.Err() == nil {
-			if err := f(gctx); err != nil {
+			err := f(gctx)
+			if errors.Is(err, errEnough) {
+				cancel()
+				return nil
+			}
+			if err != nil {
 				return err
 			}
 		}
@@ -187,28 +197,35 @@ func TestKilledSessions(t *testing.T) {
 	p := newPair(t, randomTables)
 	ctx, cancel := context.WithCancel(p.ctx)
 	defer cancel()
-	killed := make(chan int, 1)
+	var killed, passes atomic.Int64
 	go func() {
-		n, r := 0, rand.New(rand.NewPCG(5, 5))
+		r := rand.New(rand.NewPCG(5, 5))
 		for ctx.Err() == nil {
 			url := []string{p.source, p.target}[r.IntN(2)]
 			if conn, err := pgx.Connect(ctx, url); err == nil {
-				var one int
+				var one int64
 				_ = conn.QueryRow(ctx, `SELECT count(pg_terminate_backend(pid)) FROM (SELECT pid FROM pg_stat_activity
 					WHERE datname = current_database() AND application_name LIKE 'pgrunbook r1 pass%' ORDER BY random() LIMIT 1) s`).Scan(&one)
-				n += one
+				killed.Add(one)
 				_ = conn.Close(ctx)
 			}
-			time.Sleep(time.Duration(100+r.IntN(300)) * time.Millisecond)
+			// The next one comes anywhere in a pass, but not before one got through.
+			for before := passes.Load(); passes.Load() == before && ctx.Err() == nil; {
+				time.Sleep(time.Millisecond)
+			}
+			time.Sleep(time.Duration(r.IntN(80)) * time.Millisecond)
 		}
-		killed <- n
 	}()
-	p.writers(2, 500, 4*time.Second, func(ctx context.Context) error {
-		_, err := p.passer.Exact(ctx, Options{Patience: 20 * time.Second})
+	p.writers(2, 500, time.Minute, func(ctx context.Context) error {
+		if killed.Load() >= 12 {
+			return errEnough
+		}
+		_, err := p.passer.Exact(ctx, Options{Patience: 30 * time.Second})
+		passes.Add(1)
 		return err
 	})
 	cancel()
-	if n := <-killed; n < 5 {
+	if n := killed.Load(); n < 12 {
 		t.Errorf("only %d sessions were ended", n)
 	}
 	p.synced()
