@@ -22,4 +22,6 @@ type Env struct {
 	Plan    *engine.Plan // the accepted plan; nil while planning
 	Log     *slog.Logger
 	Sink    engine.Sink
+	// Guardian is the command line of a process that calls Guard; empty is none.
+	Guardian []string
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"time"
 
@@ -40,38 +41,6 @@ func (s *freezeStep) Phase() engine.Phase { return s.phase }
 // may be tuned between attempts.
 func (s *freezeStep) Fingerprint() string { return "freeze/1" }
 
-// Plan lists the freeze in the order of the protocol.
-func (s *freezeStep) Plan(context.Context) (engine.StepPlan, error) {
-	c, to := s.env.Runbook.Cutover, s.from.Other()
-	p := engine.StepPlan{
-		ID: s.ID(), Phase: s.Phase(),
-		Title: fmt.Sprintf("hold writes for at most %s, carry the last changes over, let them go on the %s", c.MaxWriteBlock, to),
-		Why:   fmt.Sprintf("one side takes writes at every instant, and the %s has every row before it is the one", to),
-		Hazards: []engine.Hazard{{
-			Kind: engine.HazardBlock,
-			Text: fmt.Sprintf("writes wait for at most %s per attempt (%d attempts); queued writers without a pooler get one error, SQLSTATE %s, at the flip", c.MaxWriteBlock, c.Attempts, c.ClosedError),
-		}},
-	}
-	add := func(on engine.Side, sql, why string) {
-		p.Actions = append(p.Actions, engine.Action{On: on, SQL: sql, Why: why})
-	}
-	add(s.from, "BEGIN; SET LOCAL idle_in_transaction_session_timeout = '1s', lock_timeout = '250ms', statement_timeout = '1s'; ALTER SEQUENCE pgrunbook.gate_flag RESTART 1; SELECT pg_advisory_xact_lock(K)", "the hold: ended by the server itself within a second when we die")
-	add(s.from, "SELECT ... FROM pg_locks", "proof that no older writer is left")
-	add(to, fmt.Sprintf("the final exact pass, tables reloaded at the freeze, ALTER SEQUENCE ... RESTART for %d sequences", len(s.env.Scope.Sequences)), fmt.Sprintf("the %s equals the %s", to, s.from))
-	for _, sw := range s.repoint {
-		add(engine.Runner, sw.Name, "repoint, while writes are held on both sides")
-	}
-	add(s.from, "COMMIT", fmt.Sprintf("the flip: the %s is closed", s.from))
-	add(to, "COMMIT", fmt.Sprintf("the %s is open", to))
-	if c.ReadOnly {
-		add(s.from, "ALTER DATABASE ... SET default_transaction_read_only = on", "moves clients that look for a writable server")
-	}
-	if c.EndSessions {
-		add(s.from, "SELECT pg_terminate_backend(...) for the application's sessions", "pools must not keep the old side")
-	}
-	return p, nil
-}
-
 // Apply may be called again after any death: it looks at both gates first.
 func (s *freezeStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Checkpoint) error {
 	f, err := s.build(ctx, cp)
@@ -83,8 +52,16 @@ func (s *freezeStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Che
 	if err != nil {
 		return err
 	}
+	if err := f.poolers.settle(ctx, opened); err != nil {
+		return err
+	}
 	if !opened {
-		if err := f.attempts(ctx); err != nil {
+		if f.guard, err = f.startGuardian(s.id); err != nil {
+			return err
+		}
+		err := f.attempts(ctx)
+		f.guard.dismiss()
+		if err != nil {
 			return err
 		}
 	}
@@ -94,14 +71,16 @@ func (s *freezeStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Che
 // flipper is one run of the step.
 type flipper struct {
 	*freeze.Freeze
-	env    *Env
-	cp     engine.Checkpoint
-	from   engine.Side
-	to     engine.Side
-	passer *pass.Passer
-	looks  *sideConns
-	reload *reloader
-	cert   *freeze.Certificate
+	env     *Env
+	cp      engine.Checkpoint
+	from    engine.Side
+	to      engine.Side
+	passer  *pass.Passer
+	looks   *sideConns
+	reload  *reloader
+	poolers *poolers
+	guard   *guardian
+	cert    *freeze.Certificate
 }
 
 func (s *freezeStep) build(ctx context.Context, cp engine.Checkpoint) (_ *flipper, err error) {
@@ -118,13 +97,16 @@ func (s *freezeStep) build(ctx context.Context, cp engine.Checkpoint) (_ *flippe
 	if f.reload, err = newReloader(ctx, env, from, to); err != nil {
 		return nil, err
 	}
+	if f.poolers, err = newPoolers(ctx, env, cp, f.to == engine.Source); err != nil {
+		return nil, err
+	}
 	atOpen, err := f.statementsAtOpen(ctx)
 	if err != nil {
 		return nil, err
 	}
 	f.Freeze = &freeze.Freeze{
 		From: from, To: to, Run: env.Run, Budget: env.Runbook.Cutover.MaxWriteBlock,
-		Tables: env.Scope.Tables, Switch: s.repoint,
+		Tables: env.Scope.Tables, Switch: slices.Concat(f.poolers.steps(), s.repoint),
 		Prepare:   f.prepare,
 		Sequences: f.sequences,
 		Pending:   f.pending,
@@ -153,6 +135,7 @@ func (f *flipper) close(ctx context.Context) {
 	_ = f.passer.Close(ctx)
 	f.looks.close(ctx)
 	f.reload.close(ctx)
+	f.poolers.close()
 }
 
 // settle ends what an earlier process may have left between the two COMMITs and reports whether
@@ -215,11 +198,8 @@ func (f *flipper) attempts(ctx context.Context) error {
 			last = fmt.Errorf("predicted write block of %s is over max_write_block %s", predicted.Round(time.Millisecond), c.MaxWriteBlock)
 		} else {
 			f.note("freeze attempt %d of %d, predicted write block %s", n, c.Attempts, predicted.Round(time.Millisecond))
-			if f.cert, err = f.Attempt(ctx, n); err == nil {
-				return f.flipped(ctx)
-			}
-			if errors.Is(err, freeze.ErrUnknown) {
-				return f.unknown(ctx, err)
+			if err = f.attempt(ctx, n); err == nil {
+				return nil
 			}
 			if !errors.Is(err, freeze.ErrNotNow) || ctx.Err() != nil || forGood(err) {
 				return err
@@ -237,6 +217,19 @@ func (f *flipper) attempts(ctx context.Context) error {
 		Class: engine.ClassNoCutover, Op: "cutting over", Err: last,
 		Hint: fmt.Sprintf("Writes go on at the %s. Run the same command again when what is named above is gone, or raise max_write_block.", f.from),
 	}
+}
+
+// attempt is one freeze, with the poolers paused around it.
+func (f *flipper) attempt(ctx context.Context, n int) (err error) {
+	if err := f.poolers.pause(ctx); err != nil {
+		return err
+	}
+	if f.cert, err = f.Attempt(ctx, n); errors.Is(err, freeze.ErrUnknown) {
+		err = f.unknown(ctx, err)
+	} else if err == nil {
+		err = f.flipped(ctx)
+	}
+	return errors.Join(err, f.poolers.resume(ctx))
 }
 
 // forGood tells errors that another attempt meets again: a missing right, table or function.

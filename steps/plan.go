@@ -79,7 +79,11 @@ func survey(ctx context.Context, env *Env, p *engine.Plan) (usable bool, err err
 		return false, nil
 	}
 	more, err := examine(ctx, env, p, source, target)
-	p.Findings = append(p.Findings, more...)
+	if err != nil {
+		return false, err
+	}
+	pooled, err := checkPoolers(ctx, env)
+	p.Findings = slices.Concat(p.Findings, more, pooled)
 	return err == nil, err
 }
 

@@ -195,7 +195,7 @@ func newRoot(a *app) *cobra.Command {
 	f.BoolVar(&a.input, "input", true, "ask on the terminal where a person is needed (also PGRUNBOOK_INPUT=0, CI)")
 	for _, build := range []func(*app) *cobra.Command{
 		newInit, newValidate, newFmt, newPlan, newShow, newApply, newApprove, newStatus, newVerify,
-		newPause, newUnpause, newSet, newAbort, newRollback, newFollow, newRehearse, newFinish, newDemo, newVersion,
+		newPause, newUnpause, newSet, newAbort, newRollback, newFollow, newRehearse, newFinish, newDemo, newGuardian, newVersion,
 	} {
 		cmd := build(a)
 		if check := cmd.Args; check != nil {

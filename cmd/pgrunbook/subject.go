@@ -119,7 +119,9 @@ func (a *app) open(ctx context.Context, args []string) (*subject, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.env, err = steps.NewEnv(s.rb, a.logger(), a.show())
+	if s.env, err = steps.NewEnv(s.rb, a.logger(), a.show()); err == nil {
+		s.env.Guardian = guardianCommand()
+	}
 	return s, err
 }
 
@@ -149,7 +151,10 @@ func (a *app) openTarget(ctx context.Context) (*subject, error) {
 	if err != nil {
 		return nil, err
 	}
-	if s.env, err = steps.NewEnv(s.rb, a.logger(), a.show()); err != nil {
+	if s.env, err = steps.NewEnv(s.rb, a.logger(), a.show()); err == nil {
+		s.env.Guardian = guardianCommand()
+	}
+	if err != nil {
 		return nil, err
 	}
 	s.env.Target = target

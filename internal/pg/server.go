@@ -59,6 +59,9 @@ func (s *Server) ForRun(runID, mark string) *Server {
 	return &Server{cfg: cfg, conf: s.conf, warnings: s.warnings, token: s.token}
 }
 
+// Config gives the settings, secrets included: for a process of ours that takes over, through a pipe.
+func (s *Server) Config() Config { return s.cfg }
+
 // Side gives "source" or "target".
 func (s *Server) Side() string { return s.cfg.Side }
 

@@ -1,0 +1,31 @@
+package main
+
+import (
+	"context"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"github.com/pgrunbook/pgrunbook/steps"
+)
+
+// newGuardian is not for people: a freeze starts it, to end a flip whose runner died.
+func newGuardian(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:    "guardian",
+		Hidden: true,
+		Args:   cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return steps.Guard(context.WithoutCancel(cmd.Context()), a.stdin, a.logger())
+		},
+	}
+}
+
+// guardianCommand starts this program as the guardian; a program that cannot find itself has none.
+func guardianCommand() []string {
+	self, err := os.Executable()
+	if err != nil {
+		return nil
+	}
+	return []string{self, "guardian"}
+}

@@ -1,0 +1,160 @@
+package steps
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/pgrunbook/pgrunbook/engine"
+	"github.com/pgrunbook/pgrunbook/steps/internal/freeze"
+	"github.com/pgrunbook/pgrunbook/steps/internal/pooler"
+)
+
+// poolers drives every pooler block of the cutover around a freeze: PAUSE before the hold (inside
+// it PAUSE would wait for transactions that wait at the gate), the file and RELOAD in the switch,
+// RESUME once a side is open, and after any failure.
+type poolers struct {
+	group  pooler.Group
+	cp     engine.Checkpoint
+	back   bool // towards the source: what the cutover wrote is taken back
+	cursor poolerCursor
+}
+
+// poolerCursor is what another process must know to end what this one began.
+type poolerCursor struct {
+	Changes []pooler.Change `json:"changes,omitempty"`
+	Paused  bool            `json:"paused,omitempty"` // perhaps: it is written before PAUSE
+}
+
+// resumeWithin bounds RESUME, which answers at once or not at all.
+const resumeWithin = 5 * time.Second
+
+func poolerGroup(env *Env) (pooler.Group, error) {
+	c := env.Runbook.Cutover
+	configs := make([]pooler.Config, len(c.Poolers))
+	for i, p := range c.Poolers {
+		configs[i] = pooler.Config{
+			Name: p.Name, Admin: p.Admin, Database: p.Database, ConfigFile: p.ConfigFile, Connect: p.Connect,
+			Timeout: p.Timeout, MaxBlock: c.MaxWriteBlock,
+		}
+	}
+	return pooler.NewGroup(configs)
+}
+
+// newPoolers reads what an earlier process left. On the way back the changes are those of the
+// cutover.
+func newPoolers(ctx context.Context, env *Env, cp engine.Checkpoint, back bool) (*poolers, error) {
+	group, err := poolerGroup(env)
+	if err != nil {
+		return nil, err
+	}
+	p := &poolers{group: group, cp: cp, back: back}
+	if len(group) == 0 {
+		return p, nil
+	}
+	if _, err := cp.Load(ctx, &p.cursor); err != nil {
+		return nil, err
+	}
+	if back && len(p.cursor.Changes) == 0 {
+		if _, err := env.Journal.Checkpoint("freeze", env.Sink).Load(ctx, &p.cursor); err != nil {
+			return nil, err
+		}
+		p.cursor.Paused = false
+	}
+	return p, nil
+}
+
+// settle ends what a dead process left: the poolers point to the side that takes writes, and
+// clients go on.
+func (p *poolers) settle(ctx context.Context, opened bool) error {
+	if !p.cursor.Paused {
+		return nil
+	}
+	point := p.undo
+	if opened {
+		point = p.repoint
+	}
+	return errors.Join(point(ctx), p.resume(ctx))
+}
+
+// pause makes clients wait in the pooler, bounded by each pooler's timeout.
+func (p *poolers) pause(ctx context.Context) error {
+	if len(p.group) == 0 {
+		return nil
+	}
+	if !p.back {
+		changes, err := p.group.Plan()
+		if err != nil {
+			return err
+		}
+		p.cursor.Changes = changes
+	}
+	p.cursor.Paused = true
+	if err := p.cp.Save(ctx, nil, p.cursor); err != nil {
+		return err
+	}
+	start := time.Now()
+	if err := p.group.Pause(ctx); err != nil {
+		return errors.Join(fmt.Errorf("%w: %w", freeze.ErrNotNow, err), p.resume(ctx))
+	}
+	p.cp.Emit(engine.Event{Kind: engine.EventFreeze, Mark: "pause", Message: fmt.Sprintf("%d poolers paused in %s", len(p.group), time.Since(start).Round(time.Millisecond))})
+	return nil
+}
+
+// resume lets clients go on, whatever happened to the walk.
+func (p *poolers) resume(ctx context.Context) error {
+	if len(p.group) == 0 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), resumeWithin)
+	defer cancel()
+	if err := p.group.Resume(ctx); err != nil {
+		return err
+	}
+	p.cursor.Paused = false
+	return p.cp.Save(ctx, nil, p.cursor)
+}
+
+func (p *poolers) repoint(ctx context.Context) error {
+	if p.back {
+		return p.group.Undo(ctx, p.cursor.Changes)
+	}
+	return p.group.Apply(ctx, p.cursor.Changes)
+}
+
+func (p *poolers) undo(ctx context.Context) error {
+	if p.back {
+		return p.group.Apply(ctx, p.cursor.Changes)
+	}
+	return p.group.Undo(ctx, p.cursor.Changes)
+}
+
+// steps are the switch step that repoints the poolers, where there are any.
+func (p *poolers) steps() []freeze.SwitchStep {
+	for _, one := range p.group {
+		if one.Repoints() {
+			return []freeze.SwitchStep{{Name: "repoint the poolers", Timeout: resumeWithin, Do: p.repoint, Undo: p.undo}}
+		}
+	}
+	return nil
+}
+
+func (p *poolers) close() {
+	if p != nil {
+		p.group.Close()
+	}
+}
+
+// checkPoolers gives the findings of every pooler, for the plan.
+func checkPoolers(ctx context.Context, env *Env) ([]engine.Finding, error) {
+	if !env.Runbook.Cutover.Enabled || len(env.Runbook.Cutover.Poolers) == 0 {
+		return nil, nil
+	}
+	group, err := poolerGroup(env)
+	if err != nil {
+		return nil, err
+	}
+	defer group.Close()
+	return group.Check(ctx)
+}
