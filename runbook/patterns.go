@@ -66,7 +66,7 @@ func compilePattern(text string) (*compiled, error) {
 		if part.expr == "" {
 			return nil, fmt.Errorf("%q has an empty name; write \"schema.table\", or * for any name", text)
 		}
-		re, err := regexp.Compile("^(?:" + part.expr + ")$")
+		re, err := regexp.Compile("(?s)^(?:" + part.expr + ")$") // a name may hold a newline, and * covers it as in psql
 		if err != nil {
 			return nil, fmt.Errorf("%q is no pattern: brackets and the like stand for regular expressions as in psql; put a name that holds them in double quotes", text)
 		}

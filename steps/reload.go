@@ -92,7 +92,11 @@ func (r *reloader) run(ctx context.Context) (rows int64, err error) {
 		}
 		cols := copyColumns(t)
 		read := fmt.Sprintf("COPY (SELECT %s FROM %s) TO STDOUT", cols, only(t))
-		piped, err := pg.Pipe(ctx, r.from, r.to, read, fmt.Sprintf("COPY %s (%s) FROM STDIN", name, cols), nil)
+		write := fmt.Sprintf("COPY %s (%s) FROM STDIN", name, cols)
+		if cols == "" { // a table may have no column, but a list may not be empty
+			write = fmt.Sprintf("COPY %s FROM STDIN", name)
+		}
+		piped, err := pg.Pipe(ctx, r.from, r.to, read, write, nil)
 		if err != nil {
 			return 0, fmt.Errorf("reloading %s: %w", name, err)
 		}
