@@ -74,6 +74,12 @@ func TestToManagedCloud(t *testing.T) {
 	}
 	sequencesAhead(t, admin, cloudAdmin, before, 1000)
 	w.moveTo(cloudAdmin)
+	w.back(p, admin, cloudAdmin, `INSERT INTO shop.page_view (page) SELECT '/cloud' FROM generate_series(1, 500); INSERT INTO shop.audit_note (note) VALUES ('cloud');
+		INSERT INTO shop.customer (email) VALUES ('first@cloud.example.com'); DELETE FROM shop.invoice WHERE number % 200 = 0; INSERT INTO shop.invoice (customer, total) VALUES (1, 1)`, "DELETE FROM shop.invoice", left...)
+	sequencesAhead(t, cloudAdmin, admin, before, 1000)
+	p.want(0, "apply", "plan.json")
+	same(t, admin, cloudAdmin, left...)
+	w.moveTo(cloudAdmin)
 
 	secretAbsent(t, p, canary, "the journal", contents(t, admin, "pgrunbook")+contents(t, cloudAdmin, "pgrunbook"))
 	secretAbsent(t, p, canary, "the server's log", target.Log())

@@ -49,13 +49,18 @@ func TestInplaceUpgrade(t *testing.T) {
 	same(t, sourceURL, targetURL)
 	w.kept(targetURL)
 	refused(t, sourceURL, "UPDATE pgbench_tellers SET tbalance = 0")
-	conf, err := os.ReadFile(filepath.Join(p.dir, "application.conf"))
-	if err != nil || !strings.Contains(string(conf), "port=5566") {
-		t.Errorf("the application is pointed to %q (%v)", conf, err)
-	}
+	pointed(t, p, "5566")
 	if n := query(t, targetURL, "SELECT (count(*) > 100)::text FROM pgbench_history"); n != "true" {
 		t.Error("pgbench wrote next to nothing")
 	}
+	w.moveTo(targetURL)
+
+	w.back(p, sourceURL, targetURL, `UPDATE pgbench_tellers SET tbalance = tbalance + 1; DELETE FROM pgbench_history WHERE ctid IN (SELECT ctid FROM pgbench_history LIMIT 10);
+		UPDATE pgbench_accounts SET abalance = 7 WHERE aid < 500; DELETE FROM pgbench_accounts WHERE aid BETWEEN 600 AND 700`, "UPDATE pgbench_tellers SET tbalance = 0")
+	pointed(t, p, "5555")
+	p.want(0, "apply", "RUNBOOK", "--approve", "downtime", "--by", "dba")
+	same(t, sourceURL, targetURL)
+	pointed(t, p, "5566")
 	w.moveTo(targetURL)
 
 	p.want(1, "finish", "RUNBOOK", "--auto-approve") // keep_for
@@ -64,6 +69,15 @@ func TestInplaceUpgrade(t *testing.T) {
 	onlyTheGate(t, sourceURL, structure)
 	refused(t, sourceURL, "UPDATE pgbench_tellers SET tbalance = 0")
 	w.moveTo(targetURL)
+}
+
+// pointed demands that the switch step, or its undo, pointed the application to a port.
+func pointed(t *testing.T, p *program, port string) {
+	t.Helper()
+	conf, err := os.ReadFile(filepath.Join(p.dir, "application.conf"))
+	if err != nil || !strings.Contains(string(conf), "port="+port) {
+		t.Errorf("the application is pointed to %q (%v), want port %s", conf, err, port)
+	}
 }
 
 // oneMoreRound proves that repeating catch_up carries what was written since: "kick and wait".

@@ -157,6 +157,17 @@ func (w *writers) moveTo(url string) {
 	w.kept(url)
 }
 
+// back rolls the cutover back after writes at the new server, and writes at the old one again.
+func (w *writers) back(p *program, sourceURL, targetURL, writes, probe string, leftOut ...string) {
+	w.t.Helper()
+	script(w.t, targetURL, writes)
+	p.want(0, "rollback", "RUNBOOK", "--auto-approve")
+	same(w.t, sourceURL, targetURL, leftOut...)
+	refused(w.t, targetURL, probe)
+	w.kept(sourceURL)
+	w.moveTo(sourceURL)
+}
+
 // refused demands that a side takes no writes.
 func refused(t *testing.T, url, sql string) {
 	t.Helper()

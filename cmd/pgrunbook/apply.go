@@ -162,11 +162,11 @@ func (a *app) closing(s *subject, f applyFlags, err error) {
 		a.summary.Next = again
 	case done < len(a.summary.Outcomes):
 		a.summary.Message, a.summary.Next = "stopped after "+f.until+", as asked", again
+	case !s.rb.Cutover.Enabled:
+		a.summary.Message = "every step is done: the source takes writes, the target was near it when this ended"
+		a.summary.Next = again + " --until catch_up, for one more round"
 	default:
-		a.summary.Message = "every step is done"
-		if s.rb.Cutover.Enabled {
-			a.summary.Message += ": the target takes writes"
-		}
+		a.summary.Message = "every step is done: the target takes writes"
 		a.summary.Next = "pgrunbook finish, once the way back is no longer needed"
 	}
 }
