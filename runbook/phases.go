@@ -52,6 +52,7 @@ func (l *loader) loadBlocks(content *hcl.BodyContent) {
 			l.loadPoolers(inner)
 		}
 	}
+	l.checkProof()
 }
 
 func (l *loader) loadHeader(content *hcl.BodyContent) {
@@ -116,6 +117,21 @@ func (l *loader) loadVerify(b *Body, at hcl.Range) {
 	v.Mode = b.Enum("mode", v.Mode, "hash", "count")
 	v.Workers = int(b.Int("workers", int64(v.Workers), 1))
 	checkWorkers(b, v.Workers)
+}
+
+// checkProof asks for the full comparison where rows come from a load that is not ours.
+func (l *loader) checkProof() {
+	v := l.rb.Verify
+	if v.Enabled && v.Mode == "hash" {
+		return
+	}
+	external := l.rb.Copy.Method == "external"
+	for _, rule := range l.rb.Rules {
+		external = external || rule.Method == "external"
+	}
+	if external {
+		l.errorf(v.Range, "A load without a proof", "method = \"external\" lets somebody else load rows, and only the comparison by hash shows that all of them are there. Remove enabled = false and mode from verify.")
+	}
 }
 
 func (l *loader) loadRollback(b *Body, at hcl.Range) {
