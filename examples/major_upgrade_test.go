@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/pgrunbook/pgrunbook/internal/testpg"
@@ -55,7 +56,10 @@ func majorUpgrade(t *testing.T, major int) {
 	}
 	loaded := query(t, targetURL, "SELECT count(*)::text FROM ledger.entry")
 	w.more()
-	p.want(14, "apply", "RUNBOOK") // it waits to be told
+	out := p.want(14, "apply", "RUNBOOK") // it waits to be told
+	if mark := query(t, targetURL, "SELECT mark FROM pgrunbook.run"); !strings.Contains(out, "approve external-copy") || !strings.Contains(out, mark) {
+		t.Errorf("it does not say how to load and how to go on:\n%s", out)
+	}
 	if now := query(t, targetURL, "SELECT count(*)::text FROM ledger.entry"); now != loaded || now == "0" {
 		t.Errorf("%s ledger entries were loaded, and %s are there before anybody said go", loaded, now)
 	}

@@ -43,7 +43,7 @@ func startWriters(t *testing.T, sourceURL string, statements ...string) *writers
 		}
 	})
 	for seed := range uint64(min(len(statements), 2)) {
-		w.wait.Go(func() { w.write(ctx, sourceURL, statements, rand.New(rand.NewPCG(seed, 7))) }) //nolint:gosec // repeatable on purpose
+		w.wait.Go(func() { w.write(ctx, sourceURL, statements, rand.New(rand.NewPCG(seed, 7))) })
 	}
 	t.Cleanup(w.stop)
 	return w
