@@ -45,11 +45,16 @@ fmt: $(LINT) ## Format all Go files as lint wants them
 	$(LINT) fmt
 
 .PHONY: verify
-verify: setup lint ## Check what no test sees: module sums, tidiness, vet, build
+verify: setup lint ## Check what is committed: module sums, tidiness, vet, build, the pages against the program
 	$(GO) mod verify
 	$(GO) mod tidy -diff
 	$(GO) vet ./...
 	$(GO) build ./...
+	$(GO) test ./internal/docs
+
+.PHONY: docs
+docs: setup ## Renew the blocks of README.md that the program prints, from a small real migration
+	$(GO) test ./internal/docs -count 1 -run TestReadme -update
 
 .PHONY: setup
 setup: ## Install what the tests need: gcc, npm, PostgreSQL and its clients
