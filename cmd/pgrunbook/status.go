@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"time"
@@ -16,13 +17,19 @@ import (
 const watchEvery = 2 * time.Second
 
 func newStatus(a *app) *cobra.Command {
-	watch := false
+	watch, certificate := false, false
 	cmd := &cobra.Command{
 		Use:   "status [RUNBOOK | PLAN]",
 		Short: "Say who may write, how far the run is, and what to type",
 		Args:  cobra.MaximumNArgs(1),
-		RunE:  func(cmd *cobra.Command, args []string) error { return a.status(cmd.Context(), args, watch) },
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if certificate {
+				return a.certificate(cmd.Context(), args)
+			}
+			return a.status(cmd.Context(), args, watch)
+		},
 	}
+	cmd.Flags().BoolVar(&certificate, "certificate", false, "the record of the latest freeze: drain, proof, final pass, times")
 	cmd.Flags().BoolVarP(&watch, "watch", "w", false, "look again every two seconds, until the run ends")
 	a.withVars(cmd)
 	a.withTarget(cmd)
@@ -63,6 +70,25 @@ func (a *app) status(ctx context.Context, args []string, watch bool) error {
 		case <-time.After(watchEvery):
 		}
 	}
+}
+
+// certificate prints the record of the latest freeze.
+func (a *app) certificate(ctx context.Context, args []string) error {
+	asJSON := a.json
+	a.json = false
+	target, _, err := a.openServers(ctx, args)
+	if err != nil {
+		return err
+	}
+	c, err := steps.ReadCertificate(ctx, target)
+	if err != nil {
+		return noRun(err)
+	}
+	if asJSON {
+		return json.NewEncoder(a.stdout).Encode(c)
+	}
+	_, err = fmt.Fprint(a.stdout, c)
+	return err
 }
 
 // statusView puts a status into the view's words.

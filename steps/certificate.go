@@ -1,0 +1,68 @@
+package steps
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/pgrunbook/pgrunbook/engine"
+	"github.com/pgrunbook/pgrunbook/engine/journal"
+	"github.com/pgrunbook/pgrunbook/internal/pg"
+	"github.com/pgrunbook/pgrunbook/steps/internal/freeze"
+)
+
+// Certificate is the record of the latest freeze.
+type Certificate struct{ freeze.Certificate }
+
+// ReadCertificate reads the certificate of the target's latest flip.
+func ReadCertificate(ctx context.Context, target *pg.Server) (Certificate, error) {
+	var c Certificate
+	run, err := journal.OpenReadOnly(ctx, target)
+	if err != nil {
+		return c, err
+	}
+	defer run.Close(ctx)
+	owner, err := run.Owner(ctx)
+	if err != nil {
+		return c, err
+	}
+	if owner.Flip == nil || len(owner.Flip.Certificate) == 0 {
+		return c, &engine.Error{Op: "reading the freeze certificate", Err: errors.New("there is none: no flip was made, or another process ended it"), Hint: "pgrunbook status says who takes writes."}
+	}
+	if err := json.Unmarshal(owner.Flip.Certificate, &c); err != nil {
+		return c, fmt.Errorf("reading the freeze certificate: %w", err)
+	}
+	return c, nil
+}
+
+// String is the certificate for people.
+func (c Certificate) String() string {
+	var b strings.Builder
+	line := func(what, format string, args ...any) {
+		fmt.Fprintf(&b, "%-12s %s\n", what, fmt.Sprintf(format, args...))
+	}
+	ms := func(d time.Duration) time.Duration { return d.Round(100 * time.Microsecond) }
+	line("flip", "from %s to %s, epoch %d, attempt %d", c.From, c.To, c.Epoch, c.Attempt)
+	line("began", "%s", c.Began.UTC().Format(time.RFC3339Nano))
+	line("flipped", "%s", c.Flipped.UTC().Format(time.RFC3339Nano))
+	line("write block", "%s of %s", ms(c.Blocked), c.Budget)
+	line("drain", "%s until the gate was held", ms(c.Drain))
+	line("proof", "%s (look %d)", c.Proof.Text, c.Proof.Looks)
+	line("final pass", "%s, %d rows", c.Pass.ID, c.Pass.Rows)
+	line("left over", "%d changes", c.Pending)
+	line("gated", "%d tables", c.Tables)
+	line("sequences", "%d", c.Sequences)
+	line("compared", "%s", c.Compared)
+	for _, s := range c.Ended {
+		line("ended", "%s", s)
+	}
+	last := time.Duration(0)
+	for _, m := range c.Marks {
+		line("  "+m.Name, "%s", ms(m.After-last))
+		last = m.After
+	}
+	return b.String()
+}
