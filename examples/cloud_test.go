@@ -27,7 +27,7 @@ GRANT EXECUTE ON FUNCTION public.rds_session_replication_role(text) TO migrator`
 // password in everything that the program leaves behind.
 func TestToManagedCloud(t *testing.T) {
 	source := testpg.StartT(t, testpg.Options{Major: 15})
-	script(t, source.ConnString(), `CREATE ROLE shop_owner; CREATE ROLE migrator LOGIN IN ROLE shop_owner, pg_signal_backend;
+	script(t, source.ConnString(), `CREATE ROLE shop_owner LOGIN; CREATE ROLE migrator LOGIN IN ROLE shop_owner, pg_signal_backend;
 		GRANT SET ON PARAMETER session_replication_role TO migrator`)
 	script(t, source.ConnString(), "CREATE DATABASE shop OWNER shop_owner")
 	admin := source.URL("shop", source.Superuser)
@@ -47,8 +47,7 @@ func TestToManagedCloud(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	w := startWriters(t, admin, shopTraffic...)
-	script(t, admin, "ALTER SCHEMA ledger OWNER TO shop_owner; ALTER TABLE ledger.account OWNER TO shop_owner; ALTER TABLE ledger.entry OWNER TO shop_owner")
+	w := startWriters(t, source.URL("shop", "shop_owner"), shopTraffic...)
 	watch := watchProcesses(t, canary)
 	p := newProgram(t, "to-managed-cloud", "SOURCE_URL="+source.URL("shop", "migrator"), "TARGET_URL="+target.URL("shop", "migrator"), "TOKEN_FILE="+token)
 	p.want(0, "plan", "RUNBOOK", "--out", "plan.json")
