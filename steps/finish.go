@@ -161,22 +161,49 @@ func (s *finishStep) cleanSource(ctx context.Context, cp engine.Checkpoint) erro
 	if err := capture.Remove(ctx, s.env.Source, s.env.Run, wait); err != nil {
 		return sided(engine.Source, err)
 	}
+	conn, err := s.env.Source.Connect(ctx, pg.Use{Name: "finish"})
+	if err != nil {
+		return err
+	}
+	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
+	writable, err := resetReadOnly(ctx, conn)
+	if err != nil {
+		return err
+	}
 	if !s.open() {
+		statement := gate.RemoveStatement()
+		if writable != "" { // a plain session would be refused the DROP itself
+			statement = "BEGIN READ WRITE; " + statement + "; " + writable + "; COMMIT"
+		}
 		cp.Emit(engine.Event{
-			Kind: engine.EventNote, Hint: gate.RemoveStatement(),
-			Message: "the source keeps its closed gate; this one statement takes it off, and makes the source writable again: " + gate.RemoveStatement(),
+			Kind: engine.EventNote, Hint: statement,
+			Message: "the source keeps its closed gate; this one line takes it off, and makes the source writable again: " + statement,
 		})
 		return nil
 	}
 	if err := gate.Remove(ctx, s.env.Source, s.env.Run, wait); err != nil {
 		return sided(engine.Source, err)
 	}
-	conn, err := s.env.Source.Connect(ctx, pg.Use{Name: "finish"})
-	if err != nil {
-		return err
+	if writable != "" && s.env.Runbook.Cutover.ReadOnly {
+		if _, err := conn.Exec(ctx, writable); err != nil {
+			return sided(engine.Source, fmt.Errorf("running %s: %w", writable, err))
+		}
 	}
-	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
 	return nothingLeft(ctx, conn)
+}
+
+// resetReadOnly gives the statement that takes off what the cutover set on the old side's database;
+// empty where it is not set.
+func resetReadOnly(ctx context.Context, conn *pgx.Conn) (string, error) {
+	var database string
+	var closed bool
+	if err := conn.QueryRow(ctx, readOnlySQL).Scan(&database, &closed); err != nil {
+		return "", fmt.Errorf("reading the database's settings: %w", err)
+	}
+	if !closed {
+		return "", nil
+	}
+	return "ALTER DATABASE " + pgx.Identifier{database}.Sanitize() + " RESET default_transaction_read_only", nil
 }
 
 // leftSQL looks for triggers of ours by name and by the schema of their function.

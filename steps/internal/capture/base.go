@@ -45,7 +45,7 @@ func Owned(ctx context.Context, conn *pgx.Conn, run scope.Run) (there bool, err 
 			return there, &engine.Error{
 				Class: engine.ClassPreflight, Op: "using schema", Object: Schema,
 				Err:  fmt.Errorf("its comment says %q, this is run %s", remark, run.ID),
-				Hint: "Finish or abort that run first. What a finished run left behind goes with: DROP SCHEMA pgrunbook CASCADE",
+				Hint: "Finish or abort that run first. What a finished run left behind goes with: BEGIN READ WRITE; DROP SCHEMA pgrunbook CASCADE; COMMIT",
 			}
 		}
 	}

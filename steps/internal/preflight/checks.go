@@ -23,6 +23,7 @@ var checks = []Check{
 	{"PRE102", "pg_dump", dumpTool},
 	{"PRE103", "two databases", differentDatabases},
 	{"PRE104", "recovery", notInRecovery},
+	{"PRE105", "earlier run", earlierRun},
 
 	{"PRE110", "TLS", tlsMode},
 	{"PRE111", "connection string", connectionWarnings},

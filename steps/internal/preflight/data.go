@@ -21,6 +21,9 @@ func targetTables(ctx context.Context, f *Facts) ([]engine.Finding, error) {
 	if err := f.To.conn.QueryRow(ctx, "SELECT to_regclass('pgrunbook.run') IS NOT NULL").Scan(&ours); err != nil || ours {
 		return nil, err
 	}
+	if f.moved {
+		return nil, nil // they are the live tables of a finished run
+	}
 	var schemas, names []string
 	loaded := map[string]bool{}
 	for i := range f.Scope.Tables {

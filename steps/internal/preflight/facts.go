@@ -35,6 +35,7 @@ type DumpTool struct {
 type Facts struct {
 	Input
 	From, To Side
+	moved    bool // a finished run left its closed gate on the source
 }
 
 // Side is one server as the checks need it.

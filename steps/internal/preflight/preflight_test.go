@@ -403,3 +403,14 @@ func TestGuc(t *testing.T) {
 		t.Error("soon was read")
 	}
 }
+
+func TestEarlierRun(t *testing.T) {
+	p := newPair(t)
+	p.source("CREATE SCHEMA pgrunbook; COMMENT ON SCHEMA pgrunbook IS 'pgrunbook run abc'; CREATE SEQUENCE pgrunbook.gate_flag")
+	p.target("CREATE TABLE public.t (id int PRIMARY KEY)")
+	p.want("PRE105 error source") // never the advice to drop the target's tables
+	p.source("CREATE TABLE pgrunbook.delta_int (x int)")
+	p.want("PRE105 error source", "PRE150 error target")
+	p.target("CREATE SCHEMA pgrunbook; CREATE TABLE pgrunbook.run (id int)")
+	p.want()
+}
