@@ -10,9 +10,20 @@ import (
 	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
 )
 
-// approvalsOf lists the names that a plan asks for.
+// approvalsOf lists the names that a run of this plan asks for, on its way back and at its end too.
 func approvalsOf(p *engine.Plan) []string {
 	out := loadApprovals(p)
+	unset := func(string) (string, bool) { return "", false }
+	// The text was valid when the plan was made; without its secrets the hooks are there all the same.
+	rb, _ := runbook.Parse(p.Runbook.Path, []byte(p.Runbook.Text), runbook.Options{Validate: true, Getenv: unset})
+	for _, phase := range []engine.Phase{engine.PhaseRollback, engine.PhaseFinish} {
+		hooks := rb.Hooks[string(phase)]
+		for _, b := range slices.Concat(hooks.Before, hooks.After) {
+			if b.Kind == "approve" {
+				out = append(out, b.Name)
+			}
+		}
+	}
 	for _, s := range p.Steps {
 		if name, ok := strings.CutPrefix(lastTwo(s.ID), "approve."); ok {
 			out = append(out, name)

@@ -90,11 +90,6 @@ func Walk(ctx context.Context, env *Env, o WalkOptions) ([]engine.Outcome, error
 	if diags.HasErrors() {
 		return nil, &engine.Error{Class: engine.ClassRunbook, Op: "reading the runbook", Err: diags}
 	}
-	for _, a := range o.Approve {
-		if err := approve(ctx, env.Journal, built, a); err != nil {
-			return nil, err
-		}
-	}
 	if err := reopenCatchUp(ctx, env, built, o.Until); err != nil {
 		return nil, err
 	}
@@ -115,6 +110,11 @@ func (e *Env) report(show engine.Sink) {
 }
 
 func (e *Env) walk(ctx context.Context, p *engine.Plan, built []engine.Step, o WalkOptions) ([]engine.Outcome, error) {
+	for _, a := range o.Approve {
+		if err := approve(ctx, e.Journal, built, a); err != nil {
+			return nil, err
+		}
+	}
 	ctx, cancel := e.Journal.Context(ctx)
 	defer cancel()
 	w := engine.Walk{Plan: p, Digest: e.Journal.Digest, Steps: built, Journal: e.Journal, Sink: e.Sink, Ask: o.Ask, Until: o.Until}

@@ -1,0 +1,58 @@
+package steps
+
+import (
+	"encoding/json"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/pgrunbook/pgrunbook/engine"
+	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
+)
+
+// TestApprovalsOf: people are asked by steps of the plan, by steps that only the way back or the end
+// walks, and by a load that is not ours.
+func TestApprovalsOf(t *testing.T) {
+	loaded, err := json.Marshal(scope.Scope{Tables: []scope.Table{
+		{Name: scope.Name{Schema: "s", Name: "a"}, Data: scope.AtFreeze, Method: scope.External},
+		{Name: scope.Name{Schema: "s", Name: "b"}, Data: scope.Live, Method: scope.External},
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &engine.Plan{
+		Scope: loaded,
+		Steps: []engine.StepPlan{{ID: "copy"}, {ID: "cutover.before.approve.go"}, {ID: "cutover.before.exec.approve"}},
+		Runbook: engine.RunbookPin{Path: "t.runbook.hcl", Text: `runbook "t" {}
+variable "pw" {
+  type      = string
+  sensitive = true
+  default   = env("NOT_SET")
+}
+source { url = var.pw }
+target { service = "new" }
+rollback {
+  before {
+    step "notify" "all" { message = "back" }
+    step "approve" "back" { message = "Really?" }
+  }
+}
+finish {
+  after {
+    step "approve" "gone" { message = "Is the old one off?" }
+  }
+}
+`},
+	}
+	got := approvalsOf(p)
+	if diff := cmp.Diff([]string{"external-copy", "back", "gone", "go"}, got); diff != "" {
+		t.Error(diff)
+	}
+	if err := checkApproval("bck", got); engine.ClassOf(err) != engine.ClassRunbook || engine.HintOf(err) == "" {
+		t.Errorf("a slip: %v", err)
+	}
+	p.Scope = nil
+	if diff := cmp.Diff([]string{"back", "gone", "go"}, approvalsOf(p)); diff != "" {
+		t.Error(diff)
+	}
+}
