@@ -43,7 +43,9 @@ func TestInplaceUpgrade(t *testing.T) {
 	oneMoreRound(t, p, w, sourceURL, targetURL)
 	w.more()
 
-	p.want(0, "apply", "RUNBOOK", "--approve", "downtime", "--by", "dba")
+	p.want(4, "approve", "downtimes", "RUNBOOK", "--by", "dba")
+	p.want(0, "approve", "downtime", "RUNBOOK", "--by", "dba")
+	p.want(0, "apply", "RUNBOOK")
 	w.stop()
 	stopBench()
 	same(t, sourceURL, targetURL)
@@ -55,8 +57,9 @@ func TestInplaceUpgrade(t *testing.T) {
 	}
 	w.moveTo(targetURL)
 
+	p.want(14, "rollback", "RUNBOOK", "--auto-approve")
 	w.back(p, sourceURL, targetURL, `UPDATE pgbench_tellers SET tbalance = tbalance + 1; DELETE FROM pgbench_history WHERE ctid IN (SELECT ctid FROM pgbench_history LIMIT 10);
-		UPDATE pgbench_accounts SET abalance = 7 WHERE aid < 500; DELETE FROM pgbench_accounts WHERE aid BETWEEN 600 AND 700`, "UPDATE pgbench_tellers SET tbalance = 0")
+		UPDATE pgbench_accounts SET abalance = 7 WHERE aid < 500; DELETE FROM pgbench_accounts WHERE aid BETWEEN 600 AND 700`, "UPDATE pgbench_tellers SET tbalance = 0", "--approve", "back", "--by", "dba")
 	pointed(t, p, "5555")
 	p.want(0, "apply", "RUNBOOK", "--approve", "downtime", "--by", "dba")
 	same(t, sourceURL, targetURL)

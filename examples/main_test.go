@@ -54,6 +54,7 @@ type program struct {
 	dir     string
 	runbook string
 	env     []string
+	leftOut []string     // tables that do not go along
 	output  bytes.Buffer // of all runs
 }
 

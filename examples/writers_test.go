@@ -158,11 +158,11 @@ func (w *writers) moveTo(url string) {
 }
 
 // back rolls the cutover back after writes at the new server, and writes at the old one again.
-func (w *writers) back(p *program, sourceURL, targetURL, writes, probe string, leftOut ...string) {
+func (w *writers) back(p *program, sourceURL, targetURL, writes, probe string, flags ...string) {
 	w.t.Helper()
 	script(w.t, targetURL, writes)
-	p.want(0, "rollback", "RUNBOOK", "--auto-approve")
-	same(w.t, sourceURL, targetURL, leftOut...)
+	p.want(0, append([]string{"rollback", "RUNBOOK", "--auto-approve"}, flags...)...)
+	same(w.t, sourceURL, targetURL, p.leftOut...)
 	refused(w.t, targetURL, probe)
 	w.kept(sourceURL)
 	w.moveTo(sourceURL)

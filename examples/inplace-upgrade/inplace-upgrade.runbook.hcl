@@ -51,4 +51,10 @@ cutover {
   }
 }
 
-rollback { keep_for = "24h" }
+rollback {
+  keep_for = "24h"
+
+  before {
+    step "approve" "back" { message = "Writes go back to the old server. Really?" }
+  }
+}
