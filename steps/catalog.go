@@ -3,11 +3,11 @@ package steps
 import (
 	"context"
 	"errors"
+	"fmt"
 
 	"github.com/jackc/pgx/v5"
 
 	"github.com/pgrunbook/pgrunbook/engine"
-	"github.com/pgrunbook/pgrunbook/internal/pg"
 	"github.com/pgrunbook/pgrunbook/steps/internal/capture"
 	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
 )
@@ -34,7 +34,12 @@ func checkCatalog(ctx context.Context, env *Env, conn *pgx.Conn) error {
 		return err
 	}
 	c := changes[0]
-	return &engine.Error{
-		Class: engine.ClassFailed, Op: "following", Object: pg.Name(c.Table.Schema, c.Table.Name), Err: errors.New(c.Text), Hint: c.Hint,
+	hint := "Run the same command again: catch_up reads the table once more."
+	if c.Rule == capture.Carry {
+		hint = fmt.Sprintf("Run the same command again: catch_up makes the same change on the target: %s", c.SQL)
+		if env.Runbook.Schema.OnDDL != "carry" {
+			hint = fmt.Sprintf(`Set schema { on_ddl = "carry" } in the runbook and run the same command again; it makes the same change on the target: %s`, c.SQL)
+		}
 	}
+	return &engine.Error{Class: engine.ClassFailed, Op: "following", Err: errors.New(c.Text), Hint: hint}
 }

@@ -47,6 +47,11 @@ func (s *catchUpStep) Plan(context.Context) (engine.StepPlan, error) {
 		},
 		Hazards: []engine.Hazard{{Kind: engine.HazardLoad, Text: "each pass reads the changed rows on the source by their key and makes one small durable commit there"}},
 	}
+	rule := "stops the run and is named (schema { on_ddl = \"stop\" })"
+	if s.env.Runbook.Schema.OnDDL == "carry" {
+		rule = "is made on the target too: new columns and partitions, defaults, NOT NULL, types that need no new rows; every other kind stops, named"
+	}
+	p.Actions = append(p.Actions, engine.Action{On: engine.Target, SQL: "ALTER TABLE ...", Why: "DDL on the source meanwhile " + rule})
 	for _, t := range s.env.Scope.Tables {
 		if t.Data == scope.Live && t.Identity == scope.FullRow {
 			p.Hazards = append(p.Hazards, engine.Hazard{Kind: engine.HazardLoad, Object: t.Schema + "." + t.Name.Name,
@@ -76,6 +81,16 @@ func (s *catchUpStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Ch
 	for range recopiesMax {
 		err := s.drain(ctx, limits, cp)
 		var again *recopy
+		var ddl *carry
+		if errors.As(err, &ddl) {
+			if again, err = carryDDL(ctx, s.env, cp, ddl); err != nil {
+				return err
+			}
+			if len(again.tables) == 0 {
+				continue
+			}
+			err = again
+		}
 		if !errors.As(err, &again) {
 			if ctx.Err() != nil && err != nil {
 				return context.Cause(ctx)
@@ -107,8 +122,8 @@ func (s *catchUpStep) drain(ctx context.Context, limits *limits, cp engine.Check
 	return nil
 }
 
-// check names what fires no trigger. Compatible changes are carried here; what needs a new load
-// comes back as *recopy.
+// check names what fires no trigger. What needs a new load comes back as *recopy, compatible
+// changes, where the runbook wants them carried, as *carry.
 func (s *catchUpStep) check(ctx context.Context, conn *pgx.Conn) error {
 	changes, err := capture.Check(ctx, conn, s.env.Run, s.env.Scope.Tables)
 	if err != nil {
@@ -131,6 +146,9 @@ func (s *catchUpStep) check(ctx context.Context, conn *pgx.Conn) error {
 	}
 	if len(again.tables) > 0 {
 		return again
+	}
+	if len(changes) > 0 && s.env.Runbook.Schema.OnDDL == "carry" {
+		return &carry{changes: changes}
 	}
 	if len(changes) > 0 {
 		return checkCatalog(ctx, s.env, conn)

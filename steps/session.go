@@ -77,11 +77,14 @@ func OpenRun(ctx context.Context, env *Env, o OpenOptions) error {
 	if o.WithoutSource {
 		return nil
 	}
-	if err := run.LockSource(ctx, env.Source, o.Steal); err != nil {
-		run.Close(ctx)
-		return err
+	err = run.LockSource(ctx, env.Source, o.Steal)
+	if err == nil {
+		err = refreshScope(ctx, env)
 	}
-	return nil
+	if err != nil {
+		run.Close(ctx)
+	}
+	return err
 }
 
 // adopt fills env with what the journal knows of the run.

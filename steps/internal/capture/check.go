@@ -36,6 +36,8 @@ type Change struct {
 	Hint   string // what to type or change next
 	// SQL is what makes the other side alike, of Carry only.
 	SQL string
+	// Default is the default expression of an added column.
+	Default string
 
 	seen fingerprint
 }

@@ -145,7 +145,7 @@ func columns(t scope.Table, was, now relPrint) []Change {
 
 func addedColumn(t scope.Table, r relPrint, c colPrint) Change {
 	ch := newChange(t, ColumnAdded, Carry, fmt.Sprintf("it has a new column %q", c.Name))
-	ch.Column = c.Name
+	ch.Column, ch.Default = c.Name, c.Default
 	if c.Generated || c.Identity != "" || t.Identity != scope.ByKey {
 		ch.Rule, ch.Hint = Stop, "Undo the change on this side, or abort the run and start over with the new shape."
 		ch.Text += ", generated, of an identity, or in a table without a key: such a column is not carried"

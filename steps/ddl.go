@@ -1,0 +1,154 @@
+package steps
+
+import (
+	"context"
+	"fmt"
+	"regexp"
+	"slices"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pgrunbook/pgrunbook/engine"
+	"github.com/pgrunbook/pgrunbook/internal/pg"
+	"github.com/pgrunbook/pgrunbook/steps/internal/capture"
+	"github.com/pgrunbook/pgrunbook/steps/internal/gate"
+	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
+)
+
+// carry says that the source's tables changed in a way that the target can follow.
+type carry struct{ changes []capture.Change }
+
+func (c *carry) Error() string {
+	return fmt.Sprintf("%s: %s", pg.Name(c.changes[0].Table.Schema, c.changes[0].Table.Name), c.changes[0].Text)
+}
+
+// carryDDL makes the target like the source, table by table: the change there, triggers for a new
+// partition on both sides, then the record that it was handled. Each part may be done already.
+// Tables whose new column has a default that is no constant come back: its values were made on the
+// source when the column was, so their rows are read again.
+func carryDDL(ctx context.Context, env *Env, cp engine.Checkpoint, c *carry) (again *recopy, err error) {
+	sides, err := openSides(ctx, env, "ddl")
+	if err != nil {
+		return nil, err
+	}
+	defer sides.close(context.WithoutCancel(ctx))
+	again = &recopy{}
+	byTable := map[int32][]capture.Change{}
+	for _, ch := range c.changes {
+		cp.Emit(engine.Event{Kind: engine.EventNote, Level: "warn", Object: pg.Name(ch.Table.Schema, ch.Table.Name), Message: fmt.Sprintf("%s: carried to the target: %s", ch.Text, ch.SQL)})
+		if _, err := sides.target.Exec(ctx, ch.SQL); err != nil && !slices.Contains([]string{"42701", "42P07"}, pg.SQLState(err)) { // there already
+			return nil, &engine.Error{
+				Op: "carrying a change to the target", Object: pg.Name(ch.Table.Schema, ch.Table.Name), Err: fmt.Errorf("%s: %w", ch.SQL, err),
+				Hint: "Make the same change on the target by hand, then run the same command again.",
+			}
+		}
+		byTable[ch.ID] = append(byTable[ch.ID], ch)
+	}
+	if err := refreshTables(ctx, env, sides.source, func(t scope.Table) bool { return byTable[t.ID] != nil }); err != nil {
+		return nil, err
+	}
+	for _, t := range env.Scope.Tables {
+		changes := byTable[t.ID]
+		if changes == nil {
+			continue
+		}
+		if err := rearm(ctx, env, cp, sides, t); err != nil {
+			return nil, err
+		}
+		if i := slices.IndexFunc(changes, madeValues); i >= 0 {
+			again.tables, again.changes = append(again.tables, t), append(again.changes, changes[i])
+			continue // accepted when the table is read again
+		}
+		if err := capture.Accept(ctx, sides.source, t, changes...); err != nil {
+			return nil, err
+		}
+	}
+	return again, nil
+}
+
+// constant is a default that has the same value on both sides whenever it is evaluated.
+var constant = regexp.MustCompile(`^(('([^']|'')*'|-?[0-9.]+|true|false|NULL)(::[a-z][a-z0-9 ."()\[\]]*)?|\(-[0-9.]+\))$`)
+
+// madeValues reports whether a change gave old rows values that the target cannot know.
+func madeValues(c capture.Change) bool {
+	return c.What == capture.ColumnAdded && c.Default != "" && !constant.MatchString(c.Default)
+}
+
+// rearm puts our triggers on what is new: partitions, on both sides.
+func rearm(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sideConns, t scope.Table) error {
+	if err := capture.InstallOn(ctx, sides.source, env.Run, t, waiting(cp, "install capture on the source")); err != nil {
+		return err
+	}
+	at, err := gate.State(ctx, sides.source, env.Run)
+	if err != nil {
+		return err
+	}
+	if at != gate.Absent {
+		if err := gate.InstallOn(ctx, sides.source, env.Run, []scope.Table{t}, waiting(cp, "gate a table of the source")); err != nil {
+			return err
+		}
+	}
+	if err := gate.InstallOn(ctx, sides.target, env.Run, []scope.Table{t}, waiting(cp, "gate a table of the target")); err != nil {
+		return err
+	}
+	back, err := capture.Shapes(ctx, sides.target, []scope.Table{t})
+	if err != nil || len(back) == 0 {
+		return err
+	}
+	if err := capture.InstallOn(ctx, sides.target, env.Run, t, waiting(cp, "install capture on the target")); err != nil {
+		return err
+	}
+	return capture.Accept(ctx, sides.target, t)
+}
+
+// refreshScope brings the plan's tables up to the changes that an earlier process carried: what
+// capture has recorded as handled counts, not what the plan said.
+func refreshScope(ctx context.Context, env *Env) error {
+	conn, err := env.Source.Connect(ctx, pg.Use{Name: "scope", LockTimeout: lockPatience})
+	if err != nil {
+		return err
+	}
+	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
+	var there bool
+	if err := conn.QueryRow(ctx, "SELECT to_regclass('pgrunbook.captured') IS NOT NULL").Scan(&there); err != nil || !there {
+		return err
+	}
+	shapes, err := capture.Shapes(ctx, conn, env.Scope.Tables)
+	if err != nil {
+		return err
+	}
+	return refreshTables(ctx, env, conn, func(t scope.Table) bool {
+		s, ok := shapes[t.ID]
+		return ok && !slices.Equal(s.Columns, columnTypes(t)) || ok && len(s.Members) != len(t.Members)
+	})
+}
+
+func columnTypes(t scope.Table) []string {
+	list := make([]string, len(t.Columns))
+	for i, c := range t.Columns {
+		list[i] = c.Name + " " + c.Type
+	}
+	return list
+}
+
+// refreshTables reads columns and partitions of chosen tables anew.
+func refreshTables(ctx context.Context, env *Env, source *pgx.Conn, chosen func(scope.Table) bool) error {
+	if !slices.ContainsFunc(env.Scope.Tables, chosen) {
+		return nil
+	}
+	now, _, err := scope.Resolve(ctx, scope.Input{Source: source, Runbook: env.Runbook})
+	if err != nil {
+		return err
+	}
+	byName := map[scope.Name]scope.Table{}
+	for _, t := range now.Tables {
+		byName[t.Name] = t
+	}
+	for i := range env.Scope.Tables {
+		t := &env.Scope.Tables[i]
+		if fresh, ok := byName[t.Name]; ok && chosen(*t) {
+			t.Columns, t.Members = fresh.Columns, fresh.Members
+		}
+	}
+	return nil
+}
