@@ -65,6 +65,7 @@ type pair struct {
 	source, target       *testpg.Cluster
 	sourceURL, targetURL string
 	program, dir, file   string
+	clients              string // folder of psql and pg_dump
 	env                  []string
 }
 
@@ -90,15 +91,21 @@ func newPair(t *testing.T, build func() (string, error), replace ...string) *pai
 	if err := os.WriteFile(filepath.Join(p.dir, p.file), []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	clients, err := testpg.ClientBinDir(t.Context(), to)
+	p.clients = clients(t, to)
+	p.env = []string{
+		"SOURCE_URL=" + p.sourceURL, "TARGET_URL=" + p.targetURL, "PGRUNBOOK_PG_BIN_DIRS=" + p.clients,
+		"PATH=" + p.clients + ":" + os.Getenv("PATH"), "HOME=" + t.TempDir(), "LANG=C.UTF-8", "PGRUNBOOK_INPUT=0",
+	}
+	return p
+}
+
+func clients(t *testing.T, major int) string {
+	t.Helper()
+	dir, err := testpg.ClientBinDir(t.Context(), major)
 	if err != nil {
 		t.Fatal(err)
 	}
-	p.env = []string{
-		"SOURCE_URL=" + p.sourceURL, "TARGET_URL=" + p.targetURL, "PGRUNBOOK_PG_BIN_DIRS=" + clients,
-		"PATH=" + clients + ":" + os.Getenv("PATH"), "HOME=" + t.TempDir(), "LANG=C.UTF-8", "PGRUNBOOK_INPUT=0",
-	}
-	return p
+	return dir
 }
 
 // run runs the program and gives what it printed and its exit code; a kill is -1.
@@ -131,14 +138,8 @@ func (p *pair) want(code int, args ...string) string {
 // psql runs lines of a page as a person would, in one psql with ON_ERROR_STOP.
 func (p *pair) psql(url, lines string) string {
 	p.t.Helper()
-	cmd := exec.CommandContext(p.t.Context(), "psql", "-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-d", url)
+	cmd := exec.CommandContext(p.t.Context(), filepath.Join(p.clients, "psql"), "-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-d", url)
 	cmd.Stdin, cmd.Env = strings.NewReader(lines), p.env
-	for _, e := range p.env {
-		if path, ok := strings.CutPrefix(e, "PGRUNBOOK_PG_BIN_DIRS="); ok {
-			cmd.Path = filepath.Join(path, "psql")
-			cmd.Err = nil
-		}
-	}
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		p.t.Fatalf("psql: %v: %s\nin:\n%s", err, out, lines)
