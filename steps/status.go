@@ -141,13 +141,15 @@ func (st *Status) readTables(ctx context.Context, run *journal.Run) error {
 	if err := env.readScope(); err != nil {
 		return err
 	}
-	progress, err := run.Progress(ctx, "copy")
-	if err != nil {
-		return err
-	}
 	loads := map[int32]journal.TableProgress{}
-	for _, p := range progress {
-		loads[p.Table] = p
+	for _, step := range []engine.StepID{"copy", "copy." + engine.StepID(scope.PgDump), "copy." + engine.StepID(scope.External)} {
+		progress, err := run.Progress(ctx, step)
+		if err != nil {
+			return err
+		}
+		for _, p := range progress {
+			loads[p.Table] = p
+		}
 	}
 	states, err := run.TableStates(ctx, nil)
 	if err != nil {

@@ -41,6 +41,9 @@ func whoAmI() string {
 // askLine reads one line. A signal ends the wait; the reader then stays behind, and ends with the
 // process.
 func (a *app) askLine(ctx context.Context, question string) (string, error) {
+	if a.view != nil {
+		defer a.view.Suspend()() // a live block would be drawn over the question
+	}
 	prompt, done, err := a.prompt()
 	if err != nil {
 		return "", engine.Errorf(engine.ClassApproval, "Nothing was changed.", "no terminal to ask on: %w", err)
