@@ -124,9 +124,13 @@ func (f *Freeze) held(ctx context.Context, c *conns, hold, toHold *Hold, pass Pa
 		mark("undo", fmt.Sprintf("let go: the %s takes writes again after %s", f.From.Side(), cert.Blocked.Round(time.Millisecond)))
 		return nil
 	}
+	// Before any client is sent there: one that waits at the gate holds a lock on its table.
+	if err := f.AtOpen(ctx, toHold.Exec); err != nil {
+		return f.why(ctx, fmt.Errorf("preparing the opening of the %s: %w", f.To.Side(), err))
+	}
 	undo, err := f.repoint(ctx, mark)
 	if err == nil {
-		err = f.ready(ctx, c, toHold, cert)
+		err = f.ready(ctx, c, cert)
 	}
 	if err != nil {
 		undo()

@@ -26,7 +26,7 @@ SELECT pid, coalesce(application_name, ''), pg_terminate_backend(pid)
    AND xact_start < now()`
 
 // ready does what must stand between the last switch step and the two COMMITs.
-func (f *Freeze) ready(ctx context.Context, c *conns, toHold *Hold, cert *Certificate) error {
+func (f *Freeze) ready(ctx context.Context, c *conns, cert *Certificate) error {
 	if err := f.Check(ctx); err != nil {
 		return err
 	}
@@ -43,9 +43,6 @@ func (f *Freeze) ready(ctx context.Context, c *conns, toHold *Hold, cert *Certif
 	})
 	if err != nil {
 		return fmt.Errorf("ending sessions on the %s that have an old snapshot: %w", f.To.Side(), err)
-	}
-	if err := f.AtOpen(ctx, toHold.Exec); err != nil {
-		return fmt.Errorf("preparing the opening of the %s: %w", f.To.Side(), err)
 	}
 	if err := f.Decide(ctx); err != nil {
 		return fmt.Errorf("recording the decision: %w", err)

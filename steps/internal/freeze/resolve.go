@@ -83,20 +83,20 @@ func (f *Freeze) openTo(ctx context.Context, to *pgx.Conn) error {
 		return fmt.Errorf("opening the %s: %w", f.To.Side(), err)
 	}
 	defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }()
-	if _, err := tx.Exec(ctx, "SELECT pg_advisory_xact_lock($1)", f.Run.GateKey); err != nil {
-		return fmt.Errorf("opening the %s: %w", f.To.Side(), err)
-	}
-	if _, err := tx.Exec(ctx, fmt.Sprintf("ALTER SEQUENCE pgrunbook.gate_flag RESTART %d", flagOpen)); err != nil {
-		return fmt.Errorf("opening the %s: %w", f.To.Side(), err)
-	}
 	exec := func(ctx context.Context, sql string, args ...any) error {
 		_, err := tx.Exec(ctx, sql, args...)
 		return err
 	}
+	// Table locks before the key: a client that waits at the gate for the key holds its table.
 	if err := f.AtOpen(ctx, exec); err != nil {
 		return fmt.Errorf("opening the %s: %w", f.To.Side(), err)
 	}
-	failpoint.Hit("freeze.resolved")
+	if err := exec(ctx, fmt.Sprintf("ALTER SEQUENCE pgrunbook.gate_flag RESTART %d", flagOpen)); err != nil {
+		return fmt.Errorf("opening the %s: %w", f.To.Side(), err)
+	}
+	if err := exec(ctx, "SELECT pg_advisory_xact_lock($1)", f.Run.GateKey); err != nil {
+		return fmt.Errorf("opening the %s: %w", f.To.Side(), err)
+	}
 	if err := tx.Commit(ctx); err != nil {
 		return fmt.Errorf("opening the %s: %w", f.To.Side(), err)
 	}
