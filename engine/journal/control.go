@@ -12,12 +12,16 @@ import (
 	"github.com/pgrunbook/pgrunbook/engine"
 )
 
-// Approval gives the newest approval of this name that is bound to this plan.
+// Approval gives the newest approval of this name that is bound to this plan. A rollback uses up
+// the ones from before it: the next cutover needs a new yes.
 func (r *Run) Approval(ctx context.Context, name, planDigest string) (engine.Approval, bool, error) {
 	a := engine.Approval{Name: name, PlanDigest: planDigest}
 	err := r.do(ctx, func(conn *pgx.Conn) error {
 		return conn.QueryRow(ctx, `SELECT given_by, at FROM pgrunbook.approval
-			WHERE run = $1::text AND name = $2::text AND plan_digest = $3::text ORDER BY at DESC, n DESC LIMIT 1`, r.ID, name, planDigest).Scan(&a.By, &a.At)
+			WHERE run = $1::text AND name = $2::text AND plan_digest = $3::text
+			  AND recorded > COALESCE((SELECT pg_catalog.max(f.settled) FROM pgrunbook.flip f
+			        WHERE f.run = $1::text AND f.to_side = 'source' AND f.outcome = 'done'), '-infinity')
+			ORDER BY at DESC, n DESC LIMIT 1`, r.ID, name, planDigest).Scan(&a.By, &a.At)
 	})
 	if errors.Is(err, pgx.ErrNoRows) {
 		return engine.Approval{}, false, nil

@@ -234,3 +234,39 @@ func TestCloseLeavesNoSession(t *testing.T) {
 		time.Sleep(5 * time.Millisecond)
 	}
 }
+
+// An approval from before a rollback must not let the next cutover pass.
+func TestRollbackUsesUpApprovals(t *testing.T) {
+	ctx, url := testContext(t), newDB(t)
+	r := open(t, url, OpenOptions{Plan: testPlan(t, url, "copy")})
+	yes := engine.Approval{Name: "go", By: "ann", At: time.Now(), PlanDigest: r.Digest}
+	given := func() bool {
+		_, ok, err := r.Approval(ctx, "go", r.Digest)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return ok
+	}
+	flip := func(from, to engine.Side) {
+		if err := errors.Join(r.DecideFlip(ctx, r.Epoch, from, to), r.SetOwner(ctx, nil, to)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := r.Approve(ctx, yes); err != nil {
+		t.Fatal(err)
+	}
+	flip(engine.Source, engine.Target)
+	if !given() {
+		t.Error("the cutover itself used the approval up: one for its after steps must still count")
+	}
+	flip(engine.Target, engine.Source)
+	if given() {
+		t.Error("an approval from before the rollback still counts")
+	}
+	if err := r.Approve(ctx, yes); err != nil {
+		t.Fatal(err)
+	}
+	if !given() {
+		t.Error("a new approval does not count")
+	}
+}

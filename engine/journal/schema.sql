@@ -84,6 +84,7 @@ CREATE TABLE pgrunbook.approval (
   given_by    text NOT NULL,
   at          timestamptz NOT NULL,
   plan_digest text NOT NULL,
+  recorded    timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(), -- by this server's clock, like flip.settled
   PRIMARY KEY (run, n)
 );
 
