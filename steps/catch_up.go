@@ -54,8 +54,10 @@ func (s *catchUpStep) Plan(context.Context) (engine.StepPlan, error) {
 	p.Actions = append(p.Actions, engine.Action{On: engine.Target, SQL: "ALTER TABLE ...", Why: "DDL on the source meanwhile " + rule})
 	for _, t := range s.env.Scope.Tables {
 		if t.Data == scope.Live && t.Identity == scope.FullRow {
-			p.Hazards = append(p.Hazards, engine.Hazard{Kind: engine.HazardLoad, Object: t.Schema + "." + t.Name.Name,
-				Text: "a table without a key: each pass with deleted or updated rows reads the whole table on the target"})
+			p.Hazards = append(p.Hazards, engine.Hazard{
+				Kind: engine.HazardLoad, Object: t.Schema + "." + t.Name.Name,
+				Text: "a table without a key: each pass with deleted or updated rows reads the whole table on the target",
+			})
 		}
 	}
 	return p, nil
@@ -101,8 +103,10 @@ func (s *catchUpStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Ch
 			return err
 		}
 	}
-	return &engine.Error{Op: "catching up", Err: fmt.Errorf("tables had to be loaded again %d times", recopiesMax),
-		Hint: "Find out what rewrites tables on the source or swaps partitions, and stop it for the time of the run."}
+	return &engine.Error{
+		Op: "catching up", Err: fmt.Errorf("tables had to be loaded again %d times", recopiesMax),
+		Hint: "Find out what rewrites tables on the source or swaps partitions, and stop it for the time of the run.",
+	}
 }
 
 func (s *catchUpStep) drain(ctx context.Context, limits *limits, cp engine.Checkpoint) error {

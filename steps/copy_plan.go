@@ -67,8 +67,10 @@ func copyAction(t scope.Table) engine.Action {
 func copyHazards(t scope.Table) []engine.Hazard {
 	name := t.Schema + "." + t.Name.Name
 	if t.Identity == scope.FullRow && t.Bytes > snapshotHazard {
-		return []engine.Hazard{{Kind: engine.HazardLoad, Object: name,
-			Text: fmt.Sprintf("a table without a key is read in one snapshot: the source's VACUUM removes no newer dead rows for the time that reading %d MiB takes, and it starts over if the runner dies", t.Bytes>>20)}}
+		return []engine.Hazard{{
+			Kind: engine.HazardLoad, Object: name,
+			Text: fmt.Sprintf("a table without a key is read in one snapshot: the source's VACUUM removes no newer dead rows for the time that reading %d MiB takes, and it starts over if the runner dies", t.Bytes>>20),
+		}}
 	}
 	if t.Method == scope.External {
 		return []engine.Hazard{{Kind: engine.HazardExternal, Object: name, Text: "somebody else loads this table, from a snapshot taken after capture is installed; verification by hash proves it"}}

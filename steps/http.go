@@ -85,8 +85,10 @@ func (s *httpStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Check
 			return nil
 		}
 		if ctx.Err() == nil && try < s.retries {
-			cp.Emit(engine.Event{Kind: engine.EventRetry, Object: s.url.String(), Reason: s.redact.String(err.Error()),
-				Message: s.redact.String(fmt.Sprintf("%s: %v, asking again in %s (%d of %d)", s.url.String(), err, s.interval, try+1, s.retries))})
+			cp.Emit(engine.Event{
+				Kind: engine.EventRetry, Object: s.url.String(), Reason: s.redact.String(err.Error()),
+				Message: s.redact.String(fmt.Sprintf("%s: %v, asking again in %s (%d of %d)", s.url.String(), err, s.interval, try+1, s.retries)),
+			})
 			err = pause(ctx, s.interval)
 		}
 		if err == nil {
