@@ -28,6 +28,8 @@ type Archive struct {
 	Warnings []string // of the programs
 
 	dir string
+
+	work *workDir
 }
 
 // Options say what is dumped.
@@ -43,9 +45,10 @@ type Options struct {
 // both servers takes every change twice, and a label needs its provider.
 func Dump(ctx context.Context, t Tools, from *pg.Server, o Options) (_ *Archive, err error) {
 	a := &Archive{Tools: t}
-	if a.dir, err = os.MkdirTemp("", "pgrunbook-dump-"); err != nil {
-		return nil, fmt.Errorf("making a directory for the dump: %w", err)
+	if a.work, err = newWorkDir("", "pgrunbook-dump-"); err != nil {
+		return nil, err
 	}
+	a.dir = a.work.path
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, a.Close())
@@ -78,7 +81,7 @@ func Dump(ctx context.Context, t Tools, from *pg.Server, o Options) (_ *Archive,
 
 // Close removes the archive.
 func (a *Archive) Close() error {
-	if err := os.RemoveAll(a.dir); err != nil {
+	if err := a.work.remove(); err != nil {
 		return fmt.Errorf("removing the dump: %w", err)
 	}
 	return nil

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"strconv"
 
@@ -17,6 +16,7 @@ import (
 type Data struct {
 	Tools Tools
 	dir   string
+	work  *workDir
 }
 
 // DataOptions say how rows are dumped and restored.
@@ -35,9 +35,10 @@ func DumpData(ctx context.Context, t Tools, from *pg.Server, o DataOptions) (_ *
 		return nil, errors.New("dumping rows: no tables were named")
 	}
 	d := &Data{Tools: t}
-	if d.dir, err = os.MkdirTemp(o.Dir, "pgrunbook-data-"); err != nil {
-		return nil, fmt.Errorf("making a directory for the dump: %w", err)
+	if d.work, err = newWorkDir(o.Dir, "pgrunbook-data-"); err != nil {
+		return nil, err
 	}
+	d.dir = d.work.path
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, d.Close())
@@ -75,7 +76,7 @@ func (d *Data) Restore(ctx context.Context, to *pg.Server, o DataOptions) error 
 
 // Close removes the directory.
 func (d *Data) Close() error {
-	if err := os.RemoveAll(d.dir); err != nil {
+	if err := d.work.remove(); err != nil {
 		return fmt.Errorf("removing the dump: %w", err)
 	}
 	return nil

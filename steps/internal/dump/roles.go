@@ -3,6 +3,7 @@ package dump
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
@@ -220,15 +221,24 @@ func MissingRoles(ctx context.Context, target *pgx.Conn, roles []Role, owners ma
 			name, r.Name = to, to
 			r.create = ""
 		}
-		if !have[name] {
-			out = append(out, r)
+		if have[name] {
+			continue
 		}
+		r.memberOf = slices.Clone(r.memberOf)
+		for i, m := range r.memberOf {
+			if to, ok := owners[m.role]; ok {
+				r.memberOf[i].role = to
+			}
+		}
+		out = append(out, r)
 	}
 	return out, nil
 }
 
 // CreateRoles makes roles that are missing on the target with their settings and memberships, each
-// once, in one transaction. No role becomes a superuser. It returns the names made.
+// once, in one transaction. No role becomes a superuser. A maker that is none joins what it makes:
+// only so may it give away tables (from 16 on CREATEROLE alone gives ADMIN, and neither SET nor
+// INHERIT, https://www.postgresql.org/docs/current/role-attributes.html). It returns the names made.
 func CreateRoles(ctx context.Context, target *pgx.Conn, roles []Role) ([]string, error) {
 	var made []string
 	err := pgx.BeginFunc(ctx, target, func(tx pgx.Tx) error {
@@ -248,6 +258,11 @@ func CreateRoles(ctx context.Context, target *pgx.Conn, roles []Role) ([]string,
 				return fmt.Errorf("creating role %s: %w", r.Name, err)
 			}
 			made = append(made, r.Name)
+			if !super {
+				if _, err := tx.Exec(ctx, "GRANT "+ident(r.Name)+" TO CURRENT_USER"); err != nil {
+					return fmt.Errorf("joining role %s: %w", r.Name, err)
+				}
+			}
 			if r.elevated != "" && super {
 				if _, err := tx.Exec(ctx, r.elevated); err != nil {
 					return fmt.Errorf("creating role %s: %w", r.Name, err)
