@@ -50,7 +50,7 @@ func TestReadme(t *testing.T) {
 		page = strings.Replace(page, marked(name, old), marked(name, text), 1)
 	}
 	if *update {
-		if err := os.WriteFile(readme, []byte(page), 0o644); err != nil { //nolint:gosec // a page is for everybody
+		if err := os.WriteFile(readme, []byte(page), 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}
