@@ -35,8 +35,9 @@ func MakePlan(ctx context.Context, env *Env, toolVersion string) (*engine.Plan, 
 	}
 	for _, s := range built {
 		sp, err := s.Plan(ctx)
-		if err != nil && p.Blocking() {
-			continue // what a finding says would stop the step, too
+		if err != nil && ctx.Err() == nil && (p.Blocking() || engine.ClassOf(err) == engine.ClassPreflight) {
+			p.Findings = append(p.Findings, unplanned(s.ID(), err))
+			continue
 		}
 		if err != nil {
 			return p, fmt.Errorf("planning step %s: %w", s.ID(), err)
@@ -46,6 +47,19 @@ func MakePlan(ctx context.Context, env *Env, toolVersion string) (*engine.Plan, 
 	}
 	p.Predictions = predict(env)
 	return p, nil
+}
+
+// unplanned says in the plan why a step is not in it: what another finding names may stop the
+// planning too, and one look shall name everything.
+func unplanned(id engine.StepID, err error) engine.Finding {
+	fix := engine.HintOf(err)
+	if fix == "" {
+		fix = "Mend the other findings and plan again."
+	}
+	return engine.Finding{
+		Code: "PRE190", Severity: engine.SeverityError, Object: string(id), Fix: fix,
+		Text: fmt.Sprintf("This step cannot be planned yet: %v.", err),
+	}
 }
 
 // survey reads identities, tables and findings; false means that the scope must not be used.
@@ -186,8 +200,10 @@ func LoadPlan(p *engine.Plan, getenv func(string) (string, bool)) (*runbook.Runb
 	rb, diags := runbook.Parse(p.Runbook.Path, []byte(p.Runbook.Text), runbook.Options{Vars: vars, Getenv: getenv, ToolVersion: p.ToolVersion})
 	diags = append(diags, Check(rb)...)
 	if diags.HasErrors() {
-		return rb, &engine.Error{Class: engine.ClassRunbook, Op: "reading the runbook of the plan", Err: diags,
-			Hint: "Set the environment variables that its sensitive variables read."}
+		return rb, &engine.Error{
+			Class: engine.ClassRunbook, Op: "reading the runbook of the plan", Err: diags,
+			Hint: "Set the environment variables that its sensitive variables read.",
+		}
 	}
 	if changes := fileChanges(p.Runbook, pinRunbook(rb)); len(changes) > 0 {
 		return rb, stale(changes)
@@ -214,8 +230,10 @@ func fileChanges(was, is engine.RunbookPin) []string {
 }
 
 func stale(changes []string) *engine.Error {
-	return &engine.Error{Class: engine.ClassStale, Op: "comparing with the plan", Err: fmt.Errorf("the plan is stale: %s", joinSome(changes)),
-		Hint: "Plan again, and have the new plan reviewed."}
+	return &engine.Error{
+		Class: engine.ClassStale, Op: "comparing with the plan", Err: fmt.Errorf("the plan is stale: %s", joinSome(changes)),
+		Hint: "Plan again, and have the new plan reviewed.",
+	}
 }
 
 // joinSome lists at most ten changes.

@@ -2,8 +2,11 @@ package steps
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
+
+	"github.com/jackc/pgx/v5"
 
 	"github.com/pgrunbook/pgrunbook/engine"
 	"github.com/pgrunbook/pgrunbook/internal/pg"
@@ -117,6 +120,9 @@ func (s *schemaStep) planRoles(ctx context.Context, sides *sideConns, p *engine.
 	}
 	switch c.Roles {
 	case "create":
+		if err := s.mayCreateRoles(ctx, sides.target, missing); err != nil {
+			return err
+		}
 		for _, r := range missing {
 			for _, sql := range r.Statements() {
 				p.Actions = append(p.Actions, engine.Action{On: engine.Target, Object: r.Name, SQL: sql, Group: "roles"})
@@ -135,6 +141,31 @@ func (s *schemaStep) planRoles(ctx context.Context, sides *sideConns, p *engine.
 		}
 	}
 	return nil
+}
+
+// mayCreateRoles refuses roles = "create" for a role that cannot.
+func (s *schemaStep) mayCreateRoles(ctx context.Context, target *pgx.Conn, missing []dump.Role) error {
+	if len(missing) == 0 {
+		return nil
+	}
+	var role string
+	var may bool
+	err := target.QueryRow(ctx, `SELECT rolname::text, rolsuper OR rolcreaterole FROM pg_roles WHERE rolname = coalesce(nullif($1, ''), current_user::text)`,
+		s.env.Runbook.Target.ApplyRole).Scan(&role, &may)
+	if errors.Is(err, pgx.ErrNoRows) || err == nil && may {
+		return nil // the preflight names a role that does not exist
+	}
+	if err != nil {
+		return fmt.Errorf("looking at the target's role: %w", err)
+	}
+	names := make([]string, len(missing))
+	for i, r := range missing {
+		names[i] = r.Name
+	}
+	return &engine.Error{
+		Class: engine.ClassPreflight, Op: "looking for roles on the target", Err: fmt.Errorf("not there: %s; and %s may not make them", strings.Join(names, ", "), role),
+		Hint: fmt.Sprintf("ALTER ROLE %s CREATEROLE; or create them yourself, or set roles = \"skip\" in the schema block.", pgx.Identifier{role}.Sanitize()),
+	}
 }
 
 // openForPlan opens one read-only session a side.

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/jackc/pgx/v5"
 
 	"github.com/pgrunbook/pgrunbook/engine"
@@ -109,7 +110,7 @@ func (r *rig) ownedBy(owner, reader, member string) {
 				r.t.Error(err)
 				return
 			}
-			for _, role := range []string{member, reader, owner, owner + "_new"} {
+			for _, role := range []string{member, reader, owner, reader + "_new", owner + "_new"} {
 				_, _ = conn.PgConn().Exec(ctx, "DROP OWNED BY "+role+" CASCADE; DROP ROLE "+role).ReadAll()
 				_, _ = conn.PgConn().Exec(ctx, "DROP ROLE IF EXISTS "+role).ReadAll()
 			}
@@ -149,6 +150,29 @@ func TestSchemaCreatesRoles(t *testing.T) {
 			t.Errorf("a password hash in an event: %s", e.Message)
 		}
 	}
+}
+
+func TestRolesAreMadeWithoutASuperuser(t *testing.T) {
+	r := newRig(t, "")
+	r.ownedBy("nsu_owner", "nsu_reader", "nsu_member")
+	r.exec(r.target, "CREATE ROLE nsu_owner_new CREATEROLE; SET ROLE nsu_owner_new; CREATE ROLE nsu_reader_new")
+	ctx := t.Context()
+	sides, err := openSides(ctx, r.env, "test")
+	r.must(err)
+	defer sides.close(context.Background())
+	needed, err := dump.Roles(ctx, sides.source, r.env.Scope)
+	r.must(err)
+	missing, err := dump.MissingRoles(ctx, sides.target, needed, map[string]string{"nsu_reader": "nsu_reader_new"})
+	r.must(err)
+	_, err = sides.target.Exec(ctx, "SET ROLE nsu_owner_new")
+	r.must(err)
+	made, err := dump.CreateRoles(ctx, sides.target, missing)
+	r.must(err)
+	if diff := cmp.Diff([]string{"nsu_member", "nsu_owner"}, made); diff != "" {
+		t.Error(diff)
+	}
+	r.want(r.target, "SELECT (pg_has_role('nsu_member', 'nsu_reader_new', 'USAGE') AND pg_has_role('nsu_owner_new', 'nsu_owner', 'USAGE'))::text", "true")
+	r.exec(r.target, "SET ROLE nsu_owner_new; SET ROLE nsu_owner")
 }
 
 func TestSchemaMapsOwners(t *testing.T) {

@@ -15,10 +15,9 @@ SELECT n.nspname || E'\n' || c.relname FROM unnest($1::text[], $2::text[]) AS x 
   JOIN pg_namespace n ON n.nspname = x.nsp JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = x.rel ORDER BY 1`
 
 // targetTables: what is to be created must not be there, and what is to be loaded must be empty,
-// unless somebody else loads it. On a target that has our journal the run itself made them.
+// unless somebody else loads it. A run that goes on made them itself.
 func targetTables(ctx context.Context, f *Facts) ([]engine.Finding, error) {
-	var ours bool
-	if err := f.To.conn.QueryRow(ctx, "SELECT to_regclass('pgrunbook.run') IS NOT NULL").Scan(&ours); err != nil || ours {
+	if ours, err := f.runGoesOn(ctx); err != nil || ours {
 		return nil, err
 	}
 	if f.moved {

@@ -260,7 +260,7 @@ func TestTargetRights(t *testing.T) {
 	p.target("CREATE ROLE " + role)
 	t.Cleanup(func() { p.target("DROP OWNED BY "+role, "DROP ROLE "+role) })
 	p.want("PRE131 error target", "PRE132 error target", "PRE133 error target")
-	p.source("CREATE ROLE "+owner, "ALTER TABLE public.t OWNER TO "+owner)
+	p.source("CREATE ROLE "+owner, "ALTER TABLE public.t OWNER TO "+owner, "CREATE SCHEMA other", "CREATE FUNCTION other.f() RETURNS int LANGUAGE sql AS 'SELECT 1'")
 	t.Cleanup(func() { p.source("DROP OWNED BY "+owner+" CASCADE", "DROP ROLE "+owner) })
 	p.blocks = block("") + "schema { owners = { postgres = " + fmt.Sprintf("%q", role) + " } }\n"
 	p.target(fmt.Sprintf("GRANT CREATE ON DATABASE %s TO %s", ident(database(t, p.to)), role), "GRANT SET ON PARAMETER session_replication_role TO "+role)
@@ -308,7 +308,9 @@ func TestData(t *testing.T) {
 	p.blocks = "schema { mode = \"existing\" }\n"
 	p.target("TRUNCATE public.t")
 	p.want()
-	p.target("INSERT INTO public.t VALUES (1, 'x'); CREATE SCHEMA pgrunbook; CREATE TABLE pgrunbook.run (id text)")
+	p.target("INSERT INTO public.t VALUES (1, 'x'); CREATE SCHEMA pgrunbook; CREATE TABLE pgrunbook.run (state text); INSERT INTO pgrunbook.run VALUES ('aborted')")
+	p.want("PRE150 error target")
+	p.target("INSERT INTO pgrunbook.run VALUES ('active')")
 	p.want()
 	p.target("DROP TABLE public.t")
 	p.source("SELECT lo_from_bytea(0, 'x')")
@@ -411,6 +413,6 @@ func TestEarlierRun(t *testing.T) {
 	p.want("PRE105 error source") // never the advice to drop the target's tables
 	p.source("CREATE TABLE pgrunbook.delta_int (x int)")
 	p.want("PRE105 error source", "PRE150 error target")
-	p.target("CREATE SCHEMA pgrunbook; CREATE TABLE pgrunbook.run (id int)")
+	p.target("CREATE SCHEMA pgrunbook; CREATE TABLE pgrunbook.run (state text); INSERT INTO pgrunbook.run VALUES ('active')")
 	p.want()
 }

@@ -57,6 +57,21 @@ func replicaFunction(ctx context.Context, s *Side, name string) ([]engine.Findin
 	return nil, nil
 }
 
+// ownersSQL gives the owners of the tables in scope and of everything else that the schema phase
+// makes: what extensions own, and schema public, comes with the target.
+const ownersSQL = `
+SELECT DISTINCT pg_get_userbyid(o.owner)::text
+  FROM (SELECT 'pg_class'::regclass::oid AS class, oid, relowner AS owner, relnamespace AS nsp FROM pg_class WHERE relkind IN ('v', 'm', 'S', 'f', 'c') AND relpersistence <> 't'
+        UNION ALL SELECT 'pg_proc'::regclass, oid, proowner, pronamespace FROM pg_proc
+        UNION ALL SELECT 'pg_type'::regclass, oid, typowner, typnamespace FROM pg_type WHERE typtype IN ('d', 'e', 'r')
+        UNION ALL SELECT 'pg_namespace'::regclass, oid, nspowner, oid FROM pg_namespace WHERE nspname <> 'public') o
+  JOIN pg_namespace n ON n.oid = o.nsp
+ WHERE n.nspname !~ '^pg_' AND n.nspname NOT IN ('information_schema', 'pgrunbook') AND pg_get_userbyid(o.owner) !~ '^pg_'
+   AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = o.class AND d.objid = o.oid AND d.deptype = 'e')
+UNION
+SELECT pg_get_userbyid(c.relowner)::text FROM pg_class c WHERE c.oid = ANY ($1::oid[])
+ ORDER BY 1`
+
 // targetOwners: objects are created for their owners, and only a member may give a table to a role
 // (https://www.postgresql.org/docs/current/sql-altertable.html).
 func targetOwners(ctx context.Context, f *Facts) ([]engine.Finding, error) {
@@ -64,7 +79,7 @@ func targetOwners(ctx context.Context, f *Facts) ([]engine.Finding, error) {
 	if !s.RoleKnown || f.Runbook.Schema.Mode == "existing" || !f.Runbook.Schema.Enabled || f.Runbook.Schema.Roles == "skip" {
 		return nil, nil
 	}
-	owners, err := f.From.list(ctx, "SELECT DISTINCT pg_get_userbyid(c.relowner)::text FROM pg_class c WHERE c.oid = ANY ($1::oid[]) ORDER BY 1", f.relations(true))
+	owners, err := f.From.list(ctx, ownersSQL, f.relations(true))
 	if err != nil {
 		return nil, err
 	}
@@ -88,15 +103,27 @@ func targetOwners(ctx context.Context, f *Facts) ([]engine.Finding, error) {
 }
 
 func targetOwner(ctx context.Context, f *Facts, s *Side, owner string) ([]engine.Finding, error) {
-	var known, member bool
-	err := s.conn.QueryRow(ctx, "SELECT count(*) > 0, coalesce(bool_or(pg_has_role($2::name, oid, 'MEMBER')), false) FROM pg_roles WHERE rolname = $1", owner, s.Role).Scan(&known, &member)
+	var known, super, member bool
+	right, options := "MEMBER", ""
+	if s.Identity.Major >= 16 { // CREATEROLE makes its holder a member that may neither give nor use anything
+		right, options = "SET", " WITH INHERIT TRUE, SET TRUE"
+	}
+	err := s.conn.QueryRow(ctx, `SELECT count(*) > 0, coalesce(bool_or(rolsuper), false), coalesce(bool_or(pg_has_role($2::name, oid, $3) AND pg_has_role($2::name, oid, 'USAGE')), false)
+  FROM pg_roles WHERE rolname = $1`, owner, s.Role, right).Scan(&known, &super, &member)
+	join := fmt.Sprintf("GRANT %s TO %s%s;", ident(owner), ident(s.Role), options)
 	switch {
 	case err != nil:
 		return nil, err
 	case !known && f.Runbook.Schema.Roles == "create", member:
 		return nil, nil
 	case !known:
-		return one(finding(engine.SeverityError, engine.Target, owner, fmt.Sprintf(`CREATE ROLE %s; or map it in owners, or set roles = "create".`, ident(owner)), "The owner %s of tables in scope does not exist on the target.", owner)), nil
+		fix := fmt.Sprintf("CREATE ROLE %s;", ident(owner))
+		if !s.Super {
+			fix += " " + join
+		}
+		return one(finding(engine.SeverityError, engine.Target, owner, fix+` Or map it in owners, or set roles = "create".`, "%s owns objects that are carried and does not exist on the target.", owner)), nil
+	case super:
+		join = fmt.Sprintf("Map it in the schema block: owners = { %q = %q }", owner, s.Role)
 	}
-	return one(finding(engine.SeverityError, engine.Target, owner, fmt.Sprintf("GRANT %s TO %s;", ident(owner), ident(s.Role)), "The role %s is not a member of %s and cannot make it the owner of tables.", s.Role, owner)), nil
+	return one(finding(engine.SeverityError, engine.Target, owner, join, "The role %s may not act as %s, which owns objects that are carried.", s.Role, owner)), nil
 }
