@@ -11,7 +11,7 @@ import (
 	"github.com/pgrunbook/pgrunbook/steps/internal/freeze"
 )
 
-// PlanBack says what rollback will do, as a plan.
+// PlanBack says what rollback will do, as a plan. Where there is no way back the error says why.
 func PlanBack(ctx context.Context, env *Env) (*engine.Plan, []engine.Step, error) {
 	built, diags := BuildBack(env)
 	if diags.HasErrors() {
@@ -25,6 +25,13 @@ func PlanBack(ctx context.Context, env *Env) (*engine.Plan, []engine.Step, error
 	if err != nil {
 		return nil, nil, err
 	}
+	if err := back.refuse(); err != nil {
+		return nil, nil, err
+	}
+	if back.Done {
+		p.Predictions = engine.Prediction{Why: back.Why}
+		return p, built, nil
+	}
 	p.Predictions = engine.Prediction{WriteBlock: overhead, Why: fmt.Sprintf("%d rows to carry back before it, about %s", back.Pending, back.Estimate)}
 	return p, built, nil
 }
@@ -33,6 +40,9 @@ func PlanBack(ctx context.Context, env *Env) (*engine.Plan, []engine.Step, error
 // again.
 func Rollback(ctx context.Context, env *Env, o WalkOptions) ([]engine.Outcome, error) {
 	env.report(o.Show)
+	if err := settleFlip(ctx, env); err != nil {
+		return nil, err
+	}
 	p, built, err := PlanBack(ctx, env)
 	if err != nil {
 		return nil, err

@@ -4,14 +4,17 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/hashicorp/hcl/v2"
 	"github.com/jackc/pgx/v5"
 
 	"github.com/pgrunbook/pgrunbook/engine"
+	"github.com/pgrunbook/pgrunbook/engine/journal"
 	"github.com/pgrunbook/pgrunbook/internal/failpoint"
 	"github.com/pgrunbook/pgrunbook/internal/pg"
+	"github.com/pgrunbook/pgrunbook/steps/internal/capture"
 	"github.com/pgrunbook/pgrunbook/steps/internal/freeze"
 	"github.com/pgrunbook/pgrunbook/steps/internal/gate"
 	"github.com/pgrunbook/pgrunbook/steps/internal/pass"
@@ -42,8 +45,8 @@ func (s *rollbackStep) Apply(ctx context.Context, p engine.StepPlan, cp engine.C
 	if err != nil {
 		return err
 	}
-	if !back.Possible && !back.Done {
-		return &engine.Error{Class: engine.ClassFailed, Op: "rolling back", Err: errors.New(back.Why), Hint: back.Hint}
+	if err := back.refuse(); err != nil {
+		return err
 	}
 	if err := s.freezeStep.Apply(ctx, p, cp); err != nil {
 		return err
@@ -81,7 +84,7 @@ func WayBack(ctx context.Context, env *Env) (Back, error) {
 		return Back{}, err
 	}
 	no := func(why, hint string) (Back, error) { return Back{Why: why, Hint: hint}, nil }
-	if owner.Flip == nil {
+	if owner.Flip == nil || owner.Flip.From == engine.Source && owner.Flip.Outcome == journal.FlipUndone {
 		return no("there was no cutover yet: writes are on the source", "pgrunbook abort leaves the source as it was found.")
 	}
 	if owner.Side == engine.Source {
@@ -105,8 +108,12 @@ func WayBack(ctx context.Context, env *Env) (Back, error) {
 				"Compare the sides before anything else: pgrunbook verify")
 		}
 	}
-	if err := checkCatalog(ctx, env, sides.target); err != nil {
-		return no("the target's tables changed: "+err.Error(), "Undo that change on the target, or stay there: pgrunbook finish")
+	changes, err := capture.Check(ctx, sides.target, env.Run, captured(env))
+	if err != nil {
+		return Back{}, err
+	}
+	if len(changes) > 0 {
+		return no(changedTarget(changes))
 	}
 	n, err := pendingRows(ctx, sides.target)
 	if err != nil {
@@ -115,8 +122,29 @@ func WayBack(ctx context.Context, env *Env) (Back, error) {
 	return Back{Possible: true, Pending: n, Estimate: time.Duration(float64(n) / reverseRate * float64(time.Second)).Round(time.Second)}, nil
 }
 
-// Follow makes reverse passes until ctx ends, so that a rollback finds little to do. Before each
-// one it looks whether the source is still the closed one.
+// changedTarget says what changed on the target, and whether undoing it helps.
+func changedTarget(changes []capture.Change) (why, hint string) {
+	hint = "Undo that change on the target (what rewrites the table cannot be undone), or stay there: pgrunbook finish"
+	names := make([]string, len(changes))
+	for i, c := range changes {
+		names[i] = pg.Name(c.Table.Schema, c.Table.Name) + ": " + c.Text
+		if c.Rule == capture.Recopy {
+			hint = "Rows may have changed there without a trace, so undoing it does not bring the way back. Stay on the target: pgrunbook finish"
+		}
+	}
+	return "the target's tables changed: " + strings.Join(names, "; "), hint
+}
+
+// refuse is the error of a way back that is not there; nil where it is, or where it was walked.
+func (b Back) refuse() error {
+	if b.Possible || b.Done {
+		return nil
+	}
+	return &engine.Error{Class: engine.ClassFailed, Op: "rolling back", Err: errors.New(b.Why), Hint: b.Hint}
+}
+
+// Follow makes reverse passes until ctx ends, so that a rollback finds little to do, and returns
+// why it ended. Before each one it looks whether the source is still the closed one.
 func Follow(ctx context.Context, env *Env, cp engine.Checkpoint) error {
 	passer := newPasser(env, env.Target, env.Source, cp)
 	defer func() { _ = passer.Close(context.WithoutCancel(ctx)) }()
@@ -142,7 +170,7 @@ func Follow(ctx context.Context, env *Env, cp engine.Checkpoint) error {
 		case <-time.After(time.Second):
 		}
 	}
-	return nil
+	return context.Cause(ctx)
 }
 
 // stillClosed looks at the source's gate; a source that takes writes must not be written over.

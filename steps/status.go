@@ -43,6 +43,8 @@ type Status struct {
 	Pending    *int64   `json:"pending,omitempty"`     // rows in the deltas; needs the source
 	SourceNote string   `json:"source_note,omitempty"` // why the source could not be asked
 
+	After *AfterFlip `json:"after_flip,omitempty"` // once a flip was made
+
 	Waiting  string   `json:"waiting,omitempty"` // for what
 	Blockers []string `json:"blockers,omitempty"`
 	Error    string   `json:"error,omitempty"` // of the failed step
@@ -109,6 +111,7 @@ func ReadStatus(ctx context.Context, target, source *pg.Server) (Status, error) 
 	}
 	if source != nil && run.State == journal.Active {
 		st.readPending(ctx, source)
+		st.readAfter(ctx, run, owner, target, source)
 	}
 	st.Type = st.next()
 	return st, nil

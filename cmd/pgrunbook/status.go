@@ -113,6 +113,7 @@ func statusView(st steps.Status) view.Status {
 			v.Notes = append(v.Notes, note)
 		}
 	}
+	v.After = afterView(st.After)
 	for _, s := range st.Steps {
 		step := view.StatusStep{ID: s.ID, State: s.State, Error: s.Error}
 		if !s.Ended.IsZero() {
@@ -122,6 +123,20 @@ func statusView(st steps.Status) view.Status {
 	}
 	for _, t := range st.Tables {
 		v.Tables = append(v.Tables, view.StatusTable{Name: t.Name, State: t.State, Rows: t.Rows, Bytes: t.Bytes, BytesAll: t.BytesAll})
+	}
+	return v
+}
+
+func afterView(a *steps.AfterFlip) *view.StatusAfter {
+	if a == nil {
+		return nil
+	}
+	v := &view.StatusAfter{Old: string(a.Old), Refused: a.Refused}
+	for _, c := range a.Connected {
+		v.Connected = append(v.Connected, c.String())
+	}
+	if b := a.Back; b != nil {
+		v.Back = &view.StatusBack{Possible: b.Possible, Why: b.Why, Hint: b.Hint, Rows: b.Pending, Takes: b.Estimate, Seconds: b.Estimate.Seconds(), Proved: a.Proved}
 	}
 	return v
 }

@@ -26,7 +26,27 @@ type Status struct {
 	Steps    []StatusStep  `json:"steps"`
 	Tables   []StatusTable `json:"tables,omitempty"`
 	Notes    []string      `json:"notes,omitempty"` // approvals that wait, foreign holders of the gate's lock
-	Next     string        `json:"next"`            // what to type
+	After    *StatusAfter  `json:"after_flip,omitempty"`
+	Next     string        `json:"next"` // what to type
+}
+
+// StatusAfter is what a flip left behind: the old side, and the way back.
+type StatusAfter struct {
+	Old       string      `json:"old_side"`
+	Refused   int64       `json:"refused_writes"`            // by the old side's gate
+	Connected []string    `json:"still_connected,omitempty"` // to the old side, by client
+	Back      *StatusBack `json:"rollback,omitempty"`        // where the target takes writes
+}
+
+// StatusBack says whether writes can go back to the source.
+type StatusBack struct {
+	Possible bool          `json:"possible"`
+	Why      string        `json:"why,omitempty"` // not
+	Hint     string        `json:"hint,omitempty"`
+	Rows     int64         `json:"pending_rows"` // to carry back first
+	Takes    time.Duration `json:"-"`
+	Seconds  float64       `json:"estimate_seconds"`
+	Proved   time.Time     `json:"last_possible,omitzero"` // when it was last known to be possible
 }
 
 // StatusStep is one step of the plan.
@@ -78,6 +98,9 @@ func WriteStatus(out io.Writer, s Status, o PlanOptions) error {
 	if s.LagKnown {
 		w.line("  lag      %s, %s rows pending", durationText(s.Lag), countText(s.Pending))
 	}
+	if s.After != nil {
+		w.after(s.After)
+	}
 	for _, n := range s.Notes {
 		w.text("  note     ", n)
 	}
@@ -109,6 +132,29 @@ func WriteStatus(out io.Writer, s Status, o PlanOptions) error {
 		return fmt.Errorf("writing the status: %w", err)
 	}
 	return nil
+}
+
+// after says who still goes to the old side, and whether there is a way back.
+func (w *planWriter) after(a *StatusAfter) {
+	w.line("  old side the %s: %s writes refused", a.Old, countText(a.Refused))
+	for _, c := range a.Connected {
+		w.text("  old side ", "still connected to the "+a.Old+": "+c)
+	}
+	b := a.Back
+	switch {
+	case b == nil:
+	case b.Possible:
+		w.line("  way back possible, after %s rows, about %s", countText(b.Rows), durationText(b.Takes))
+	default:
+		text := "not possible: " + b.Why
+		if !b.Proved.IsZero() {
+			text += "; it was possible at " + b.Proved.UTC().Format(time.RFC3339)
+		}
+		if b.Hint != "" {
+			text += ". " + b.Hint
+		}
+		w.text("  way back ", text)
+	}
 }
 
 // WriteStatusJSON writes a status as one line of JSON, in the envelope of the event stream.

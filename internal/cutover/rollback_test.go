@@ -1,0 +1,134 @@
+package cutover_test
+
+import (
+	"strings"
+	"syscall"
+	"testing"
+)
+
+// burst writes 50,000 rows at once, and changes every table in every way that a reverse pass has to
+// carry.
+const burst = `
+SET default_transaction_read_only = off;
+INSERT INTO app.part SELECT 1 + g % 900, 100000 + g, 'burst' FROM generate_series(1, 50000) g;
+INSERT INTO app.item (name, net) SELECT 'new ' || g, 1 FROM generate_series(1, 200) g;
+UPDATE app.item SET name = 'renamed ' || id WHERE id % 10 = 3;
+UPDATE app.part SET no = no + 500000 WHERE item % 50 = 7;
+DELETE FROM app.item WHERE id BETWEEN 950 AND 1000;
+UPDATE app.event SET day = day + 100 WHERE id % 40 = 1;
+DELETE FROM app.event WHERE id % 40 = 2;
+INSERT INTO app.jobs (text) SELECT 'late' FROM generate_series(1, 30);
+DELETE FROM app.jobs WHERE text = 'job 3';
+INSERT INTO app.trail (text) SELECT 'late' FROM generate_series(1, 500);
+INSERT INTO app.bag SELECT 99, 'c' FROM generate_series(1, 50);
+UPDATE app.bag SET b = 'twice' WHERE a = 4;
+DELETE FROM app.bag WHERE ctid IN (SELECT ctid FROM app.bag WHERE a = 5 LIMIT 3);
+SELECT count(nextval('app.ticket')) FROM generate_series(1, 700);
+`
+
+// TestThereAndBack: cutover, 50,000 writes on the target, rollback, cutover again, finish; the
+// application never stops and loses no commit over the whole story.
+func TestThereAndBack(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, plain)
+	r.writing(onSource)
+	r.want(0, "apply", "-y")
+	r.writing(onTarget)
+	r.same()
+	r.ahead(r.target, r.source)
+	r.refused(r.source, "25006")
+
+	r.sql(r.target, burst)
+	r.writing(onTarget)
+	check := r.want(0, "rollback", "--check")
+	r.says(check, "rows to carry back")
+	if strings.Contains(check, " 0 rows to carry back") {
+		t.Errorf("50,000 rows are waiting, and rollback --check says:\n%s", check)
+	}
+	r.writing(onTarget) // it only looked
+	r.want(0, "rollback", "-y")
+	r.writing(onSource)
+	r.same()
+	r.ahead(r.source, r.target)
+	r.refused(r.target, "25006")
+	r.sql(r.source, "INSERT INTO app.item (name, net) VALUES ('an id that nobody has', 1); INSERT INTO app.bag VALUES (7, 'again')")
+
+	r.want(0, "apply", "-y")
+	r.writing(onTarget)
+	r.same()
+	r.want(0, "finish", "-y", "--now")
+	r.writing(onTarget)
+	r.balance(r.target)
+	r.refused(r.source, "25006")
+}
+
+// TestFollowThenBack lets reverse passes run before the rollback, and ends them with Ctrl-C.
+func TestFollowThenBack(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, plain)
+	r.want(0, "apply", "-y")
+	r.sql(r.target, burst)
+	r.writing(onTarget)
+
+	follow := r.start("", "follow")
+	r.eventually("the burst's rows arrive at the source", func() bool {
+		return r.ask(r.source, "SELECT count(*)::text FROM app.part WHERE note = 'burst'") == r.ask(r.target, "SELECT count(*)::text FROM app.part WHERE note = 'burst'")
+	})
+	r.writing(onTarget) // the source stays closed
+	r.refused(r.source, "25006")
+	follow.signal(syscall.SIGINT)
+	if o := follow.end(); o.code != 130 {
+		t.Errorf("follow ended with %d after SIGINT, want 130\n%s", o.code, o.text)
+	} else {
+		r.says(o.text, "stopped following", "pgrunbook rollback")
+	}
+	r.want(0, "rollback", "-y")
+	r.writing(onSource)
+	r.same()
+	r.balance(r.source)
+}
+
+// TestNoWayBack: a change of a table on the target ends the way back, and both commands say so.
+func TestNoWayBack(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, plain)
+	r.says(r.want(1, "rollback", "--check"), "no run on this target")
+	r.want(0, "apply", "-y", "--until", "schema")
+	r.says(r.want(1, "rollback", "--check"), "there was no cutover yet", "pgrunbook abort")
+	r.want(0, "apply", "-y")
+	r.writing(onTarget)
+	r.says(r.want(0, "status"), "way back possible")
+
+	no := func(parts ...string) {
+		t.Helper()
+		parts = append(parts, "the target's tables changed", `"app"."part"`)
+		r.says(r.want(1, "rollback", "--check"), parts...)
+		r.says(r.want(0, "status"), append(parts, "way back not possible", "it was possible at 20")...)
+		r.says(r.want(1, "rollback", "-y"), parts...)
+		r.writing(onTarget)
+	}
+	r.sql(r.target, "ALTER TABLE app.part ADD COLUMN more int")
+	no("more", "Undo that change on the target")
+	r.sql(r.target, "ALTER TABLE app.part DROP COLUMN more")
+	r.says(r.want(0, "rollback", "--check"), "rows to carry back")
+	r.says(r.want(0, "status"), "way back possible")
+
+	r.sql(r.target, "ALTER TABLE app.part ALTER COLUMN note TYPE varchar(200)")
+	no("note")
+	r.sql(r.target, "ALTER TABLE app.part ALTER COLUMN note TYPE text")
+	no("was rewritten", "without a trace")
+	r.want(0, "finish", "-y", "--now")
+	r.balance(r.target)
+}
+
+// TestNoWayBackAskedFor: without reverse capture the commands say that there never was a way.
+func TestNoWayBackAskedFor(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, strings.Replace(plain, `rollback { keep_for = "1h" }`, "rollback { enabled = false }", 1))
+	r.want(0, "apply", "-y")
+	r.writing(onTarget)
+	r.says(r.want(0, "status"), "way back not possible", "rollback { enabled = false }")
+	r.says(r.want(1, "rollback", "--check"), "rollback { enabled = false }")
+	r.want(0, "finish", "-y") // nothing to keep
+	r.balance(r.target)
+}
