@@ -37,6 +37,11 @@ func Abort(ctx context.Context, env *Env, o AbortOptions) error {
 	if o.WithoutTarget {
 		return abortSource(ctx, env, emit, true)
 	}
+	if !o.WithoutSource {
+		if err := settleFlip(ctx, env); err != nil {
+			return err
+		}
+	}
 	owner, err := env.Journal.Owner(ctx)
 	if err != nil {
 		return err

@@ -100,6 +100,11 @@ func (s *finishStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Che
 }
 
 func (s *finishStep) allowed(ctx context.Context) error {
+	if !s.o.WithoutSource {
+		if err := settleFlip(ctx, s.env); err != nil {
+			return err
+		}
+	}
 	owner, err := s.env.Journal.Owner(ctx)
 	if err != nil {
 		return err

@@ -91,8 +91,8 @@ func (d RowDifference) String() string {
 // errTooLarge says that a table is to be read again column by column.
 var errTooLarge = errors.New("a row is too large for one text")
 
-// maxAttempts bounds how often a batch is read again because a table moved.
-const maxAttempts = 5
+// maxAttempts bounds how often a piece is read again because its table moved.
+const maxAttempts = 10
 
 // Run compares tables. Batches of a bounded size are compared one after the other, each under
 // snapshots of its own, its pieces by several workers at once.

@@ -88,7 +88,8 @@ func (r *runner) batches(ctx context.Context) ([][]piece, error) {
 	return out, nil
 }
 
-// patiently compares a batch, again where a table moved meanwhile.
+// patiently compares a batch, again where a table moved meanwhile. A batch that does not hold still
+// is halved, so that a table that is truncated every second spoils only its own comparison.
 func (r *runner) patiently(ctx context.Context, batch []piece) error {
 	for attempt := 1; ; attempt++ {
 		results, err := r.batch(ctx, batch)
@@ -96,13 +97,20 @@ func (r *runner) patiently(ctx context.Context, batch []piece) error {
 			r.take(batch, results)
 			return nil
 		}
+		moved := errors.Is(err, errMoved)
 		if errors.Is(err, errTooLarge) {
 			attempt--
-		} else if !errors.Is(err, errMoved) || attempt == maxAttempts {
+		} else if !moved || attempt == maxAttempts {
 			return err
 		}
 		if err := r.reconnect(ctx); err != nil {
 			return err
+		}
+		if half := len(batch) / 2; moved && half > 0 {
+			if err := r.patiently(ctx, batch[:half]); err != nil {
+				return err
+			}
+			return r.patiently(ctx, batch[half:])
 		}
 	}
 }
@@ -191,7 +199,8 @@ func (r *runner) batch(ctx context.Context, batch []piece) (results []TableResul
 	}
 	failpoint.Hit("compare.compared")
 	if !sameNodes(before, after) {
-		return nil, errMoved
+		t := r.cfg.Tables[batch[0].table]
+		return nil, fmt.Errorf("comparing %s and what is read with it: %w", pg.Name(t.Schema, t.Name.Name), errMoved)
 	}
 	return results, nil
 }

@@ -1,0 +1,195 @@
+package faults_test
+
+import (
+	"maps"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// registered finds the names of all failpoints by reading the source.
+func registered(t *testing.T) []string {
+	t.Helper()
+	hit := regexp.MustCompile(`failpoint\.Hit\("([a-z_]+\.[a-z_]+)"\)`)
+	where := map[string]string{}
+	for _, root := range []string{"../../cmd", "../../engine", "../../steps", "../../internal/pg"} {
+		err := filepath.WalkDir(root, func(path string, _ os.DirEntry, err error) error {
+			if err != nil || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
+				return err
+			}
+			text, err := os.ReadFile(path)
+			for _, m := range hit.FindAllSubmatch(text, -1) {
+				name := string(m[1])
+				if where[name] != "" {
+					t.Errorf("failpoint %s is in %s and in %s", name, where[name], path)
+				}
+				where[name] = path
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(where) < 50 {
+		t.Fatalf("found only %d failpoints: is this the source?", len(where))
+	}
+	return slices.Sorted(maps.Keys(where))
+}
+
+// between lets the runner die between the two COMMITs, and its guardian before it can end that: what
+// is passed only then, by the guardian or by the next run.
+const between = "freeze.between:kill;freeze.resolving:kill"
+
+var onlyBetween = []string{"freeze.resolving", "freeze.resolved"}
+
+// unreachable says why no run of this size passes a name.
+var unreachable = map[string]string{
+	"dump.indexed": "CREATE INDEX CONCURRENTLY begins at 64 MiB a table; package dump's own tests break it",
+}
+
+// A walk is a command with the names that it passes, in order.
+type walk struct {
+	args  []string
+	names []string
+}
+
+var (
+	applyArgs    = []string{"apply", "--auto-approve"}
+	rollbackArgs = []string{"rollback", "--auto-approve"}
+	finishArgs   = []string{"finish", "--auto-approve", "--now"}
+	abortArgs    = []string{"abort", "--auto-approve", "--drop-target"}
+)
+
+// discover makes undisturbed runs of every command and returns what they pass.
+func discover(t *testing.T) (apply, rollback, finish, abort walk) {
+	r := newRig(t)
+	traced := func(args []string) walk {
+		p := r.start("", args...)
+		if o := p.end(); o.code != 0 {
+			t.Fatalf("%s, undisturbed: %s\n%s", args, o, o.text)
+		}
+		names, _ := p.hits()
+		return walk{args: args, names: names}
+	}
+	r.finally("apply", "--auto-approve", "--until", "arm")
+	abort = traced(abortArgs)
+	apply = traced(applyArgs)
+	r.moved(0, 1)
+	r.turn(1)
+	rollback = traced(rollbackArgs)
+	r.moved(1, 0)
+	r.turn(0)
+	again := traced(applyArgs)
+	r.moved(0, 1)
+	finish = traced(finishArgs)
+	r.balance(r.target)
+	if slices.Contains(again.names, "schema.dumped") {
+		t.Error("a second cutover restores the schema again")
+	}
+	return apply, rollback, finish, abort
+}
+
+// TestEveryFailpoint kills the runner at each of them. In the short form many deaths share a
+// migration: each run dies at the next name. With PGRUNBOOK_SOAK each name has a migration of its
+// own, at its first, middle and last hit.
+func TestEveryFailpoint(t *testing.T) {
+	all := registered(t)
+	var apply, rollback, finish, abort walk
+	if !t.Run("discover", func(t *testing.T) { apply, rollback, finish, abort = discover(t) }) {
+		t.FailNow()
+	}
+	for _, name := range all {
+		passed := slices.Contains(slices.Concat(apply.names, rollback.names, finish.names, abort.names, onlyBetween), name)
+		if !passed && unreachable[name] == "" {
+			t.Errorf("no run passes failpoint %s", name)
+		}
+	}
+	t.Logf("%d failpoints; apply passes %d, rollback %d, finish %d, abort %d", len(all), len(apply.names), len(rollback.names), len(finish.names), len(abort.names))
+	parts := cond(soak(), len(apply.names), 4)
+	for part := range parts {
+		t.Run("", func(t *testing.T) {
+			t.Parallel()
+			deaths(t, part, parts, apply, rollback, finish)
+		})
+	}
+	t.Run("abort", func(t *testing.T) {
+		t.Parallel()
+		abortDeaths(t, abort)
+	})
+	for _, name := range onlyBetween {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t)
+			p := r.start(between, applyArgs...)
+			if o := p.end(); o.signal == 0 || !p.passed("freeze.resolving", 1) {
+				t.Fatalf("runner and guardian did not die: %s", o)
+			}
+			if !r.killed(name, applyArgs...) {
+				t.Fatalf("the next run did not die at %s", name)
+			}
+			r.finally(applyArgs...)
+			r.moved(0, 1)
+			r.writing(1)
+			r.balance(r.target)
+		})
+	}
+}
+
+// share is every n-th name, from the part-th on.
+func share(names []string, part, n int) []string {
+	var out []string
+	for i := part; i < len(names); i += n {
+		out = append(out, names[i])
+	}
+	return out
+}
+
+// deaths walks one migration there, back, there again and to its end, and dies at its share of
+// each command's names.
+func deaths(t *testing.T, part, parts int, apply, rollback, finish walk) {
+	r := newRig(t)
+	r.die(apply.args, share(apply.names, part, parts))
+	r.moved(0, 1)
+	r.writing(1)
+	r.turn(1)
+	r.die(rollback.args, share(rollback.names, part, parts))
+	r.moved(1, 0)
+	r.writing(0)
+	r.turn(0)
+	r.finally(apply.args...)
+	r.moved(0, 1)
+	r.writing(1)
+	r.die(finish.args, share(finish.names, part, parts))
+	r.balance(r.target)
+}
+
+// die runs a command once for each name, and then until it is done. A name that a later run no
+// longer passes has been passed for good: that is not allowed to happen to its first death.
+func (r *rig) die(args, names []string) {
+	r.t.Helper()
+	for i, name := range names {
+		if r.killed(name, args...) {
+			continue
+		}
+		r.t.Errorf("the runner did not die at %s (%d of %d): it had died at %v before", name, i+1, len(names), names[:i])
+		return
+	}
+	r.finally(args...)
+}
+
+// abortDeaths dies in abort, in runs that stopped before the freeze.
+func abortDeaths(t *testing.T, abort walk) {
+	r := newRig(t)
+	before := r.dump(r.source)
+	r.finally("apply", "--auto-approve", "--until", "arm")
+	r.die(abort.args, abort.names)
+	if after := r.dump(r.source); after != before {
+		t.Errorf("abort left the source different:\n%s", firstDifference(before, after))
+	}
+	r.writing(0)
+	r.balance(r.source)
+}

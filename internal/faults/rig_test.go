@@ -1,0 +1,395 @@
+package faults_test
+
+import (
+	"bytes"
+	"context"
+	_ "embed"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pgrunbook/pgrunbook/internal/testpg"
+)
+
+//go:embed schema.sql
+var schemaSQL string
+
+//go:embed faults.runbook.hcl
+var runbookHCL []byte
+
+// program is the product, built once with its failpoints.
+var program string
+
+func TestMain(m *testing.M) { testpg.Main(built{m}) }
+
+type built struct{ m *testing.M }
+
+func (b built) Run() int {
+	dir, err := os.MkdirTemp("", "pgrunbook-faults-")
+	if err == nil {
+		defer func() { _ = os.RemoveAll(dir) }()
+		program = filepath.Join(dir, "pgrunbook")
+		var out []byte
+		out, err = exec.Command("go", "build", "-tags", "failpoint", "-o", program, "github.com/pgrunbook/pgrunbook/cmd/pgrunbook").CombinedOutput()
+		err = errors.Join(err, cond(err != nil, errors.New(string(out)), nil))
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "building the program:", err)
+		return 1
+	}
+	return b.m.Run()
+}
+
+func cond[T any](yes bool, a, b T) T {
+	if yes {
+		return a
+	}
+	return b
+}
+
+func soak() bool { return os.Getenv("PGRUNBOOK_SOAK") != "" }
+
+// seed is random, printed, and can be given.
+func seed(t *testing.T) *rand.Rand {
+	n := uint64(time.Now().UnixNano())
+	if s := os.Getenv("PGRUNBOOK_FAULTS_SEED"); s != "" {
+		var err error
+		if n, err = strconv.ParseUint(s, 10, 64); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Logf("PGRUNBOOK_FAULTS_SEED=%d", n)
+	return randomOf(n)
+}
+
+func randomOf(n uint64) *rand.Rand { return rand.New(rand.NewPCG(n, 1)) }
+
+// rig is one migration: two databases, clients that never stop, and the oracles.
+type rig struct {
+	t              *testing.T
+	dir            string
+	source, target string // URLs
+	clients        string // folder of pg_dump
+	ledger         *testpg.Ledger
+	client         *client
+	sampler        *sampler
+	ways           [2]*turnstile // to source and target
+	cancel         context.CancelFunc
+	wait           sync.WaitGroup
+	log            bytes.Buffer // what the program said, in order
+	runs           int
+}
+
+var slots = make(chan struct{}, 2) // rigs at the same time: each keeps a core busy
+
+func newRig(t *testing.T) *rig {
+	t.Helper()
+	slots <- struct{}{}
+	t.Cleanup(func() { <-slots })
+	r := &rig{t: t, dir: t.TempDir(), ledger: testpg.NewLedger(testpg.LedgerOptions{Accounts: 100, Pause: 10 * time.Millisecond, TxTimeout: 20 * time.Second})}
+	r.source, r.target = testpg.Pair(t)
+	testpg.NoLeaks(t, r.source, r.target)
+	major, _, err := testpg.PairMajors()
+	r.must(err)
+	r.clients, err = testpg.ClientBinDir(t.Context(), major)
+	r.must(err)
+	r.must(os.WriteFile(filepath.Join(r.dir, "faults.runbook.hcl"), runbookHCL, 0o600))
+	r.sql(r.source, schemaSQL)
+	r.must(r.ledger.Setup(t.Context(), r.source))
+	r.ways[0], err = newTurnstile(r.source, r.target, true)
+	r.must(err)
+	r.ways[1], err = newTurnstile(r.target, r.source, false)
+	r.must(err)
+	r.sampler = &sampler{urls: [2]string{r.source, r.target}}
+	ctx, cancel := context.WithCancel(context.Background())
+	r.cancel = cancel
+	urls := []string{r.ways[0].url(), r.ways[1].url()}
+	r.wait.Go(func() {
+		if err := r.ledger.Run(ctx, urls, 2); err != nil {
+			t.Errorf("the ledger's clients: %v", err)
+		}
+	})
+	r.client = &client{urls: urls, random: rand.New(rand.NewPCG(1, 2))}
+	r.wait.Go(func() { r.client.run(ctx) })
+	r.wait.Go(func() { r.sampler.run(ctx) })
+	t.Cleanup(r.stop)
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("what the program said:\n%s", r.log.String())
+		}
+	})
+	return r
+}
+
+// stop ends the clients.
+func (r *rig) stop() {
+	r.cancel()
+	r.wait.Wait()
+	for _, w := range r.ways {
+		w.close()
+	}
+}
+
+func (r *rig) must(err error) {
+	r.t.Helper()
+	if err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+func (r *rig) sql(url, text string) {
+	r.t.Helper()
+	conn, err := pgx.Connect(r.t.Context(), url)
+	r.must(err)
+	defer func() { _ = conn.Close(context.Background()) }()
+	_, err = conn.PgConn().Exec(r.t.Context(), text).ReadAll()
+	r.must(err)
+}
+
+// outcome is how one process of the program ended.
+type outcome struct {
+	code   int
+	signal syscall.Signal
+	text   string
+	took   time.Duration
+}
+
+func (o outcome) String() string {
+	if o.signal != 0 {
+		return fmt.Sprintf("ended by %s after %s", o.signal, o.took.Round(time.Millisecond))
+	}
+	return fmt.Sprintf("exit code %d after %s", o.code, o.took.Round(time.Millisecond))
+}
+
+// process is the program at work.
+type process struct {
+	r     *rig
+	cmd   *exec.Cmd
+	what  string
+	began time.Time
+	out   string // file: a pipe would make us wait for the guardian too
+	trace string
+	ended chan error
+}
+
+// start begins a command. points is what PGRUNBOOK_FAILPOINTS says; "" is none.
+func (r *rig) start(points string, args ...string) *process {
+	r.t.Helper()
+	p := &process{r: r, what: strings.Join(args, " ") + cond(points == "", "", " ["+points+"]"), began: time.Now(), ended: make(chan error, 1)}
+	r.runs++
+	p.out, p.trace = filepath.Join(r.dir, fmt.Sprintf("out%d", r.runs)), filepath.Join(r.dir, fmt.Sprintf("trace%d", r.runs))
+	p.cmd = exec.Command(program, append(args, "faults.runbook.hcl")...)
+	p.cmd.Dir = r.dir
+	p.cmd.Env = append(os.Environ(), "SOURCE_URL="+r.source, "TARGET_URL="+r.target, "PGRUNBOOK_PG_BIN_DIRS="+r.clients,
+		"PGRUNBOOK_FAILPOINTS="+points, "PGRUNBOOK_FAILPOINT_TRACE="+p.trace)
+	out, err := os.Create(p.out)
+	r.must(err)
+	defer func() { _ = out.Close() }()
+	p.cmd.Stdout, p.cmd.Stderr = out, out
+	r.must(p.cmd.Start())
+	go func() { p.ended <- p.cmd.Wait() }()
+	return p
+}
+
+func (p *process) signal(s syscall.Signal) { _ = p.cmd.Process.Signal(s) }
+
+// end waits for the process; one that hangs fails the test.
+func (p *process) end() outcome {
+	p.r.t.Helper()
+	var err error
+	select {
+	case err = <-p.ended:
+	case <-time.After(3 * time.Minute):
+		p.r.t.Errorf("pgrunbook %s hangs", p.what)
+		p.signal(syscall.SIGQUIT) // its goroutines are in its output
+		err = <-p.ended
+	}
+	text, readErr := os.ReadFile(p.out)
+	p.r.must(readErr)
+	o := outcome{text: string(text), took: time.Since(p.began)}
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		status := exit.Sys().(syscall.WaitStatus)
+		if o.code = status.ExitStatus(); status.Signaled() {
+			o.signal = status.Signal()
+		}
+	} else if err != nil {
+		p.r.t.Fatal(err)
+	}
+	fmt.Fprintf(&p.r.log, "--- pgrunbook %s: %s\n%s", p.what, o, o.text)
+	if strings.Contains(o.text, "panic:") {
+		p.r.t.Errorf("pgrunbook %s panicked", p.what)
+	}
+	return o
+}
+
+// hits are the failpoints that the process passed, in the order of their first hit, and how often.
+func (p *process) hits() (names []string, count map[string]int) {
+	text, err := os.ReadFile(p.trace)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		p.r.t.Fatal(err)
+	}
+	count = map[string]int{}
+	for line := range strings.Lines(string(text)) {
+		name, _, _ := strings.Cut(line, " ")
+		if count[name]++; count[name] == 1 {
+			names = append(names, name)
+		}
+	}
+	return names, count
+}
+
+// passed waits until the process, or its guardian, has passed a failpoint n times; false where both
+// are gone.
+func (p *process) passed(name string, n int) bool {
+	const guardian = 10 * time.Second // longer than it needs to find that its runner is gone
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+		if _, count := p.hits(); count[name] >= n {
+			return true
+		}
+		if late := time.Now().Add(guardian); p.state() == "Z" && late.Before(deadline) {
+			deadline = late
+		}
+	}
+	return false
+}
+
+// state is the process's state in /proc: T is stopped, Z has ended.
+func (p *process) state() string {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.cmd.Process.Pid))
+	if err != nil {
+		return "Z"
+	}
+	_, rest, _ := strings.Cut(string(text), ") ")
+	return rest[:1]
+}
+
+func (r *rig) run(points string, args ...string) outcome {
+	r.t.Helper()
+	return r.start(points, args...).end()
+}
+
+// killed runs a command that must die at a failpoint; false where it ended without passing it.
+func (r *rig) killed(point string, args ...string) bool {
+	r.t.Helper()
+	o := r.run(point+":kill", args...)
+	if o.signal == syscall.SIGKILL {
+		return true
+	}
+	r.acceptable(o)
+	return false
+}
+
+// acceptable: done, or to be repeated by a CI job.
+func (r *rig) acceptable(o outcome) {
+	r.t.Helper()
+	if o.signal != 0 || !slices.Contains([]int{0, 1, 16}, o.code) {
+		r.t.Fatalf("%s is no answer to a dead runner:\n%s", o, o.text)
+	}
+}
+
+// finally repeats a command until it is done. One death must not need more than a few attempts.
+func (r *rig) finally(args ...string) {
+	r.t.Helper()
+	for range 4 {
+		o := r.run("", args...)
+		if o.code == 0 && o.signal == 0 {
+			return
+		}
+		r.acceptable(o)
+	}
+	r.t.Fatalf("%s does not get done", args)
+}
+
+// moved checks one way from the closed side to the other: 0 is the source, 1 the target.
+func (r *rig) moved(from, to int) {
+	r.t.Helper()
+	ctx := r.t.Context()
+	urls := [2]string{r.source, r.target}
+	if !closed(ctx, urls[from]) {
+		r.t.Fatalf("the side that was left takes writes")
+	}
+	snapshot, err := r.ways[to].wait(ctx)
+	r.must(err)
+	tables, err := testpg.AllTables(ctx, urls[from])
+	r.must(err)
+	diffs, err := testpg.DiffAt(ctx, urls[from], urls[to], snapshot, tables)
+	r.must(err)
+	for _, d := range diffs {
+		r.t.Errorf("differs: %s", d)
+	}
+	old, err := testpg.Sequences(ctx, urls[from])
+	r.must(err)
+	now, err := testpg.Sequences(ctx, urls[to])
+	r.must(err)
+	for name, s := range old {
+		if n, ok := now[name]; !ok || n.Last < s.Last {
+			r.t.Errorf("sequence %s stands at %d, on the side that was left at %d", name, n.Last, s.Last)
+		}
+	}
+	r.oneSide()
+	if r.t.Failed() {
+		r.t.FailNow()
+	}
+}
+
+// turn makes the next flip leave a side, for the other one.
+func (r *rig) turn(from int) {
+	r.ways[1-from].shut()
+	r.client.left.Store(int32(from))
+}
+
+// oneSide asks the sampler.
+func (r *rig) oneSide() {
+	r.t.Helper()
+	r.sampler.mu.Lock()
+	defer r.sampler.mu.Unlock()
+	if len(r.sampler.both) > 0 {
+		r.t.Errorf("both sides took writes %d times, first at %s", len(r.sampler.both), r.sampler.both[0])
+	}
+	if r.sampler.samples == 0 {
+		r.t.Error("nobody looked whether one side takes writes")
+	}
+}
+
+// writing waits for acknowledged commits on a side.
+func (r *rig) writing(side int) {
+	r.t.Helper()
+	count := func() int {
+		by := r.ledger.Stats().ByServer
+		return cond(side < len(by), by, make([]int, side+1))[side]
+	}
+	before := count()
+	for deadline := time.Now().Add(20 * time.Second); count() < before+3; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			r.t.Fatalf("nobody writes on side %d", side)
+		}
+	}
+}
+
+// balance ends the clients and checks every commit they were told of, at the side where they ended.
+func (r *rig) balance(url string) {
+	r.t.Helper()
+	r.stop()
+	report, err := r.ledger.Check(r.t.Context(), url)
+	r.must(err)
+	if !report.OK() {
+		r.t.Errorf("the ledger: %s", report)
+	}
+	if report.Acknowledged == 0 {
+		r.t.Error("the ledger has no commit: nothing was proved")
+	}
+	r.oneSide()
+}
