@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
@@ -81,6 +82,9 @@ func (s *schemaStep) planRestore(ctx context.Context, sides *sideConns, p *engin
 	if s.env.Runbook.Schema.Settings {
 		settings, err := dump.Settings(ctx, sides.source)
 		if err != nil {
+			return err
+		}
+		if err := s.maySet(ctx, sides.target, settings); err != nil {
 			return err
 		}
 		for _, set := range settings {
@@ -165,6 +169,28 @@ func (s *schemaStep) mayCreateRoles(ctx context.Context, target *pgx.Conn, missi
 	return &engine.Error{
 		Class: engine.ClassPreflight, Op: "looking for roles on the target", Err: fmt.Errorf("not there: %s; and %s may not make them", strings.Join(names, ", "), role),
 		Hint: fmt.Sprintf("ALTER ROLE %s CREATEROLE; or create them yourself, or set roles = \"skip\" in the schema block.", pgx.Identifier{role}.Sanitize()),
+	}
+}
+
+// maySet refuses to carry settings to a database that the target's role does not own
+// (https://www.postgresql.org/docs/current/sql-alterdatabase.html).
+func (s *schemaStep) maySet(ctx context.Context, target *pgx.Conn, settings []dump.Setting) error {
+	if !slices.ContainsFunc(settings, func(set dump.Setting) bool { return set.Role == "" }) {
+		return nil
+	}
+	var role, database string
+	var may bool
+	err := target.QueryRow(ctx, `SELECT r.rolname::text, d.datname::text, pg_has_role(r.oid, d.datdba, 'USAGE') FROM pg_database d, pg_roles r
+		WHERE d.datname = current_database() AND r.rolname = coalesce(nullif($1, ''), current_user::text)`, s.env.Runbook.Target.ApplyRole).Scan(&role, &database, &may)
+	if errors.Is(err, pgx.ErrNoRows) || err == nil && may {
+		return nil // the preflight names a role that does not exist
+	}
+	if err != nil {
+		return fmt.Errorf("looking at the target's database: %w", err)
+	}
+	return &engine.Error{
+		Class: engine.ClassPreflight, Op: "carrying the database's settings", Object: database, Err: fmt.Errorf("%s does not own the target's database", role),
+		Hint: fmt.Sprintf("ALTER DATABASE %s OWNER TO %s; or leave the settings out: schema { settings = false }.", pgx.Identifier{database}.Sanitize(), pgx.Identifier{role}.Sanitize()),
 	}
 }
 

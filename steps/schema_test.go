@@ -175,6 +175,30 @@ func TestRolesAreMadeWithoutASuperuser(t *testing.T) {
 	r.exec(r.target, "SET ROLE nsu_owner_new; SET ROLE nsu_owner")
 }
 
+func TestPlanNamesWhatTheTargetsRoleMayNotDo(t *testing.T) {
+	r := newRig(t, "schema { roles = \"create\" }")
+	r.ownedBy("pln_owner", "pln_reader", "pln_member")
+	r.exec(r.target, "CREATE ROLE pln_owner_new")
+	step := newSchema(r.env)
+	r.env.Runbook.Target.ApplyRole = "pln_owner_new"
+	_, err := step.Plan(t.Context())
+	if hint := engine.HintOf(err); engine.ClassOf(err) != engine.ClassPreflight || !strings.Contains(hint, `ALTER ROLE "pln_owner_new" CREATEROLE;`) {
+		t.Errorf("roles: %v, hint %q", err, hint)
+	}
+	r.exec(r.target, `ALTER ROLE "pln_owner_new" CREATEROLE;`)
+	_, err = step.Plan(t.Context())
+	hint := engine.HintOf(err)
+	if engine.ClassOf(err) != engine.ClassPreflight || !strings.Contains(hint, ` OWNER TO "pln_owner_new";`) {
+		t.Errorf("settings: %v, hint %q", err, hint)
+	}
+	statement, _, _ := strings.Cut(hint, ";")
+	r.exec(r.target, statement)
+	if _, err = step.Plan(t.Context()); err != nil {
+		t.Errorf("after %s: %v", statement, err)
+	}
+	r.exec(r.target, strings.Replace(statement, `"pln_owner_new"`, "postgres", 1))
+}
+
 func TestSchemaMapsOwners(t *testing.T) {
 	r := newRig(t, `schema {
 		roles = "skip"

@@ -34,6 +34,7 @@ var checks = []Check{
 	{"PRE122", "source rights: tables", sourceTables},
 	{"PRE123", "source rights: sequences", sourceSequences},
 	{"PRE124", "row-level security", rowSecurity},
+	{"PRE125", "source rights: the way back", sourceReplica},
 
 	{"PRE130", "target role", targetRole},
 	{"PRE131", "target rights: database", targetCreate},
