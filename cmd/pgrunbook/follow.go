@@ -39,7 +39,6 @@ func newFollow(a *app) *cobra.Command {
 }
 
 func newRehearse(a *app) *cobra.Command {
-	asJSON := false
 	cmd := &cobra.Command{
 		Use:   "rehearse [RUNBOOK | PLAN]",
 		Short: "Make the freeze up to the switch on the live pair, let it go, and say what it cost",
@@ -47,7 +46,8 @@ func newRehearse(a *app) *cobra.Command {
 			"at the source. Nothing is repointed. The gate must stand: pgrunbook apply --until arm.",
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			ctx := cmd.Context()
+			ctx, asJSON := cmd.Context(), a.json
+			a.json = false // one object, not the stream of events
 			s, err := a.openRun(ctx, args, steps.OpenOptions{})
 			if err != nil {
 				return err
@@ -71,6 +71,6 @@ func newRehearse(a *app) *cobra.Command {
 	}
 	a.withVars(cmd)
 	a.withTarget(cmd)
-	cmd.Flags().BoolVar(&asJSON, "json", false, "one JSON object on stdout")
+	a.withJSON(cmd, "one JSON object on stdout")
 	return cmd
 }

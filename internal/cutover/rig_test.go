@@ -79,10 +79,23 @@ type rig struct {
 	runs           int
 }
 
+var slots = make(chan struct{}, 2) // rigs at the same time: each keeps a core busy
+
 // newRig fills the source and starts the ledger's clients: they write at the source until they are
 // refused, then at the target, and so on. text is the runbook from its cutover on.
 func newRig(t *testing.T, text string) *rig {
 	t.Helper()
+	r := newIdleRig(t)
+	r.write(text)
+	r.begin(r.source, r.target)
+	return r
+}
+
+// newIdleRig has no runbook and no clients yet.
+func newIdleRig(t *testing.T) *rig {
+	t.Helper()
+	slots <- struct{}{}
+	t.Cleanup(func() { <-slots })
 	r := &rig{t: t, dir: t.TempDir(), ledger: testpg.NewLedger(testpg.LedgerOptions{Accounts: 100, Pause: 10 * time.Millisecond, TxTimeout: 20 * time.Second})}
 	r.source, r.target = testpg.Pair(t)
 	testpg.NoLeaks(t, r.source, r.target)
@@ -94,23 +107,26 @@ func newRig(t *testing.T, text string) *rig {
 		"PATH=" + bin + ":" + os.Getenv("PATH"), "HOME=" + t.TempDir(), "LANG=C.UTF-8",
 		"PGRUNBOOK_PG_BIN_DIRS=" + bin, "SOURCE_URL=" + r.source, "TARGET_URL=" + r.target,
 	}
-	r.write(text)
 	r.sql(r.source, schemaSQL)
 	r.must(r.ledger.Setup(t.Context(), r.source))
-	ctx, cancel := context.WithCancel(context.Background())
-	r.cancel = cancel
-	r.wait.Go(func() {
-		if err := r.ledger.Run(ctx, []string{r.source, r.target}, 2); err != nil {
-			t.Errorf("the ledger's clients: %v", err)
-		}
-	})
-	t.Cleanup(r.stop)
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Logf("what the program said:\n%s", r.log.String())
 		}
 	})
 	return r
+}
+
+// begin lets the ledger's clients write at the first URL that takes them.
+func (r *rig) begin(urls ...string) {
+	ctx, cancel := context.WithCancel(context.Background())
+	r.cancel = cancel
+	r.wait.Go(func() {
+		if err := r.ledger.Run(ctx, urls, 2); err != nil {
+			r.t.Errorf("the ledger's clients: %v", err)
+		}
+	})
+	r.t.Cleanup(r.stop)
 }
 
 // write puts a text behind the runbook's fixed part.
@@ -195,6 +211,14 @@ type process struct {
 // start begins a command on the rig's runbook. points is what PGRUNBOOK_FAILPOINTS says.
 func (r *rig) start(points string, args ...string) *process {
 	r.t.Helper()
+	p := r.prepare(points, args...)
+	r.must(p.cmd.Start())
+	go func() { p.ended <- p.cmd.Wait() }()
+	return p
+}
+
+func (r *rig) prepare(points string, args ...string) *process {
+	r.t.Helper()
 	r.runs++
 	p := &process{r: r, what: strings.Join(args, " ") + " " + points, ended: make(chan error, 1)}
 	p.out, p.trace = filepath.Join(r.dir, fmt.Sprintf("out%d", r.runs)), filepath.Join(r.dir, fmt.Sprintf("trace%d", r.runs))
@@ -203,10 +227,8 @@ func (r *rig) start(points string, args ...string) *process {
 	p.cmd.Env = append(r.env, "PGRUNBOOK_FAILPOINTS="+points, "PGRUNBOOK_FAILPOINT_TRACE="+p.trace)
 	out, err := os.Create(p.out)
 	r.must(err)
-	defer func() { _ = out.Close() }()
+	r.t.Cleanup(func() { _ = out.Close() })
 	p.cmd.Stdout, p.cmd.Stderr = out, out
-	r.must(p.cmd.Start())
-	go func() { p.ended <- p.cmd.Wait() }()
 	return p
 }
 

@@ -1,0 +1,162 @@
+package cutover_test
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+const asking = `
+cutover {
+  max_write_block = "5s"
+  attempts        = 40
+  retry_every     = "300ms"
+
+  before {
+    step "approve" "go" {
+      message = "Batch jobs stopped?"
+      expires = "EXPIRES"
+    }
+  }
+}
+rollback { keep_for = "1h" }
+`
+
+// TestRehearse makes the freeze and lets it go: phases are printed, the source takes writes, nothing
+// has moved, and a certificate is there only after the cutover.
+func TestRehearse(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, plain)
+	r.want(0, "apply", "-y", "--until", "arm")
+	p := r.start("", "rehearse")
+	if o := p.end(); o.code != 0 || p.passed("freeze.sequences") != 1 || p.passed("freeze.decided") != 0 {
+		t.Errorf("rehearse ended with %d\n%s", o.code, o.text)
+	}
+	r.says(p.said(), "hold ", "proof ", "pass ", "sequences ", "undo ", "writes were blocked for", "of 5s")
+	r.writing(onSource)
+	r.refused(r.target, "25006")
+	r.says(r.want(1, "status", "--certificate"), "there is none")
+
+	var rehearsal struct {
+		Block int64 `json:"write_block"`
+		Marks []struct {
+			Name  string
+			After int64
+		}
+	}
+	r.must(json.Unmarshal([]byte(r.stdout("rehearse", "--json")), &rehearsal))
+	if rehearsal.Block <= 0 || len(rehearsal.Marks) < 5 || rehearsal.Marks[len(rehearsal.Marks)-1].After < rehearsal.Block {
+		t.Errorf("rehearse --json says %+v", rehearsal)
+	}
+	r.writing(onSource)
+
+	r.want(0, "apply", "-y")
+	r.writing(onTarget)
+	r.same()
+	r.says(r.want(0, "status", "--certificate"),
+		"flip from source to target", "write block", "drain", "proof pg_locks shows no transaction that wrote", "final pass", "left over 0 changes", "gated 8 tables", "sequences 2", "compared")
+	var cert struct {
+		From, To string
+		Pending  int64
+		Tables   int
+		Proof    struct{ Looks int }
+		Pass     struct{ ID string }
+		Marks    []struct{ Name string }
+	}
+	r.must(json.Unmarshal([]byte(r.stdout("status", "--certificate", "--json")), &cert))
+	if cert.From != "source" || cert.To != "target" || cert.Pending != 0 || cert.Tables != 8 || cert.Proof.Looks < 1 || cert.Pass.ID == "" || len(cert.Marks) < 5 {
+		t.Errorf("the certificate as JSON: %+v", cert)
+	}
+	if on := r.ask(r.target, "SELECT pass::text FROM pgrunbook.watermark WHERE from_side = 'source'"); on != cert.Pass.ID {
+		t.Errorf("the certificate names pass %s, the target's watermark %s", cert.Pass.ID, on)
+	}
+	r.says(r.want(1, "rehearse"), "gate is closed already")
+	r.want(0, "rollback", "-y")
+	r.says(r.want(0, "status", "--certificate"), "flip from target to source")
+	r.balance(r.source)
+}
+
+// stdout runs a command that must be done, and gives what it wrote there.
+func (r *rig) stdout(args ...string) string {
+	r.t.Helper()
+	p := r.prepare("", args...)
+	p.cmd.Stdout = nil
+	out, err := p.cmd.Output()
+	if err != nil {
+		r.t.Fatalf("pgrunbook %s: %v\n%s", strings.Join(args, " "), err, p.said())
+	}
+	return string(out)
+}
+
+// TestApproval: without a terminal apply stops with 14 and prints the next job's command; the word
+// may come from elsewhere, runs out, and is asked for again for a second cutover.
+func TestApproval(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, strings.Replace(asking, "EXPIRES", "1h", 1))
+	r.says(r.want(14, "apply", "-y"), "Batch jobs stopped?", "pgrunbook approve go --by WHO")
+	r.writing(onSource)
+	r.says(r.want(0, "status"), "Next: pgrunbook approve go --by")
+	r.want(14, "apply", "-y")
+	r.says(r.want(4, "approve", "reports", "--by", "me"), "The runbook asks for: go.")
+	r.want(4, "approve", "go")
+	r.want(0, "approve", "go", "--by", "Ada")
+	r.says(r.want(0, "apply", "-y"), "go approved by Ada")
+	r.writing(onTarget)
+	r.same()
+
+	r.want(0, "rollback", "-y")
+	r.says(r.want(14, "apply", "-y"), "Batch jobs stopped?") // yesterday's word is no word
+	r.writing(onSource)
+	r.says(r.want(0, "apply", "-y", "--approve", "go", "--by", "Bob"), "go approved by Bob")
+	r.writing(onTarget)
+	r.balance(r.target)
+}
+
+// TestExpiredApproval: a word that was given too early does not count.
+func TestExpiredApproval(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, strings.Replace(asking, "EXPIRES", "1s", 1))
+	r.want(0, "apply", "-y", "--until", "verify")
+	r.want(0, "approve", "go", "--by", "Ada")
+	r.ask(r.source, "SELECT pg_sleep(1.2)::text")
+	r.says(r.want(14, "apply", "-y"), "expired")
+	r.writing(onSource)
+
+	// A changed runbook is another plan: what was said of the old one does not count either.
+	r.write(strings.NewReplacer("EXPIRES", "1h", "stopped?", "stopped, and reports too?").Replace(asking))
+	r.want(0, "apply", "-y", "--until", "verify")
+	r.want(0, "approve", "go", "--by", "Ada")
+	r.write(strings.NewReplacer("EXPIRES", "1h", "stopped?", "and reports stopped, and the mail held?").Replace(asking))
+	r.says(r.want(14, "apply", "-y"), "and the mail held?")
+	r.writing(onSource)
+	r.want(0, "apply", "-y", "--approve", "go", "--by", "Ada")
+	r.writing(onTarget)
+	r.balance(r.target)
+}
+
+// TestUntilEachStep: one run, and one that stops after every step, end alike.
+func TestUntilEachStep(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, plain)
+	steps := []string{"schema", "capture", "copy", "catch_up", "constraints", "verify", "reverse", "arm", "freeze"}
+	for i, step := range steps {
+		r.says(r.want(0, "apply", "-y", "--until", step), cond(i == len(steps)-1, "every step is done", "stopped after "+step+", as asked"))
+		r.writing(i / (len(steps) - 1)) // the last one is the flip
+	}
+	r.same()
+	r.want(0, "apply", "-y")
+	r.want(0, "finish", "-y", "--now")
+	r.balance(r.target)
+	apart, err := os.ReadFile(filepath.Join(r.dir, "move.runbook.hcl"))
+	r.must(err)
+
+	whole := newRig(t, strings.TrimPrefix(string(apart), runbookHCL))
+	whole.want(0, "apply", "-y")
+	whole.want(0, "finish", "-y", "--now")
+	whole.balance(whole.target)
+	if a, b := r.dump(r.target), whole.dump(whole.target); a != b {
+		t.Errorf("the targets differ:\n%s", firstDifference(a, b))
+	}
+}

@@ -1,0 +1,184 @@
+package cutover_test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pgrunbook/pgrunbook/internal/testpg"
+)
+
+// pooled is a rig whose application knows two pgbouncers and no server.
+type pooled struct {
+	*rig
+	bouncers []*testpg.Bouncer
+}
+
+func newPooled(t *testing.T) *pooled {
+	t.Helper()
+	p := &pooled{rig: newIdleRig(t)}
+	entry, err := testpg.BouncerEntry("", p.target)
+	p.must(err)
+	var text strings.Builder
+	text.WriteString("rollback { keep_for = \"1h\" }\ncutover {\n  max_write_block = \"20s\"\n  attempts = 20\n  retry_every = \"300ms\"\n")
+	for i := range 2 {
+		b := testpg.StartBouncerT(t, testpg.BouncerOptions{Databases: map[string]string{"erp": p.source}, Settings: map[string]string{"query_wait_timeout": "120"}})
+		p.bouncers = append(p.bouncers, b)
+		fmt.Fprintf(&text, "  pooler \"pgbouncer\" \"b%d\" {\n    admin = %q\n    database = \"erp\"\n    config_file = %q\n    connect = %q\n    timeout = \"10s\"\n  }\n",
+			i, b.Console(testpg.BouncerAdmin), b.DatabasesFile, strings.TrimPrefix(entry, " = "))
+	}
+	text.WriteString("}\n")
+	p.write(text.String())
+	return p
+}
+
+// where a pooler's entry leads, and whether it is paused.
+func (p *pooled) where(b *testpg.Bouncer) (port string, paused bool) {
+	p.t.Helper()
+	config, err := pgx.ParseConfig(b.Console(testpg.BouncerAdmin))
+	p.must(err)
+	config.DefaultQueryExecMode = pgx.QueryExecModeSimpleProtocol
+	conn, err := pgx.ConnectConfig(p.t.Context(), config)
+	p.must(err)
+	defer func() { _ = conn.Close(context.Background()) }()
+	rows, err := conn.Query(p.t.Context(), "SHOW DATABASES")
+	p.must(err)
+	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (map[string]string, error) {
+		out := map[string]string{}
+		for i, f := range row.FieldDescriptions() {
+			out[f.Name] = string(row.RawValues()[i])
+		}
+		return out, nil
+	})
+	p.must(err)
+	i := slices.IndexFunc(list, func(d map[string]string) bool { return d["name"] == "erp" })
+	return list[i]["port"], list[i]["paused"] != "0"
+}
+
+func port(r *rig, url string) string {
+	config, err := pgx.ParseConfig(url)
+	r.must(err)
+	return strconv.Itoa(int(config.Port))
+}
+
+// leads demands that every pooler leads to a side and lets clients through.
+func (p *pooled) leads(url string) {
+	p.t.Helper()
+	for i, b := range p.bouncers {
+		p.eventually(fmt.Sprintf("pooler %d leads to %s", i, port(p.rig, url)), func() bool {
+			to, paused := p.where(b)
+			return to == port(p.rig, url) && !paused
+		})
+	}
+}
+
+// bench is pgbench at full speed through one pooler; each transaction writes to three tables.
+type bench struct {
+	cmd *exec.Cmd
+	dir string
+	out bytes.Buffer
+}
+
+func (p *pooled) bench(b *testpg.Bouncer, seconds int) *bench {
+	p.t.Helper()
+	path, err := testpg.PgbenchPath(p.t.Context())
+	p.must(err)
+	n := &bench{dir: p.t.TempDir()}
+	script := filepath.Join(n.dir, "script.sql")
+	p.must(os.WriteFile(script, []byte("\\set i random(1, 900)\nBEGIN;\nUPDATE app.item SET net = net + 1 WHERE id = :i;\nINSERT INTO app.trail (text) VALUES ('bench');\nUPDATE app.event SET text = text WHERE id = :i;\nEND;\n"), 0o600))
+	n.cmd = exec.CommandContext(p.t.Context(), path, "-n", "-c", "3", "-T", strconv.Itoa(seconds), "-l", "-f", script, b.URL("erp", "postgres"))
+	n.cmd.Dir, n.cmd.Stdout, n.cmd.Stderr = n.dir, &n.out, &n.out
+	p.must(n.cmd.Start())
+	return n
+}
+
+// end waits and gives the number of transactions and the longest latency. None may have failed.
+func (p *pooled) end(n *bench) (done int, longest time.Duration) {
+	p.t.Helper()
+	if err := n.cmd.Wait(); err != nil || strings.Contains(n.out.String(), "aborted") {
+		p.t.Fatalf("pgbench: %v\n%s", err, &n.out)
+	}
+	p.says(n.out.String(), "number of failed transactions: 0 (0.000%)")
+	logs, err := filepath.Glob(filepath.Join(n.dir, "pgbench_log.*"))
+	p.must(err)
+	for _, name := range logs {
+		text, err := os.ReadFile(name)
+		p.must(err)
+		for line := range strings.Lines(string(text)) {
+			f := strings.Fields(line) // client, transaction, latency in microseconds, ...
+			us, err := strconv.ParseInt(f[2], 10, 64)
+			p.must(err)
+			done++
+			longest = max(longest, time.Duration(us)*time.Microsecond)
+		}
+	}
+	return done, longest
+}
+
+// TestPgbenchThroughTheCutover: pgbench runs at full speed behind two poolers through the whole
+// cutover, and through the rollback. Not one transaction fails, and each is where it must be.
+func TestPgbenchThroughTheCutover(t *testing.T) {
+	t.Parallel()
+	p := newPooled(t)
+	p.want(0, "apply", "-y", "--until", "arm")
+	const counted = "SELECT count(*)::text FROM app.trail WHERE text = 'bench'"
+	total, there := 0, "0"
+	for _, way := range []struct{ command, from, to string }{{"apply", p.source, p.target}, {"rollback", p.target, p.source}} {
+		benches := []*bench{p.bench(p.bouncers[0], 20), p.bench(p.bouncers[1], 20)}
+		p.eventually("pgbench writes", func() bool { return p.ask(way.from, counted) != there })
+		p.says(p.want(0, way.command, "-y"), "2 poolers paused", "did repoint the poolers")
+		flipped := p.ask(way.from, counted)
+		p.eventually("pgbench writes on the other side", func() bool { return p.ask(way.to, counted) != flipped })
+		for _, n := range benches {
+			done, longest := p.end(n)
+			total += done
+			t.Logf("%s: %d transactions, none failed, longest latency %s", way.command, done, longest.Round(time.Millisecond))
+		}
+		if now := p.ask(way.from, counted); now != flipped {
+			t.Errorf("%s transactions on the closed side, %s at the flip", now, flipped)
+		}
+		if there = p.ask(way.to, counted); there != strconv.Itoa(total) {
+			t.Errorf("pgbench was told of %d transactions, and %s are there", total, there)
+		}
+		p.leads(way.to)
+	}
+}
+
+// TestKilledBehindPoolers: a runner that dies after PAUSE leaves clients waiting in the poolers; the
+// guardian lets them go on, at the side that takes writes.
+func TestKilledBehindPoolers(t *testing.T) {
+	t.Parallel()
+	p := newPooled(t)
+	p.begin(p.bouncers[0].URL("erp", "postgres")+"&default_query_exec_mode=exec", p.bouncers[1].URL("erp", "postgres")+"&default_query_exec_mode=exec")
+	p.want(0, "apply", "-y", "--until", "arm")
+	for _, c := range []struct {
+		point string
+		to    string
+	}{{"freeze.prepared", p.source}, {"freeze.switched", p.source}, {"freeze.between", p.target}} {
+		run := p.start(c.point+":kill", "apply", "-y")
+		if o := run.end(); o.signal != syscall.SIGKILL || run.passed(c.point) != 1 {
+			t.Fatalf("it did not die at %s\n%s", c.point, o.text)
+		}
+		p.says(run.said(), "2 poolers paused")
+		p.leads(c.to)
+		before := p.ask(c.to, "SELECT count(*)::text FROM ledger.entry")
+		p.eventually("clients go on", func() bool { return p.ask(c.to, "SELECT count(*)::text FROM ledger.entry") != before })
+	}
+	p.want(0, "apply", "-y")
+	p.leads(p.target)
+	p.balance(p.target)
+	if s := p.ledger.Stats(); len(s.Errors) > 0 || s.Unknown > 0 {
+		t.Errorf("clients behind a pooler saw errors: %v, %d unknown", s.Errors, s.Unknown)
+	}
+}
