@@ -174,7 +174,7 @@ func explainFunctions(diags hcl.Diagnostics) {
 			name := unknown.CalledFunctionName()
 			d.Summary = "Unknown function"
 			if slices.Contains(never, name) {
-				d.Detail = fmt.Sprintf("There is no %s(): a plan must not differ between two runs, so nothing in a runbook depends on time or chance. Pass the value with -var.", name)
+				d.Detail = fmt.Sprintf("There is no %s(): a plan must not differ between two runs, so nothing in a runbook depends on time or chance. Pass the value with --var.", name)
 				continue
 			}
 			names := slices.Sorted(maps.Keys(functions(nil, nil)))

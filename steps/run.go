@@ -237,5 +237,18 @@ func VerifyNow(ctx context.Context, env *Env, show engine.Sink) error {
 	}
 	ctx, cancel := env.Journal.Context(ctx)
 	defer cancel()
-	return withCause(ctx, s.Apply(ctx, p, journal.NewMemory().Checkpoint(s.ID(), show)))
+	err = withCause(ctx, s.Apply(ctx, p, journal.NewMemory().Checkpoint(s.ID(), show)))
+	if engine.ClassOf(err) != engine.ClassDifferences {
+		return err
+	}
+	return errors.Join(err, distrust(ctx, env, s.ID()))
+}
+
+// distrust takes back an earlier proof that both sides are equal: no cutover may rest on it.
+func distrust(ctx context.Context, env *Env, id engine.StepID) error {
+	owner, err := env.Journal.Owner(ctx)
+	if err != nil || owner.Side != engine.Source {
+		return err
+	}
+	return env.Journal.Reopen(ctx, id, false)
 }

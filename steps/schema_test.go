@@ -289,3 +289,25 @@ func TestExistingTargetIsLoaded(t *testing.T) {
 		}
 	}
 }
+
+func TestDifferencesTakeBackAnEarlierProof(t *testing.T) {
+	r := carried(t, "INSERT INTO shop.customer SELECT g, 'n' FROM generate_series(900, 905) g")
+	r.must(r.walk(t.Context(), newVerify(r.env)))
+	state := func() string {
+		list, err := r.env.Journal.Steps(t.Context())
+		r.must(err)
+		at := slices.IndexFunc(list, func(s engine.StepRecord) bool { return s.ID == "verify" })
+		return string(list[at].State)
+	}
+	r.must(VerifyNow(t.Context(), r.env, engine.SinkFunc(r.emit)))
+	if got := state(); got != "done" {
+		t.Errorf("after equal sides: %s", got)
+	}
+	r.exec(r.target, "SELECT set_config('pgrunbook.mark', '"+r.env.Run.Mark+"', false); SET session_replication_role = replica; DELETE FROM shop.customer WHERE id = 903")
+	if err := VerifyNow(t.Context(), r.env, engine.SinkFunc(r.emit)); engine.ClassOf(err) != engine.ClassDifferences || engine.HintOf(err) == "" {
+		t.Fatalf("got %v", err)
+	}
+	if got := state(); got == "done" {
+		t.Error("a cutover could rest on a proof that no longer holds")
+	}
+}
