@@ -104,7 +104,7 @@ func (l *loader) loadCopy(b *Body, at hcl.Range) {
 // checkWorkers refuses what no server of ours has connections for.
 func checkWorkers(b *Body, n int) {
 	if n > maxWorkers {
-		b.Errorf("workers", "Too many workers", "%d workers need a connection each on both servers. Write at most %d; more speed comes from more `pgrunbook worker` processes.", n, maxWorkers)
+		b.Errorf("workers", "Too many workers", "%d workers need a connection each on both servers. Write at most %d; more do not make two servers faster.", n, maxWorkers)
 	}
 }
 

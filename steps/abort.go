@@ -132,7 +132,7 @@ func openForAbort(ctx context.Context, conn *pgx.Conn, run scope.Run) error {
 	}
 	return &engine.Error{
 		Class: engine.ClassAmbiguous, Op: "aborting", Err: errors.New("the source's gate is closed: the flip happened, and the target may have taken writes"),
-		Hint: "With the target at hand: pgrunbook status. If it is gone and its writes are given up: pgrunbook rollback --without-target",
+		Hint: "With the target at hand: pgrunbook status. If it is gone for good and its writes are given up, open the source by hand: ALTER SEQUENCE pgrunbook.gate_flag RESTART 0",
 	}
 }
 

@@ -57,6 +57,7 @@ func (s *copyStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Check
 	if err != nil {
 		return err
 	}
+	defer followLoaded(ctx, s.env, limits, cp)()
 	if err := loader.Run(ctx); err != nil {
 		if cause := context.Cause(ctx); cause != nil && ctx.Err() != nil {
 			return cause

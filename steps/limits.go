@@ -26,8 +26,9 @@ type limits struct {
 	cancel context.CancelCauseFunc
 	done   chan struct{}
 
-	mu  sync.Mutex
-	now load.Control
+	mu     sync.Mutex
+	now    load.Control
+	people bool // somebody said pause
 	// said is what was reported last, so that a state is reported once.
 	said string
 }
@@ -108,6 +109,17 @@ func (l *limits) look(ctx context.Context) error {
 		if value <= limit.Value {
 			continue
 		}
+		if limit.Kind == "delta_size" && limit.Then != "stop" {
+			// Only passes shrink the deltas: nothing may wait that they wait for.
+			shrinks, err := l.shrinks(ctx)
+			if err != nil {
+				return err
+			}
+			if !shrinks {
+				said = fmt.Sprintf("limit delta_size is over %s: only going on shrinks the deltas", limit.Max)
+				continue
+			}
+		}
 		said = fmt.Sprintf("limit %s is over %s: %s", limit.Kind, limit.Max, limit.Then)
 		switch limit.Then {
 		case "slow":
@@ -118,19 +130,44 @@ func (l *limits) look(ctx context.Context) error {
 			l.cancel(overLimit(limit, value))
 		}
 	}
-	l.set(next, said)
+	l.set(next, said, c.Paused)
 	return nil
 }
 
-func overLimit(limit runbook.Limit, value float64) error {
-	return &engine.Error{Op: "holding limit", Object: limit.Kind, Err: fmt.Errorf("it is %.0f, over %s", value, limit.Max),
-		Hint: "Wait until it has fallen, or raise the limit in the runbook; the same command goes on where this one stopped."}
+// shrinks reports whether changes of loaded tables wait, which passes work off while a load pauses.
+// What waits for a table that is still loading goes only when its load is over.
+func (l *limits) shrinks(ctx context.Context) (bool, error) {
+	tables, err := loaded(ctx, l.env)
+	if err != nil || len(tables) == len(captured(l.env)) {
+		return false, err // nothing loads any more
+	}
+	counts, err := capture.Pending(ctx, l.conn, 0)
+	for _, t := range tables {
+		if counts[t.ID].All() > 0 {
+			return true, err
+		}
+	}
+	return false, err
 }
 
-func (l *limits) set(next load.Control, said string) {
+// pausedByPeople reports whether somebody said pause, which holds for passes too.
+func (l *limits) pausedByPeople() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.people
+}
+
+func overLimit(limit runbook.Limit, value float64) error {
+	return &engine.Error{
+		Op: "holding limit", Object: limit.Kind, Err: fmt.Errorf("it is %.0f, over %s", value, limit.Max),
+		Hint: "Wait until it has fallen, or raise the limit in the runbook; the same command goes on where this one stopped.",
+	}
+}
+
+func (l *limits) set(next load.Control, said string, people bool) {
 	l.mu.Lock()
 	changed := said != l.said
-	l.now, l.said = next, said
+	l.now, l.said, l.people = next, said, people
 	l.mu.Unlock()
 	if !changed {
 		return
