@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/pgrunbook/pgrunbook/engine"
+	"github.com/pgrunbook/pgrunbook/engine/journal"
 	"github.com/pgrunbook/pgrunbook/steps/internal/capture"
 	"github.com/pgrunbook/pgrunbook/steps/internal/pass"
 	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
@@ -80,6 +81,9 @@ func (s *catchUpStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Ch
 		return err
 	}
 	defer limits.close()
+	if err := s.loadLeft(ctx, limits, cp); err != nil {
+		return err
+	}
 	for range recopiesMax {
 		err := s.drain(ctx, limits, cp)
 		var again *recopy
@@ -107,6 +111,35 @@ func (s *catchUpStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Ch
 		Op: "catching up", Err: fmt.Errorf("tables had to be loaded again %d times", recopiesMax),
 		Hint: "Find out what rewrites tables on the source or swaps partitions, and stop it for the time of the run.",
 	}
+}
+
+// loadLeft ends the load of tables that a dead runner had begun to load again: the copy step is done
+// and does not come back for them.
+func (s *catchUpStep) loadLeft(ctx context.Context, limits *limits, cp engine.Checkpoint) error {
+	left, err := stillLoading(ctx, s.env)
+	if err != nil || len(left) == 0 {
+		return err
+	}
+	loader, err := (&copyStep{env: s.env}).loader(ctx, limits, cp)
+	if err != nil {
+		return err
+	}
+	return loader.Run(ctx)
+}
+
+// stillLoading gives the live tables that passes cannot follow yet.
+func stillLoading(ctx context.Context, env *Env) ([]string, error) {
+	states, err := env.Journal.TableStates(ctx, nil)
+	if err != nil {
+		return nil, err
+	}
+	var left []string
+	for _, t := range env.Scope.Tables {
+		if t.Data == scope.Live && states[t.ID].State != journal.Following {
+			left = append(left, t.Schema+"."+t.Name.Name)
+		}
+	}
+	return left, nil
 }
 
 func (s *catchUpStep) drain(ctx context.Context, limits *limits, cp engine.Checkpoint) error {
@@ -177,6 +210,9 @@ func (s *catchUpStep) recopy(ctx context.Context, limits *limits, cp engine.Chec
 			continue
 		}
 		done[t.ID] = true
+		if err := s.env.Journal.Reopen(ctx, verifyID, true); err != nil { // what it proved of this table is no more
+			return err
+		}
 		cp.Emit(engine.Event{Kind: engine.EventNote, Level: "warn", Object: t.Schema + "." + t.Name.Name, Message: again.Error()})
 		if err := capture.InstallOn(ctx, sides.source, s.env.Run, t, nil); err != nil {
 			return err

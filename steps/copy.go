@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -111,30 +112,24 @@ func NewWorker(env *Env, cp engine.Checkpoint) func(ctx context.Context) error {
 
 // check compares a table's fingerprint when its last chunk is done. What a re-copy mends starts
 // the table over; what can be carried is carried by the passes.
-func (s *copyStep) check(ctx context.Context, conn *pgx.Conn, t scope.Table) (again bool, err error) {
+func (s *copyStep) check(ctx context.Context, conn *pgx.Conn, t scope.Table) (accept func(context.Context) error, err error) {
 	if t.Capture == scope.NoCapture {
-		return false, nil
+		return nil, nil
 	}
 	changes, err := capture.Check(ctx, conn, s.env.Run, []scope.Table{t})
 	if err != nil {
-		return false, err
+		return nil, err
 	}
 	if err := capture.Err(changes); err != nil {
-		return false, err
+		return nil, err
 	}
-	var recopy []capture.Change
-	for _, c := range changes {
-		if c.Rule == capture.Recopy {
-			recopy = append(recopy, c)
-		}
-	}
-	if len(recopy) == 0 {
-		return false, nil
+	if !slices.ContainsFunc(changes, func(c capture.Change) bool { return c.Rule == capture.Recopy }) {
+		return nil, nil
 	}
 	if err := capture.InstallOn(ctx, conn, s.env.Run, t, nil); err != nil {
-		return false, err
+		return nil, err
 	}
-	return true, capture.Accept(ctx, conn, t, changes...)
+	return func(ctx context.Context) error { return capture.Accept(ctx, conn, t, changes...) }, nil
 }
 
 // loaded asks whether the tables of method external are there.

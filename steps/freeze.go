@@ -180,6 +180,9 @@ func (f *flipper) ambiguous(text string) error {
 // another attempt will not mend. Passes go on in between.
 func (f *flipper) attempts(ctx context.Context) error {
 	c := f.env.Runbook.Cutover
+	if err := f.loaded(ctx); err != nil {
+		return err
+	}
 	if f.to == engine.Target {
 		if err := refreshMaterialized(ctx, f.looks); err != nil {
 			return err
@@ -216,6 +219,18 @@ func (f *flipper) attempts(ctx context.Context) error {
 	return &engine.Error{
 		Class: engine.ClassNoCutover, Op: "cutting over", Err: last,
 		Hint: fmt.Sprintf("Writes go on at the %s. Run the same command again when what is named above is gone, or raise max_write_block.", f.from),
+	}
+}
+
+// loaded refuses while a table is half loaded, whatever the journal says of the steps before.
+func (f *flipper) loaded(ctx context.Context) error {
+	left, err := stillLoading(ctx, f.env)
+	if err != nil || len(left) == 0 {
+		return err
+	}
+	return &engine.Error{
+		Op: "freezing", Object: joinSome(left), Err: errors.New("it is not loaded to its end"),
+		Hint: "Run the same command again: catch_up loads it.",
 	}
 }
 

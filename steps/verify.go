@@ -18,7 +18,10 @@ type verifyStep struct{ env *Env }
 
 func newVerify(env *Env) engine.Step { return &verifyStep{env: env} }
 
-func (s *verifyStep) ID() engine.StepID   { return "verify" }
+// verifyID is the step's name.
+const verifyID engine.StepID = "verify"
+
+func (s *verifyStep) ID() engine.StepID   { return verifyID }
 func (s *verifyStep) Phase() engine.Phase { return engine.PhaseVerify }
 
 // Fingerprint covers what counts as proof.

@@ -97,6 +97,7 @@ func (f *Freeze) openTo(ctx context.Context, to *pgx.Conn) error {
 	if err := exec(ctx, "SELECT pg_advisory_xact_lock($1)", f.Run.GateKey); err != nil {
 		return fmt.Errorf("opening the %s: %w", f.To.Side(), err)
 	}
+	failpoint.Hit("freeze.resolved")
 	if err := tx.Commit(ctx); err != nil {
 		return fmt.Errorf("opening the %s: %w", f.To.Side(), err)
 	}

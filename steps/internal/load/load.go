@@ -42,9 +42,10 @@ type Config struct {
 	// Loaded says whether somebody else has loaded the tables of method external; an error is the
 	// reason why the load cannot go on.
 	Loaded func(ctx context.Context, tables []scope.Table) error
-	// Check compares a table's fingerprint on From after its last chunk; again asks for the table
-	// to be loaded once more.
-	Check func(ctx context.Context, conn *pgx.Conn, t scope.Table) (again bool, err error)
+	// Check compares a table's fingerprint on From after its last chunk. An accept that is not nil
+	// asks for the table to be loaded once more; it is called when the table has started over, never
+	// before: a death in between must find the difference again.
+	Check func(ctx context.Context, conn *pgx.Conn, t scope.Table) (accept func(ctx context.Context) error, err error)
 	// Progress is told of every table that moved, at most twice a second each.
 	Progress func(Progress)
 	Emit     func(engine.Event)

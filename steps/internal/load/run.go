@@ -114,12 +114,15 @@ func (l *Loader) finishOnce(ctx context.Context, t scope.Table) error {
 // verifyAndScrub is false where the table has to be loaded once more.
 func (l *Loader) verifyAndScrub(ctx context.Context, s sides, t scope.Table, state journal.TableState) (bool, error) {
 	if l.cfg.Check != nil {
-		again, err := l.cfg.Check(ctx, s.from, t)
+		accept, err := l.cfg.Check(ctx, s.from, t)
 		if err != nil {
 			return false, err
 		}
-		if again {
-			return false, l.startOver(ctx, t, state.Generation)
+		if accept != nil {
+			if err := l.startOver(ctx, t, state.Generation); err != nil {
+				return false, err
+			}
+			return false, accept(ctx)
 		}
 	}
 	l.report.stage(t, Scrubbing)

@@ -1,0 +1,38 @@
+package faults_test
+
+import "testing"
+
+// rewrite changes every row of a table in a way that no trigger sees.
+const rewrite = "ALTER TABLE app.item ALTER COLUMN filler TYPE varchar USING filler || '!'; ALTER TABLE app.item ALTER COLUMN filler TYPE text USING filler || '?'"
+
+// TestDeathsInSecondLoad rewrites a table after the copy, so that catch_up loads it again, and dies
+// in that load: the copy step is done by then and does not come back.
+func TestDeathsInSecondLoad(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.finally("apply", "--auto-approve", "--until", "copy")
+	r.sql(r.source, rewrite)
+	r.die(applyArgs, []string{"load.again", "load.claimed", "load.marked", "load.scrubbing", "load.keyed"})
+	r.moved(0, 1)
+	r.writing(1)
+	r.balance(r.target)
+}
+
+// TestDeathAfterRewrite rewrites a table while its chunks are copied, and dies when it has started
+// over: the next run must find out for itself that rows of before are on the target.
+func TestDeathAfterRewrite(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	p := r.start("load.following@1:sleep=3s;load.scrubbed@1:sleep=3s;load.again@1:kill", applyArgs...)
+	if !p.passed("load.committed", 10) {
+		t.Fatal("the runner copied nothing")
+	}
+	r.sql(r.source, rewrite)
+	if o := p.end(); o.signal == 0 {
+		t.Fatalf("the runner did not start the table over: %s\n%s", o, o.text)
+	}
+	r.finally(applyArgs...)
+	r.moved(0, 1)
+	r.writing(1)
+	r.balance(r.target)
+}
