@@ -42,7 +42,7 @@ func (s *freezeStep) Phase() engine.Phase { return s.phase }
 func (s *freezeStep) Fingerprint() string { return "freeze/1" }
 
 // Apply may be called again after any death: it looks at both gates first.
-func (s *freezeStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Checkpoint) error {
+func (s *freezeStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Checkpoint) (err error) {
 	f, err := s.build(ctx, cp)
 	if err != nil {
 		return err
@@ -53,6 +53,14 @@ func (s *freezeStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Che
 		return err
 	}
 	if err := f.poolers.settle(ctx, opened); err != nil {
+		return err
+	}
+	if !opened {
+		err = f.undoSwitch(ctx, s.repoint)
+	} else {
+		err = f.switched(ctx)
+	}
+	if err != nil {
 		return err
 	}
 	if !opened {
@@ -73,6 +81,7 @@ type flipper struct {
 	*freeze.Freeze
 	env     *Env
 	cp      engine.Checkpoint
+	cursor  *freezeCursor
 	from    engine.Side
 	to      engine.Side
 	passer  *pass.Passer
@@ -97,7 +106,11 @@ func (s *freezeStep) build(ctx context.Context, cp engine.Checkpoint) (_ *flippe
 	if f.reload, err = newReloader(ctx, env, from, to); err != nil {
 		return nil, err
 	}
-	if f.poolers, err = newPoolers(ctx, env, cp, f.to == engine.Source); err != nil {
+	f.cursor = &freezeCursor{}
+	if _, err = cp.Load(ctx, f.cursor); err != nil {
+		return nil, err
+	}
+	if f.poolers, err = newPoolers(ctx, env, cp, f.to == engine.Source, f.cursor); err != nil {
 		return nil, err
 	}
 	atOpen, err := f.statementsAtOpen(ctx)
@@ -106,7 +119,7 @@ func (s *freezeStep) build(ctx context.Context, cp engine.Checkpoint) (_ *flippe
 	}
 	f.Freeze = &freeze.Freeze{
 		From: from, To: to, Run: env.Run, Budget: env.Runbook.Cutover.MaxWriteBlock,
-		Tables: env.Scope.Tables, Switch: slices.Concat(f.poolers.steps(), s.repoint),
+		Tables: env.Scope.Tables, Switch: slices.Concat(f.poolers.steps(), f.recorded(s.repoint)),
 		Prepare:   f.prepare,
 		Sequences: f.sequences,
 		Pending:   f.pending,
@@ -244,7 +257,7 @@ func (f *flipper) attempt(ctx context.Context, n int) (err error) {
 	} else if err == nil {
 		err = f.flipped(ctx)
 	}
-	return errors.Join(err, f.poolers.resume(ctx))
+	return errors.Join(err, f.switched(ctx), f.poolers.resume(ctx))
 }
 
 // forGood tells errors that another attempt meets again: a missing right, table or function.

@@ -18,13 +18,7 @@ type poolers struct {
 	group  pooler.Group
 	cp     engine.Checkpoint
 	back   bool // towards the source: what the cutover wrote is taken back
-	cursor poolerCursor
-}
-
-// poolerCursor is what another process must know to end what this one began.
-type poolerCursor struct {
-	Changes []pooler.Change `json:"changes,omitempty"`
-	Paused  bool            `json:"paused,omitempty"` // perhaps: it is written before PAUSE
+	cursor *freezeCursor
 }
 
 // resumeWithin bounds RESUME, which answers at once or not at all.
@@ -44,24 +38,20 @@ func poolerGroup(env *Env) (pooler.Group, error) {
 
 // newPoolers reads what an earlier process left. On the way back the changes are those of the
 // cutover.
-func newPoolers(ctx context.Context, env *Env, cp engine.Checkpoint, back bool) (*poolers, error) {
+func newPoolers(ctx context.Context, env *Env, cp engine.Checkpoint, back bool, cursor *freezeCursor) (*poolers, error) {
 	group, err := poolerGroup(env)
 	if err != nil {
 		return nil, err
 	}
-	p := &poolers{group: group, cp: cp, back: back}
-	if len(group) == 0 {
+	p := &poolers{group: group, cp: cp, back: back, cursor: cursor}
+	if len(group) == 0 || !back || len(cursor.Changes) > 0 {
 		return p, nil
 	}
-	if _, err := cp.Load(ctx, &p.cursor); err != nil {
+	var forward freezeCursor
+	if _, err := env.Journal.Checkpoint("freeze", env.Sink).Load(ctx, &forward); err != nil {
 		return nil, err
 	}
-	if back && len(p.cursor.Changes) == 0 {
-		if _, err := env.Journal.Checkpoint("freeze", env.Sink).Load(ctx, &p.cursor); err != nil {
-			return nil, err
-		}
-		p.cursor.Paused = false
-	}
+	cursor.Changes = forward.Changes
 	return p, nil
 }
 

@@ -1,0 +1,65 @@
+package steps
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/pgrunbook/pgrunbook/engine"
+	"github.com/pgrunbook/pgrunbook/steps/internal/freeze"
+	"github.com/pgrunbook/pgrunbook/steps/internal/pooler"
+)
+
+// freezeCursor is what another process must know to end what a dead one began outside the two
+// databases. Everything in it is written before the act.
+type freezeCursor struct {
+	Changes []pooler.Change `json:"changes,omitempty"` // of the poolers' files
+	Paused  bool            `json:"paused,omitempty"`  // the poolers, perhaps
+	Begun   int             `json:"begun,omitempty"`   // switch steps, the last perhaps
+}
+
+// recorded makes switch steps say in the journal that they begin.
+func (f *flipper) recorded(steps []freeze.SwitchStep) []freeze.SwitchStep {
+	out := make([]freeze.SwitchStep, len(steps))
+	for i, s := range steps {
+		out[i] = s
+		out[i].Do = func(ctx context.Context) error {
+			f.cursor.Begun = i + 1
+			if err := f.cp.Save(ctx, nil, *f.cursor); err != nil {
+				return err
+			}
+			return s.Do(ctx)
+		}
+	}
+	return out
+}
+
+// undoSwitch takes back the switch steps that a dead process had begun before its flip: they point
+// to a side that does not take writes.
+func (f *flipper) undoSwitch(ctx context.Context, steps []freeze.SwitchStep) error {
+	if f.cursor.Begun == 0 || f.cursor.Begun > len(steps) {
+		return nil
+	}
+	for i := f.cursor.Begun - 1; i >= 0; i-- {
+		s := steps[i]
+		undoCtx, cancel := context.WithTimeout(ctx, s.Timeout)
+		err := s.Undo(undoCtx)
+		cancel()
+		if err != nil {
+			return &engine.Error{
+				Op: "undoing the switch step that a dead process had begun:", Object: s.Name, Err: err,
+				Hint: fmt.Sprintf("The %s takes writes: see to it that this step points there, then run the same command again.", f.from),
+			}
+		}
+		f.note("undid %s: the process that had begun it died before the flip", s.Name)
+	}
+	return f.switched(ctx)
+}
+
+// switched records that no switch step is half done any more.
+func (f *flipper) switched(ctx context.Context) error {
+	if f.cursor.Begun == 0 {
+		return nil
+	}
+	f.cursor.Begun = 0
+	return f.cp.Save(context.WithoutCancel(ctx), nil, *f.cursor)
+}
