@@ -229,14 +229,14 @@ func TestExamplesAreValid(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if found < 5 {
+	if found < 7 {
 		t.Errorf("only %d runbooks were found", found)
 	}
 }
 
 // TestExamplesValidate has the program read them too: it knows the kinds of steps.
 func TestExamplesValidate(t *testing.T) {
-	for _, example := range []string{"inplace-upgrade", "to-managed-cloud", "major-upgrade", "second-server"} {
+	for _, example := range []string{"inplace-upgrade", "to-managed-cloud", "major-upgrade", "second-server", "pgbouncer-cutover", "ci-two-jobs"} {
 		p := newProgram(t, example)
 		p.want(0, "validate", "RUNBOOK")
 		p.want(0, "fmt", "--check", "RUNBOOK")

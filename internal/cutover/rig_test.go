@@ -337,14 +337,14 @@ func (r *rig) writing(side int) {
 	}
 }
 
-// refused demands that a side refuses a write, whatever its database's default is, and returns the error.
-func (r *rig) refused(url, state string) error {
+// refused demands that a side refuses a write, whatever its database's default is, and returns the words.
+func (r *rig) refused(url, state string) string {
 	r.t.Helper()
 	err := r.try(url, "SET default_transaction_read_only = off; INSERT INTO app.bag VALUES (1, 'by mistake')")
 	if sqlState(err) != state {
 		r.t.Errorf("a write: %v, want it refused with %s", err, state)
 	}
-	return err
+	return fmt.Sprint(err)
 }
 
 // same demands equal rows in the application's tables, which nobody but the test writes.

@@ -1,0 +1,100 @@
+package cutover_test
+
+import (
+	"context"
+	"encoding/json"
+	"strings"
+	"testing"
+)
+
+// afterFlip is what status --json says of both sides.
+type afterFlip struct {
+	Writes string
+	After  struct {
+		Old       string   `json:"old_side"`
+		Refused   int      `json:"refused_writes"`
+		Connected []string `json:"still_connected"`
+		Back      struct {
+			Possible bool
+			Rows     int `json:"pending_rows"`
+		} `json:"rollback"`
+	} `json:"after_flip"`
+}
+
+// TestOldSide: after the flip the old side refuses with the runbook's own SQLSTATE and message, and
+// status counts who was refused and shows who is still connected there.
+func TestOldSide(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, strings.Replace(plain, "cutover {\n", `cutover {
+  closed_error   = "57014"
+  closed_message = "the shop has moved: reconnect"
+  end_sessions   = false
+  read_only      = false
+`, 1))
+	r.want(0, "apply", "-y", "--until", "arm")
+	if text := r.want(0, "status"); strings.Contains(text, "old side") || strings.Contains(text, "way back") {
+		t.Errorf("before the flip there is no old side:\n%s", text)
+	}
+	early := r.refused(r.target, "57014") // nobody writes there before
+	r.want(0, "apply", "-y")
+	r.stop() // its clients would be refused here and there
+
+	status := func() (s afterFlip) {
+		t.Helper()
+		r.must(json.Unmarshal([]byte(r.stdout("status", "--json")), &s))
+		return s
+	}
+	before := status()
+	if before.Writes != "target" || before.After.Old != "source" || len(before.After.Connected) != 0 || !before.After.Back.Possible {
+		t.Errorf("status: %+v", before)
+	}
+	for _, words := range []string{early, r.refused(r.source, "57014"), r.refused(r.source, "57014"), r.refused(r.source, "57014")} {
+		r.says(words, "the shop has moved: reconnect")
+	}
+	forgotten := r.connect(r.source)
+	_, err := forgotten.Exec(context.Background(), "SET application_name = 'nightly report'")
+	r.must(err)
+	r.sql(r.target, "INSERT INTO app.bag VALUES (1, 'on its way back'); UPDATE app.item SET net = 7 WHERE id < 11")
+
+	after := status()
+	if after.After.Refused != before.After.Refused+3 || after.After.Back.Rows < 11 {
+		t.Errorf("3 writes were refused and 11 rows changed; status: %+v, before %+v", after.After, before.After)
+	}
+	r.says(r.want(0, "status"), "The target takes writes", "writes refused", `still connected to the source: 1 session of user postgres, application "nightly report"`, "way back possible, after")
+	_, err = forgotten.Exec(context.Background(), "SELECT count(*) FROM app.item") // it may read
+	r.must(err)
+	r.balance(r.target)
+}
+
+// TestOldSideByDefault: sessions on the old side are ended and it is read-only by default, and a
+// rollback takes that back.
+func TestOldSideByDefault(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, plain)
+	lasting := strings.Replace(settings, ", relfilenode", "", 1) // a rollback sets the sequences
+	set := r.ask(r.source, lasting)
+	r.want(0, "apply", "-y", "--until", "arm")
+	idle := r.connect(r.source)
+	r.must(idle.Ping(context.Background()))
+	r.says(r.want(0, "apply", "-y"), "sessions on the source were ended")
+	if idle.Ping(context.Background()) == nil {
+		t.Error("an idle session on the source outlived the flip")
+	}
+	if got := r.ask(r.source, "SHOW default_transaction_read_only"); got != "on" {
+		t.Errorf("default_transaction_read_only on the source is %s", got)
+	}
+	if got := r.ask(r.target, "SHOW default_transaction_read_only"); got != "off" {
+		t.Errorf("default_transaction_read_only on the target is %s", got)
+	}
+	r.want(0, "rollback", "-y")
+	r.writing(onSource)
+	if got := r.ask(r.target, "SHOW default_transaction_read_only"); got != "on" {
+		t.Errorf("after the rollback default_transaction_read_only on the target is %s", got)
+	}
+	r.want(0, "abort", "-y", "--drop-target")
+	if now := r.ask(r.source, lasting); now != set {
+		t.Errorf("after cutover, rollback and abort the source's settings differ:\n%s", firstDifference(set, now))
+	}
+	r.writing(onSource)
+	r.balance(r.source)
+}
