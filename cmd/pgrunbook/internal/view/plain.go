@@ -24,6 +24,7 @@ type plain struct {
 	every   time.Duration
 	last    time.Time // of the last line
 	lastLag time.Time
+	lastEq  time.Time // of the last table that was found equal
 }
 
 func newPlain(o Options, lo LogOptions) *plain {
@@ -45,6 +46,13 @@ func (p *plain) event(e engine.Event, now time.Time) {
 			return
 		}
 		p.lastLag = now
+	case engine.EventVerify: // equal tables come by the hundred; one that differs is always named
+		if levelOf(e) == slog.LevelInfo && !p.o.Verbose {
+			if now.Sub(p.lastEq) < plainFastest {
+				return
+			}
+			p.lastEq = now
+		}
 	case engine.EventStepSkipped:
 		if !p.o.Verbose {
 			return

@@ -221,6 +221,25 @@ func TestPlainProgressIsNeitherFloodNorSilence(t *testing.T) {
 	}
 }
 
+func TestEqualTablesDoNotFloodAndDifferencesAreNamed(t *testing.T) {
+	s := newStage(t, Options{}, false, nil)
+	for i := range 500 {
+		e := engine.Event{Kind: engine.EventVerify, Step: "verify", At: s.clock.Now(), Message: "erp.t: 50 rows equal"}
+		if i%100 == 50 {
+			e.Level, e.Message = "error", "erp.t differs"
+		}
+		s.Emit(e)
+		s.clock.add(4 * time.Millisecond)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	out := s.stderr.String()
+	if equal, differ := strings.Count(out, "rows equal"), strings.Count(out, "differs"); equal != 2 || differ != 5 {
+		t.Errorf("%d lines of equal tables in two seconds, %d of 5 differences:\n%s", equal, differ, out)
+	}
+}
+
 func TestNothingIsDrawnWhileAPersonIsAsked(t *testing.T) {
 	s := newStage(t, Options{Width: 80}, true, map[string]string{"TERM": "xterm", "NO_COLOR": "1"})
 	s.Emit(engine.Event{Kind: engine.EventStepStarted, Step: "copy", Message: "Load"})
