@@ -70,6 +70,7 @@ type Back struct {
 	Done     bool          `json:"done,omitempty"` // the source takes writes already
 	Why      string        `json:"why,omitempty"`  // not
 	Hint     string        `json:"hint,omitempty"`
+	class    engine.Class
 	Pending  int64         `json:"pending"`           // rows that reverse passes have still to carry
 	Estimate time.Duration `json:"estimate,omitzero"` // how long that takes
 }
@@ -104,8 +105,11 @@ func WayBack(ctx context.Context, env *Env) (Back, error) {
 			return Back{}, err
 		}
 		if at != gate.Closed {
-			return no(fmt.Sprintf("the source's gate is %s: somebody opened it, or a failover lost it; the sides may have gone apart", at),
-				"Compare the sides before anything else: pgrunbook verify")
+			return Back{
+				Why:   fmt.Sprintf("the source's gate is %s: somebody opened it, or a failover lost it; the sides may have gone apart", at),
+				Hint:  "Compare the sides before anything else: pgrunbook verify",
+				class: engine.ClassAmbiguous,
+			}, nil
 		}
 	}
 	changes, err := capture.Check(ctx, sides.target, env.Run, captured(env))
@@ -140,7 +144,7 @@ func (b Back) refuse() error {
 	if b.Possible || b.Done {
 		return nil
 	}
-	return &engine.Error{Class: engine.ClassFailed, Op: "rolling back", Err: errors.New(b.Why), Hint: b.Hint}
+	return &engine.Error{Class: b.class, Op: "rolling back", Err: errors.New(b.Why), Hint: b.Hint}
 }
 
 // Follow makes reverse passes until ctx ends, so that a rollback finds little to do, and returns
