@@ -66,10 +66,10 @@ func (s *rollbackStep) Apply(ctx context.Context, p engine.StepPlan, cp engine.C
 
 // Back says whether writes can go back to the source.
 type Back struct {
-	Possible bool          `json:"possible"`
-	Done     bool          `json:"done,omitempty"` // the source takes writes already
-	Why      string        `json:"why,omitempty"`  // not
-	Hint     string        `json:"hint,omitempty"`
+	Possible bool   `json:"possible"`
+	Done     bool   `json:"done,omitempty"` // the source takes writes already
+	Why      string `json:"why,omitempty"`  // not
+	Hint     string `json:"hint,omitempty"`
 	class    engine.Class
 	Pending  int64         `json:"pending"`           // rows that reverse passes have still to carry
 	Estimate time.Duration `json:"estimate,omitzero"` // how long that takes
