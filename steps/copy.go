@@ -178,6 +178,15 @@ type copyProgress struct {
 	told   time.Time
 }
 
+// expected is how many bytes the whole load will have sent: tables take more room on disk than in
+// COPY, small ones many times as much, and those that are done show by how much.
+func expected(all, doneBytes, doneSize int64) int64 {
+	if doneSize <= 0 || doneSize >= all {
+		return max(all, doneBytes)
+	}
+	return doneBytes + int64(float64(all-doneSize)*float64(doneBytes)/float64(doneSize))
+}
+
 func (p *copyProgress) table(t load.Progress) {
 	p.cp.Emit(engine.Event{
 		Kind: engine.EventTable, Object: t.Table.Schema + "." + t.Table.Name.Name, Reason: string(t.Stage),
@@ -195,11 +204,15 @@ func (p *copyProgress) table(t load.Progress) {
 	}
 	p.told = time.Now()
 	var e engine.Event
+	var doneBytes, doneSize int64
 	for _, t := range p.tables {
 		e.Rows += t.Rows
 		e.Bytes += t.Bytes
+		if t.Stage != load.Copying {
+			doneBytes, doneSize = doneBytes+t.Bytes, doneSize+t.Size
+		}
 	}
-	e.Kind, e.BytesAll, e.Elapsed = engine.EventProgress, max(p.all, e.Bytes), time.Since(p.began)
+	e.Kind, e.BytesAll, e.Elapsed = engine.EventProgress, max(expected(p.all, doneBytes, doneSize), e.Bytes), time.Since(p.began)
 	if s := e.Elapsed.Seconds(); s > 1 {
 		e.Rate = float64(e.Bytes-p.first) / s
 	}

@@ -16,7 +16,6 @@ import (
 	"github.com/pgrunbook/pgrunbook/internal/pg"
 	"github.com/pgrunbook/pgrunbook/steps/internal/capture"
 	"github.com/pgrunbook/pgrunbook/steps/internal/freeze"
-	"github.com/pgrunbook/pgrunbook/steps/internal/gate"
 	"github.com/pgrunbook/pgrunbook/steps/internal/pass"
 )
 
@@ -260,8 +259,11 @@ func (f *flipper) attempt(ctx context.Context, n int) (err error) {
 	return errors.Join(err, f.switched(ctx), f.poolers.resume(ctx))
 }
 
-// forGood tells errors that another attempt meets again: a missing right, table or function.
-func forGood(err error) bool { return strings.HasPrefix(pg.SQLState(err), "42") }
+// forGood tells errors that another attempt meets again: a missing right, table or function, or a
+// comparison that has to come first.
+func forGood(err error) bool {
+	return strings.HasPrefix(pg.SQLState(err), "42") || errors.Is(err, errMended)
+}
 
 func blockerNames(err error) []string {
 	var blocked *freeze.BlockedError
@@ -314,11 +316,10 @@ type finalPass struct {
 }
 
 func (f *flipper) prepare(ctx context.Context) (freeze.Pass, error) {
-	if err := gate.Verify(ctx, f.looks.source, f.env.Run, f.env.Scope.Tables); err != nil {
-		return nil, err
-	}
-	if err := gate.Verify(ctx, f.looks.target, f.env.Run, f.env.Scope.Tables); err != nil {
-		return nil, err
+	for _, side := range []engine.Side{engine.Source, engine.Target} {
+		if err := f.gated(ctx, side); err != nil {
+			return nil, err
+		}
 	}
 	if err := f.reload.prepare(ctx); err != nil {
 		return nil, err

@@ -13,3 +13,17 @@ func TestDeltaLimitDoesNotStandInItsOwnWay(t *testing.T) {
 		t.Error("the limit was never over: the test proves nothing")
 	}
 }
+
+// Small tables take far more room on disk than in COPY: what is done tells how much is left.
+func TestExpectedLearnsFromWhatIsDone(t *testing.T) {
+	for _, c := range []struct{ all, doneBytes, doneSize, want int64 }{
+		{1000, 0, 0, 1000},
+		{1000, 50, 500, 100},
+		{1000, 90, 1000, 1000},
+		{0, 10, 0, 10},
+	} {
+		if got := expected(c.all, c.doneBytes, c.doneSize); got != c.want {
+			t.Errorf("expected(%d, %d, %d) = %d, want %d", c.all, c.doneBytes, c.doneSize, got, c.want)
+		}
+	}
+}

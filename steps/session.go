@@ -35,8 +35,10 @@ func serverOf(rb *runbook.Runbook, side engine.Side, s runbook.Server) (*pg.Serv
 		PasswordCommand: s.PasswordCommand, Dir: rb.Dir, ReplicaRoleFunction: s.ReplicaRoleFunction,
 	})
 	if err != nil {
-		return nil, &engine.Error{Class: engine.ClassRunbook, Op: "preparing the", Object: string(side), Err: err,
-			Hint: fmt.Sprintf("Look at the %s block of the runbook.", side)}
+		return nil, &engine.Error{
+			Class: engine.ClassRunbook, Op: "preparing the", Object: string(side), Err: err,
+			Hint: fmt.Sprintf("Look at the %s block of the runbook.", side),
+		}
 	}
 	return server, nil
 }
