@@ -13,11 +13,15 @@ import (
 type findingGroup struct {
 	engine.Finding
 	objects []string
+	fixes   []string // different ones
 }
+
+// maxFixes are shown of one kind; the rest need --verbose.
+const maxFixes = 10
 
 var severityOrder = []engine.Severity{engine.SeverityError, engine.SeverityWarning, engine.SeverityInfo}
 
-// groupFindings folds findings of one code and fix; the gravest come first.
+// groupFindings folds findings of one code and side; the gravest come first.
 func groupFindings(all []engine.Finding) []findingGroup {
 	var out []findingGroup
 	for _, severity := range severityOrder {
@@ -36,6 +40,9 @@ func groupFindings(all []engine.Finding) []findingGroup {
 			if f.Object != "" {
 				out[i].objects = append(out[i].objects, f.Object)
 			}
+			if f.Fix != "" && !slices.Contains(out[i].fixes, f.Fix) {
+				out[i].fixes = append(out[i].fixes, f.Fix)
+			}
 		}
 	}
 	return out
@@ -48,7 +55,7 @@ func writeFindings(w *planWriter, all []engine.Finding) {
 		for _, severity := range severityOrder {
 			for _, f := range all {
 				if f.Severity == severity {
-					groups = append(groups, findingGroup{Finding: f, objects: []string{f.Object}})
+					groups = append(groups, findingGroup{Finding: f, objects: []string{f.Object}, fixes: []string{f.Fix}})
 				}
 			}
 		}
@@ -56,8 +63,14 @@ func writeFindings(w *planWriter, all []engine.Finding) {
 	n := w.most(len(groups), w.b.findings)
 	for _, g := range groups[:n] {
 		w.text(fmt.Sprintf("  %-7s %s ", g.Severity, printable(g.Code)), where(g.Side, g.objects)+g.Text)
-		if g.Fix != "" {
-			w.text("          fix: ", g.Fix)
+		for i, fix := range g.fixes {
+			if i == maxFixes {
+				w.line("          … and %d more fixes (--verbose)", len(g.fixes)-i)
+				break
+			}
+			if fix != "" {
+				w.text("          fix: ", fix)
+			}
 		}
 	}
 	if n < len(groups) {
