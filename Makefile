@@ -14,6 +14,8 @@ TEST_PROCS ?= 2
 TEST_TIMEOUT ?= 20m
 SOAK_TIMEOUT ?= 26h
 PKG ?= ./...
+# Packages whose tests run the built program: the race detector would look at the harness alone.
+PROGRAM_TESTS := /(examples|internal/(cutover|docs|faults))$$
 
 .PHONY: help
 help: ## Show this help
@@ -30,7 +32,10 @@ demo: build ## Build, then migrate a throw-away database under load
 .PHONY: test
 test: setup lint ## Set up, lint, vet and run all tests with the race detector (PKG=./engine/... for some)
 	$(GO) vet $(PKG)
-	$(GO) test -race -timeout $(TEST_TIMEOUT) -p $(TEST_PROCS) $(PKG)
+	unit=$$($(GO) list $(PKG) | grep -vE '$(PROGRAM_TESTS)' || true); \
+	  test -z "$$unit" || $(GO) test -race -timeout $(TEST_TIMEOUT) -p $(TEST_PROCS) $$unit
+	whole=$$($(GO) list $(PKG) | grep -E '$(PROGRAM_TESTS)' || true); \
+	  test -z "$$whole" || $(GO) test -timeout $(TEST_TIMEOUT) -p $(TEST_PROCS) $$whole
 
 .PHONY: soak
 soak: setup ## Run the long tests (random faults, many seeds); hours
