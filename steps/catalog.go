@@ -27,6 +27,11 @@ func captured(env *Env) []scope.Table {
 // What changes no row and no shape is not reported.
 func checkCatalog(ctx context.Context, env *Env, conn *pgx.Conn) error {
 	changes, err := capture.Check(ctx, conn, env.Run, captured(env))
+	if err != nil {
+		return err
+	}
+	lost, err := emptied(ctx, env, conn)
+	changes = append(changes, lost...)
 	if err != nil || len(changes) == 0 {
 		return err
 	}

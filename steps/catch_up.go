@@ -169,6 +169,11 @@ func (s *catchUpStep) check(ctx context.Context, conn *pgx.Conn) error {
 	if err := capture.Err(changes); err != nil {
 		return err
 	}
+	lost, err := emptied(ctx, s.env, conn)
+	if err != nil {
+		return err
+	}
+	changes = append(changes, lost...)
 	again := &recopy{}
 	for _, c := range changes {
 		if c.Rule != capture.Recopy {
@@ -229,6 +234,9 @@ func (s *catchUpStep) recopy(ctx context.Context, limits *limits, cp engine.Chec
 		if err := capture.Accept(ctx, sides.source, t, seen...); err != nil {
 			return err
 		}
+	}
+	if err := capture.ResetSentinel(ctx, sides.source); err != nil {
+		return err
 	}
 	return loader.Run(ctx)
 }

@@ -1,0 +1,56 @@
+package steps
+
+import (
+	"context"
+	"testing"
+
+	"github.com/pgrunbook/pgrunbook/internal/testpg"
+	"github.com/pgrunbook/pgrunbook/runbook"
+)
+
+// A crash empties UNLOGGED tables and leaves no key in any delta: without the sentinel the target
+// keeps the rows for ever.
+func TestCrashThatEmptiesUnloggedTables(t *testing.T) {
+	r := newRig(t, "")
+	source := testpg.StartT(t, testpg.Options{Major: 15})
+	if err := source.Exec(t.Context(), "postgres", "CREATE DATABASE shop"); err != nil {
+		t.Fatal(err)
+	}
+	r.source = source.URL("shop", source.Superuser)
+	r.exec(r.source, shopSetup+"CREATE UNLOGGED TABLE shop.session (id int PRIMARY KEY, data text); INSERT INTO shop.session SELECT g, 's' FROM generate_series(1, 50) g")
+	r.again(t)
+	r.must(r.walk(t.Context(), newSchema(r.env), newCapture(r.env), newCopy(r.env), newCatchUp(r.env)))
+	r.same("shop.session")
+	r.env.Journal.Close(context.Background())
+	if err := source.KillPostmaster(); err != nil {
+		t.Fatal(err)
+	}
+	if err := source.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	r.open()
+	r.exec(r.source, "INSERT INTO shop.session VALUES (1000, 'after')")
+	r.must(r.catchUp())
+	r.same("shop.session", "shop.customer")
+	if !r.heard("emptied this UNLOGGED table") {
+		t.Error("nobody was told of the crash")
+	}
+	r.exec(r.source, "INSERT INTO shop.session VALUES (1001, 'later')")
+	r.must(r.catchUp())
+	r.same("shop.session")
+}
+
+// again begins another run, on a new target, from the rig's source.
+func (r *rig) again(t *testing.T) {
+	t.Helper()
+	_, r.target = testpg.Pair(t)
+	text := "runbook \"shop\" {}\nsource { url = \"" + r.source + "\" }\ntarget { url = \"" + r.target + "\" }\ntables { include = [\"shop.*\"] }\n"
+	rb, diags := runbook.Parse("shop.runbook.hcl", []byte(text), runbook.Options{})
+	if diags.HasErrors() {
+		t.Fatal(diags)
+	}
+	env, err := NewEnv(rb, nil, r.env.Sink)
+	r.must(err)
+	r.env = env
+	r.open()
+}
