@@ -58,8 +58,8 @@ verify: setup lint ## Check what is committed: module sums, tidiness, vet, build
 	$(GO) test ./internal/docs
 
 .PHONY: docs
-docs: setup ## Renew the blocks of README.md that the program prints, from a small real migration
-	$(GO) test ./internal/docs -count 1 -run TestReadme -update
+docs: setup ## Renew docs/faults.md, and the blocks of README.md that the program prints, from a small real migration
+	$(GO) test ./internal/docs -count 1 -run 'TestFaults|TestReadme' -update
 
 .PHONY: setup
 setup: ## Install what the tests need: gcc, npm, PostgreSQL and its clients

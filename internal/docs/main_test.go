@@ -20,7 +20,7 @@ import (
 	"github.com/pgrunbook/pgrunbook/internal/testpg"
 )
 
-var update = flag.Bool("update", false, "rewrite the blocks of README.md that changed")
+var update = flag.Bool("update", false, "rewrite docs/faults.md, and the blocks of README.md that changed")
 
 // root is the project's folder, from here.
 const root = "../.."
