@@ -76,6 +76,9 @@ func seed(t *testing.T) *rand.Rand {
 
 func randomOf(n uint64) *rand.Rand { return rand.New(rand.NewPCG(n, 1)) }
 
+// probeSQL is a write that a closed gate refuses.
+const probeSQL = "UPDATE app.probe SET n = n + 1"
+
 // rig is one migration: two databases, clients that never stop, and the oracles.
 type rig struct {
 	t              *testing.T
@@ -84,8 +87,8 @@ type rig struct {
 	clients        string // folder of pg_dump
 	ledger         *testpg.Ledger
 	client         *client
-	sampler        *sampler
-	ways           [2]*turnstile // to source and target
+	sides          *testpg.Sides
+	ways           [2]*testpg.Turnstile // to source and target
 	cancel         context.CancelFunc
 	wait           sync.WaitGroup
 	log            bytes.Buffer // what the program said, in order
@@ -108,14 +111,14 @@ func newRig(t *testing.T) *rig {
 	r.must(os.WriteFile(filepath.Join(r.dir, "faults.runbook.hcl"), runbookHCL, 0o600))
 	r.sql(r.source, schemaSQL)
 	r.must(r.ledger.Setup(t.Context(), r.source))
-	r.ways[0], err = newTurnstile(r.source, r.target, true)
+	r.ways[0], err = testpg.NewTurnstile(r.source, r.target, probeSQL, true)
 	r.must(err)
-	r.ways[1], err = newTurnstile(r.target, r.source, false)
+	r.ways[1], err = testpg.NewTurnstile(r.target, r.source, probeSQL, false)
 	r.must(err)
-	r.sampler = &sampler{urls: [2]string{r.source, r.target}}
+	r.sides = &testpg.Sides{URLs: [2]string{r.source, r.target}, Probe: probeSQL}
 	ctx, cancel := context.WithCancel(context.Background())
 	r.cancel = cancel
-	urls := []string{r.ways[0].url(), r.ways[1].url()}
+	urls := []string{r.ways[0].URL(), r.ways[1].URL()}
 	r.wait.Go(func() {
 		if err := r.ledger.Run(ctx, urls, 2); err != nil {
 			t.Errorf("the ledger's clients: %v", err)
@@ -123,7 +126,7 @@ func newRig(t *testing.T) *rig {
 	})
 	r.client = &client{urls: urls, random: rand.New(rand.NewPCG(1, 2))}
 	r.wait.Go(func() { r.client.run(ctx) })
-	r.wait.Go(func() { r.sampler.run(ctx) })
+	r.wait.Go(func() { r.sides.Run(ctx) })
 	t.Cleanup(r.stop)
 	t.Cleanup(func() {
 		if t.Failed() {
@@ -138,7 +141,7 @@ func (r *rig) stop() {
 	r.cancel()
 	r.wait.Wait()
 	for _, w := range r.ways {
-		w.close()
+		w.Close()
 	}
 }
 
@@ -318,10 +321,10 @@ func (r *rig) moved(from, to int) {
 	r.t.Helper()
 	ctx := r.t.Context()
 	urls := [2]string{r.source, r.target}
-	if !closed(ctx, urls[from]) {
+	if !testpg.Refuses(ctx, urls[from], probeSQL) {
 		r.t.Fatalf("the side that was left takes writes")
 	}
-	snapshot, err := r.ways[to].wait(ctx)
+	snapshot, err := r.ways[to].Wait(ctx)
 	r.must(err)
 	tables, err := testpg.AllTables(ctx, urls[from])
 	r.must(err)
@@ -347,20 +350,15 @@ func (r *rig) moved(from, to int) {
 
 // turn makes the next flip leave a side, for the other one.
 func (r *rig) turn(from int) {
-	r.ways[1-from].shut()
+	r.ways[1-from].Shut()
 	r.client.left.Store(int32(from))
 }
 
-// oneSide asks the sampler.
+// oneSide asks whether two sides ever took writes.
 func (r *rig) oneSide() {
 	r.t.Helper()
-	r.sampler.mu.Lock()
-	defer r.sampler.mu.Unlock()
-	if len(r.sampler.both) > 0 {
-		r.t.Errorf("both sides took writes %d times, first at %s", len(r.sampler.both), r.sampler.both[0])
-	}
-	if r.sampler.samples == 0 {
-		r.t.Error("nobody looked whether one side takes writes")
+	if err := r.sides.Err(); err != nil {
+		r.t.Error(err)
 	}
 }
 

@@ -1,4 +1,4 @@
-package faults_test
+package testpg
 
 import (
 	"context"
@@ -11,16 +11,24 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// turnstile stands between the clients and a server that may not have them yet. It lets nobody
+// Turnstile stands between the clients and a server that may not have them yet. It lets nobody
 // through before the other server refuses writes, and takes a snapshot first: what the server held
 // before anybody wrote there. That must be equal to the closed server.
-type turnstile struct {
+type Turnstile struct {
+	// Prepare, where set before the first client comes, may take locks before the snapshot is taken.
+	Prepare func(ctx context.Context, conn *pgx.Conn) error
+	// Opened, where set before the first client comes, is told of each snapshot, before anybody is
+	// let through.
+	Opened func(snapshot string)
+
 	listener net.Listener
 	addr     string // behind it
 	direct   string // URL past it
 	other    string // URL of the server that must be closed
+	probe    string // a write that a closed server refuses
 
 	mu       sync.Mutex
 	open     bool
@@ -28,23 +36,24 @@ type turnstile struct {
 	snapshot string
 }
 
-// newTurnstile is shut; the server that clients begin at is behind an open one.
-func newTurnstile(direct, other string, open bool) (*turnstile, error) {
+// NewTurnstile is shut unless open; the server that clients begin at is behind an open one. probe is
+// a write that a closed server refuses with SQLSTATE 25006.
+func NewTurnstile(direct, other, probe string, open bool) (*Turnstile, error) {
 	config, err := pgx.ParseConfig(direct)
 	if err != nil {
 		return nil, err
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := (&net.ListenConfig{}).Listen(context.Background(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, err
 	}
-	t := &turnstile{listener: l, addr: fmt.Sprintf("%s:%d", config.Host, config.Port), direct: direct, other: other, open: open}
+	t := &Turnstile{listener: l, addr: fmt.Sprintf("%s:%d", config.Host, config.Port), direct: direct, other: other, probe: probe, open: open}
 	go t.accept()
 	return t, nil
 }
 
-// url is the way through.
-func (t *turnstile) url() string {
+// URL is the way through.
+func (t *Turnstile) URL() string {
 	u, err := url.Parse(t.direct)
 	if err != nil {
 		panic(err) // it was parsed before
@@ -53,7 +62,7 @@ func (t *turnstile) url() string {
 	return u.String()
 }
 
-func (t *turnstile) accept() {
+func (t *Turnstile) accept() {
 	for {
 		client, err := t.listener.Accept()
 		if err != nil {
@@ -70,7 +79,7 @@ func (t *turnstile) accept() {
 
 // admit takes the snapshot, then asks the other server: a snapshot that is older than the answer
 // "closed" holds all that the other server ever got, or the final pass has lost something.
-func (t *turnstile) admit() bool {
+func (t *Turnstile) admit() bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.open {
@@ -78,14 +87,18 @@ func (t *turnstile) admit() bool {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
-	if !closed(ctx, t.other) {
+	if !Refuses(ctx, t.other, t.probe) {
 		return false
 	}
 	conn, err := pgx.Connect(ctx, t.direct)
 	if err != nil {
 		return false
 	}
-	if _, err = conn.Exec(ctx, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"); err == nil {
+	_, err = conn.Exec(ctx, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+	if err == nil && t.Prepare != nil {
+		err = t.Prepare(ctx, conn)
+	}
+	if err == nil {
 		err = conn.QueryRow(ctx, "SELECT pg_export_snapshot()").Scan(&t.snapshot)
 	}
 	if err != nil {
@@ -93,22 +106,36 @@ func (t *turnstile) admit() bool {
 		return false
 	}
 	t.open, t.conn = true, conn
+	if t.Opened != nil {
+		t.Opened(t.snapshot)
+	}
 	return true
 }
 
-// closed says whether a server's gate refuses writes: the words of the protocol page, read past it.
-func closed(ctx context.Context, url string) bool {
+// Refuses says whether a server refuses a write as a closed gate does. It is rolled back.
+func Refuses(ctx context.Context, url, probe string) bool {
 	conn, err := pgx.Connect(ctx, url)
 	if err != nil {
 		return false
 	}
-	defer func() { _ = conn.Close(ctx) }()
-	_, err = conn.Exec(ctx, "BEGIN; UPDATE app.probe SET n = n; ROLLBACK")
-	return sqlState(err) == "25006"
+	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
+	_, err = conn.Exec(ctx, "BEGIN; "+probe+"; ROLLBACK")
+	return sqlState(err) == readOnlyState
 }
 
-// wait gives the snapshot once the first client has come through.
-func (t *turnstile) wait(ctx context.Context) (string, error) {
+// readOnlyState is read_only_sql_transaction.
+const readOnlyState = "25006"
+
+func sqlState(err error) string {
+	var pgErr *pgconn.PgError
+	if errors.As(err, &pgErr) {
+		return pgErr.Code
+	}
+	return ""
+}
+
+// Wait gives the snapshot once the first client has come through.
+func (t *Turnstile) Wait(ctx context.Context) (string, error) {
 	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
 		t.mu.Lock()
 		open, snapshot := t.open, t.snapshot
@@ -124,23 +151,30 @@ func (t *turnstile) wait(ctx context.Context) (string, error) {
 	}
 }
 
-// shut makes the next client wait for a new snapshot.
-func (t *turnstile) shut() {
+// Shut makes the next client wait for a new snapshot.
+func (t *Turnstile) Shut() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.release()
 	t.open, t.snapshot = false, ""
 }
 
-func (t *turnstile) release() {
+// Release gives the snapshot and its locks up.
+func (t *Turnstile) Release() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.release()
+}
+
+func (t *Turnstile) release() {
 	if t.conn != nil {
 		_ = t.conn.Close(context.Background())
 		t.conn = nil
 	}
 }
 
-func (t *turnstile) join(client net.Conn) {
-	server, err := net.Dial("tcp", t.addr)
+func (t *Turnstile) join(client net.Conn) {
+	server, err := (&net.Dialer{Timeout: 10 * time.Second}).DialContext(context.Background(), "tcp", t.addr)
 	if err != nil {
 		return
 	}
@@ -155,7 +189,8 @@ func (t *turnstile) join(client net.Conn) {
 	<-done
 }
 
-func (t *turnstile) close() {
+// Close ends it; clients inside are not cut off.
+func (t *Turnstile) Close() {
 	_ = t.listener.Close()
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -1,7 +1,8 @@
-package faults_test
+package testpg
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -9,10 +10,11 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// sampler tries to write on both sides at once, all the time: with a write open on the one it
+// Sides tries to write on both of two servers at once, all the time: with a write open on the one it
 // writes on the other. Both succeeding means that two sides take writes. It rolls everything back.
-type sampler struct {
-	urls [2]string
+type Sides struct {
+	URLs  [2]string
+	Probe string // the write, of one row
 
 	refused [2]bool
 
@@ -21,9 +23,8 @@ type sampler struct {
 	samples int
 }
 
-const probeSQL = "UPDATE app.probe SET n = n + 1"
-
-func (s *sampler) run(ctx context.Context) {
+// Run samples until ctx ends.
+func (s *Sides) Run(ctx context.Context) {
 	var conns [2]*pgx.Conn
 	defer func() {
 		for _, c := range conns {
@@ -35,7 +36,7 @@ func (s *sampler) run(ctx context.Context) {
 	for first := 0; ctx.Err() == nil; first = 1 - first {
 		for i := range conns {
 			if conns[i] == nil || conns[i].IsClosed() {
-				conns[i] = dialSampler(ctx, s.urls[i])
+				conns[i] = dialSampler(ctx, s.URLs[i])
 			}
 		}
 		if conns[0] != nil && conns[1] != nil {
@@ -62,16 +63,16 @@ func dialSampler(ctx context.Context, url string) *pgx.Conn {
 
 // sample counts the target only once it has refused a write: before, in the schema phase, nobody
 // has promised anything about it.
-func (s *sampler) sample(ctx context.Context, conns [2]*pgx.Conn, first int) {
+func (s *Sides) sample(ctx context.Context, conns [2]*pgx.Conn, first int) {
 	var ok [2]bool
 	for _, i := range [2]int{first, 1 - first} {
 		_, err := conns[i].Exec(ctx, "BEGIN")
 		if err == nil {
-			_, err = conns[i].Exec(ctx, probeSQL)
+			_, err = conns[i].Exec(ctx, s.Probe)
 		}
 		ok[i] = err == nil
 		switch sqlState(err) {
-		case "25006":
+		case readOnlyState:
 			s.refused[i] = true
 		case "42P01":
 			s.refused[i] = false // an abort took the table away
@@ -91,4 +92,17 @@ func (s *sampler) sample(ctx context.Context, conns [2]*pgx.Conn, first int) {
 	if ok[0] && ok[1] && s.refused[1] {
 		s.both = append(s.both, fmt.Sprint(time.Now()))
 	}
+}
+
+// Err says when both sides took writes, or that nobody looked.
+func (s *Sides) Err() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.both) > 0 {
+		return fmt.Errorf("both sides took writes %d times, first at %s", len(s.both), s.both[0])
+	}
+	if s.samples == 0 {
+		return errors.New("nobody looked whether one side takes writes")
+	}
+	return nil
 }
