@@ -31,7 +31,7 @@ func (r *rig) aborted() {
 	}
 }
 
-func TestAbortLeavesTheSourceAsFound(t *testing.T) {
+func TestF85AbortLeavesTheSourceAsFound(t *testing.T) {
 	r := ready(t)
 	r.must(Abort(t.Context(), r.env, AbortOptions{}))
 	r.sameSource("after abort")
@@ -55,7 +55,7 @@ func TestAbortDropsWhatWasMadeOnTheTarget(t *testing.T) {
 }
 
 // An abort that died anywhere is finished by calling it again; the application is free meanwhile.
-func TestAbortContinues(t *testing.T) {
+func TestF84AbortContinues(t *testing.T) {
 	r := ready(t)
 	for _, held := range []struct{ url, table string }{{r.source, "shop.event_2026"}, {r.source, "shop.customer"}, {r.target, "shop.log"}, {r.target, "shop.invoice"}} {
 		reader, err := pgx.Connect(t.Context(), held.url)

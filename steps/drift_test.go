@@ -83,7 +83,7 @@ func TestPlanIsReadOnlyAndWithoutSecrets(t *testing.T) {
 	}
 }
 
-func TestDriftNamesWhatChanged(t *testing.T) {
+func TestF07DriftNamesWhatChanged(t *testing.T) {
 	env, source, _ := planned(t, twoTables, "")
 	p, err := MakePlan(t.Context(), env, "test")
 	if err != nil {
@@ -138,7 +138,7 @@ func TestLoadPlanSeesChangedFiles(t *testing.T) {
 	}
 }
 
-func TestAmendTakesTunablesAndRefusesScope(t *testing.T) {
+func TestF07AmendTakesTunablesAndRefusesScope(t *testing.T) {
 	env, source, target := planned(t, twoTables, "copy { workers = 1 }\n")
 	p, err := MakePlan(t.Context(), env, "dev")
 	if err != nil || p.Blocking() {

@@ -10,7 +10,7 @@ import (
 
 // A crash empties UNLOGGED tables and leaves no key in any delta: without the sentinel the target
 // keeps the rows for ever.
-func TestCrashThatEmptiesUnloggedTables(t *testing.T) {
+func TestF11W5CrashThatEmptiesUnloggedTables(t *testing.T) {
 	r := newRig(t, "")
 	source := testpg.StartT(t, testpg.Options{Major: 15})
 	if err := source.Exec(t.Context(), "postgres", "CREATE DATABASE shop"); err != nil {

@@ -157,7 +157,7 @@ func TestManyWorkersDoEachItemOnce(t *testing.T) {
 	}
 }
 
-func TestUnknownOutcomeWaitsForTheTransaction(t *testing.T) {
+func TestD19UnknownOutcomeWaitsForTheTransaction(t *testing.T) {
 	url := newDB(t)
 	r := open(t, url, OpenOptions{Plan: testPlan(t, url)})
 	addItems(t, url, r, ranges(1, 1, 1))

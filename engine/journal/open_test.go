@@ -63,7 +63,7 @@ func TestOpenWithoutPlanMakesNothing(t *testing.T) {
 	}
 }
 
-func TestSecondRunnerIsRefusedByName(t *testing.T) {
+func TestF04SecondRunnerIsRefusedByName(t *testing.T) {
 	url := newDB(t)
 	plan := testPlan(t, url, "copy")
 	r := open(t, url, OpenOptions{Plan: plan})
@@ -92,7 +92,7 @@ func TestSecondRunnerIsRefusedByName(t *testing.T) {
 	}
 }
 
-func TestStealEndsTheHolder(t *testing.T) {
+func TestF03StealEndsTheHolder(t *testing.T) {
 	url := newDB(t)
 	plan := testPlan(t, url, "copy")
 	old := open(t, url, OpenOptions{Plan: plan})
@@ -139,7 +139,7 @@ func TestStealEndsTheHolder(t *testing.T) {
 	}
 }
 
-func TestLockSourceKeepsOtherRunsAway(t *testing.T) {
+func TestF04LockSourceKeepsOtherRunsAway(t *testing.T) {
 	sourceURL, urlA, urlB := newDB(t), newDB(t), newDB(t)
 	a, b := open(t, urlA, OpenOptions{Plan: testPlan(t, urlA)}), open(t, urlB, OpenOptions{Plan: testPlan(t, urlB)})
 	source := server(t, "source", sourceURL)
@@ -301,7 +301,7 @@ func TestDropLeavesNothingAndNamesStrangers(t *testing.T) {
 	}
 }
 
-func TestJournalOfNewerBuildIsRefusedAndOlderMigrated(t *testing.T) {
+func TestF06JournalOfNewerBuildIsRefusedAndOlderMigrated(t *testing.T) {
 	url := newDB(t)
 	plan := testPlan(t, url)
 	open(t, url, OpenOptions{Plan: plan}).Close(t.Context())

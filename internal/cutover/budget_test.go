@@ -103,9 +103,9 @@ func TestPredictedOverBudget(t *testing.T) {
 	r.balance(r.source)
 }
 
-// TestBlockers: what stands in a freeze's way is named, nobody waits for it, and when it has gone
+// TestF31Blockers: what stands in a freeze's way is named, nobody waits for it, and when it has gone
 // the same command works.
-func TestBlockers(t *testing.T) {
+func TestF31Blockers(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, "")
 	r.write("cutover {\n  max_write_block = \"5s\"\n  attempts = 2\n  retry_every = \"200ms\"\n}\n")

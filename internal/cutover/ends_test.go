@@ -40,9 +40,9 @@ SELECT concat_ws(E'\n',
   (SELECT string_agg(concat(evtname, evtenabled), ' ') FROM pg_event_trigger),
   (SELECT string_agg(slot_name::text, ' ') FROM pg_replication_slots), (SELECT string_agg(pubname::text, ' ') FROM pg_publication))`
 
-// TestAbortLeavesNoTrace: given up after any step before the flip, the source is exactly as it was
+// TestF85AbortLeavesNoTrace: given up after any step before the flip, the source is exactly as it was
 // found and the target is as empty as before.
-func TestAbortLeavesNoTrace(t *testing.T) {
+func TestF85AbortLeavesNoTrace(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, plain)
 	r.sql(r.source, `GRANT SELECT ON app.item TO PUBLIC; ALTER TABLE app.part SET (autovacuum_vacuum_scale_factor = 0.4)`)
@@ -78,8 +78,8 @@ func TestAbortLeavesNoTrace(t *testing.T) {
 	r.balance(r.target)
 }
 
-// TestAbortKilled: abort is killed at each of its boundaries and repeated.
-func TestAbortKilled(t *testing.T) {
+// TestF84AbortKilled: abort is killed at each of its boundaries and repeated.
+func TestF84AbortKilled(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, plain)
 	schema, set := r.dump(r.source), r.ask(r.source, settings)
@@ -109,9 +109,9 @@ SELECT coalesce(string_agg(what, ' ' ORDER BY what), '') FROM (
   UNION ALL SELECT CASE relkind WHEN 'S' THEN 'sequence ' ELSE 'relation ' END || relname FROM pg_class WHERE relnamespace = to_regnamespace('pgrunbook')
   UNION ALL SELECT 'function ' || proname FROM pg_proc WHERE pronamespace = to_regnamespace('pgrunbook')) x`
 
-// TestFinishKilled: finish is killed at each of its boundaries and repeated; it leaves nothing on
+// TestF84FinishKilled: finish is killed at each of its boundaries and repeated; it leaves nothing on
 // the target and the closed gate on the source, and --check says just that.
-func TestFinishKilled(t *testing.T) {
+func TestF84FinishKilled(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, plain)
 	schema := r.dump(r.source)

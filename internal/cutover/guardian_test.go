@@ -22,9 +22,9 @@ var boundaries = []struct {
 	{"freeze.owned", true},
 }
 
-// TestKilledInTheFreeze kills the runner at each boundary, there and back. No second command is
+// TestF02KilledInTheFreeze kills the runner at each boundary, there and back. No second command is
 // given: the application writes on, on exactly one side. Then the same command finishes.
-func TestKilledInTheFreeze(t *testing.T) {
+func TestF02KilledInTheFreeze(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, plain)
 	r.want(0, "apply", "-y", "--until", "arm")

@@ -32,9 +32,9 @@ var abortAfter = []string{
 	"reverse.captured", "gate.armed@20", "freeze.held", "freeze.passed", "freeze.decided",
 }
 
-// TestAbortAfterDeath: wherever the runner died before the flip, abort leaves the source as it was
+// TestF85AbortAfterDeath: wherever the runner died before the flip, abort leaves the source as it was
 // found, and the target so that the next run can begin.
-func TestAbortAfterDeath(t *testing.T) {
+func TestF85AbortAfterDeath(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
 	before := r.dump(r.source)
@@ -57,9 +57,9 @@ func TestAbortAfterDeath(t *testing.T) {
 	r.balance(r.target)
 }
 
-// TestSettledByAnyCommand: runner and guardian die between the two COMMITs, when neither side takes
+// TestF02SettledByAnyCommand: runner and guardian die between the two COMMITs, when neither side takes
 // writes. Whatever is typed next ends that: abort says that it is too late, rollback goes back.
-func TestSettledByAnyCommand(t *testing.T) {
+func TestF02SettledByAnyCommand(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
 	p := r.start(between, applyArgs...)

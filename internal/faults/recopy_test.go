@@ -5,9 +5,9 @@ import "testing"
 // rewrite changes every row of a table in a way that no trigger sees.
 const rewrite = "ALTER TABLE app.item ALTER COLUMN filler TYPE varchar USING filler || '!'; ALTER TABLE app.item ALTER COLUMN filler TYPE text USING filler || '?'"
 
-// TestDeathsInSecondLoad rewrites a table after the copy, so that catch_up loads it again, and dies
+// TestF01DeathsInSecondLoad rewrites a table after the copy, so that catch_up loads it again, and dies
 // in that load: the copy step is done by then and does not come back.
-func TestDeathsInSecondLoad(t *testing.T) {
+func TestF01DeathsInSecondLoad(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
 	r.finally("apply", "--auto-approve", "--until", "copy")
@@ -18,9 +18,9 @@ func TestDeathsInSecondLoad(t *testing.T) {
 	r.balance(r.target)
 }
 
-// TestDeathAfterRewrite rewrites a table while its chunks are copied, and dies when it has started
+// TestF01DeathAfterRewrite rewrites a table while its chunks are copied, and dies when it has started
 // over: the next run must find out for itself that rows of before are on the target.
-func TestDeathAfterRewrite(t *testing.T) {
+func TestF01DeathAfterRewrite(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
 	p := r.start("load.following@1:sleep=3s;load.scrubbed@1:sleep=3s;load.again@1:kill", applyArgs...)

@@ -13,10 +13,10 @@ import (
 // backends wait, and one day it goes on.
 var stops = []string{"load.marked@5", "pass.marked", "freeze.held", "freeze.passed", "freeze.decided", "freeze.between", "freeze.flipped"}
 
-// TestStoppedRunner stops the runner at a boundary. The application writes on meanwhile, a second
+// TestF03StoppedRunner stops the runner at a boundary. The application writes on meanwhile, a second
 // runner is refused with the name of the first, and takes over where it is told to. The zombie
 // that wakes up does no harm.
-func TestStoppedRunner(t *testing.T) {
+func TestF03StoppedRunner(t *testing.T) {
 	for _, point := range stops {
 		if !soak() && point != "pass.marked" && point != "freeze.decided" && point != "freeze.between" {
 			continue
@@ -67,8 +67,8 @@ func (r *rig) refused(first *process) {
 	}
 }
 
-// TestTwoRunners starts a second runner while the first works, of the same run and of abort.
-func TestTwoRunners(t *testing.T) {
+// TestF04TwoRunners starts a second runner while the first works, of the same run and of abort.
+func TestF04TwoRunners(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
 	first := r.start("load.claimed@4:sleep=3s;pass.staged@1:sleep=3s", applyArgs...)
@@ -89,8 +89,8 @@ func TestTwoRunners(t *testing.T) {
 	r.balance(r.target)
 }
 
-// TestSignals: a signal stops the runner at a safe point, and the same command continues.
-func TestSignals(t *testing.T) {
+// TestF05Signals: a signal stops the runner at a safe point, and the same command continues.
+func TestF05Signals(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
 	const patience = 5 * time.Second // the promise; the watchdog in main ends the process then

@@ -92,8 +92,8 @@ func TestWithLockGetsItOnceTheWayIsFree(t *testing.T) {
 	}
 }
 
-// TestWithLockLetsAutovacuumYield: an autovacuum is cancelled only by a waiter of deadlock_timeout.
-func TestWithLockLetsAutovacuumYield(t *testing.T) {
+// TestS1WithLockLetsAutovacuumYield: an autovacuum is cancelled only by a waiter of deadlock_timeout.
+func TestS1WithLockLetsAutovacuumYield(t *testing.T) {
 	c := testpg.StartT(t, testpg.Options{Major: testMajor, Settings: map[string]string{
 		"autovacuum_naptime": "1s", "autovacuum_vacuum_cost_delay": "100ms", "autovacuum_vacuum_cost_limit": "1", "deadlock_timeout": "1s",
 	}})
@@ -145,7 +145,7 @@ func TestCancellable(t *testing.T) {
 	}
 }
 
-func TestTerminateLeftovers(t *testing.T) {
+func TestF03TerminateLeftovers(t *testing.T) {
 	url := testpg.NewDB(t, testpg.Shared(t, testMajor))
 	cfg := Config{URL: url, RunID: "a_1"}
 	alive, dead := newServer(t, cfg), newServer(t, cfg)

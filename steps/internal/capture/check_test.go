@@ -76,7 +76,7 @@ func describe(changes []Change) []string {
 	return list
 }
 
-func TestCheckNamesWhatFiresNoTrigger(t *testing.T) {
+func TestF36W7CheckNamesWhatFiresNoTrigger(t *testing.T) {
 	for _, major := range []int{12, 15, 18} {
 		d := newDB(t, major, checkSetup)
 		su := d.connect(d.url)
@@ -210,7 +210,7 @@ ALTER TABLE public.part ATTACH PARTITION public.part_3 FOR VALUES FROM (20) TO (
 	}
 }
 
-func TestSumsAreCheapForManyTables(t *testing.T) {
+func TestC4SumsAreCheapForManyTables(t *testing.T) {
 	d := newDB(t, 15, `DO $$ BEGIN FOR i IN 1..200 LOOP EXECUTE format('CREATE TABLE t%s (id int PRIMARY KEY, v text)', i); END LOOP; END $$`)
 	var tables []scope.Table
 	first := d.table(1, "t1", scope.Statement, scope.ByKey)

@@ -94,7 +94,7 @@ var coverage = []struct {
 
 func modes() []scope.Capture { return []scope.Capture{scope.Statement, scope.Row} }
 
-func TestEveryChangeLeavesItsKey(t *testing.T) {
+func TestF33F37EveryChangeLeavesItsKey(t *testing.T) {
 	for _, major := range []int{12, 15, 18} {
 		for _, mode := range modes() {
 			t.Run(fmt.Sprintf("%d %s", major, mode), func(t *testing.T) {
@@ -206,7 +206,7 @@ func TestCaptureOnTheOldestServer(t *testing.T) {
 	}
 }
 
-func TestKeyDDLDoesNotFailWrites(t *testing.T) {
+func TestA2KeyDDLDoesNotFailWrites(t *testing.T) {
 	for _, mode := range modes() {
 		d := newDB(t, 15, `CREATE TABLE n (id int PRIMARY KEY, v text); CREATE TABLE c (k varchar(3) PRIMARY KEY)`)
 		number := d.table(1, "n", mode, scope.ByKey)
@@ -253,7 +253,7 @@ func TestMarkedSessionIsNotCaptured(t *testing.T) {
 }
 
 // A subscription's apply worker is in the replica role and fires row triggers only.
-func TestReplicatedChangesAreCapturedByRowTriggers(t *testing.T) {
+func TestD4ReplicatedChangesAreCapturedByRowTriggers(t *testing.T) {
 	c := testpg.StartT(t, testpg.Options{Major: 15, Settings: map[string]string{"wal_level": "logical"}})
 	d := newDBOn(t, c, `CREATE TABLE plain (id int PRIMARY KEY, v text)`)
 	publisher := testpg.NewDB(t, c)

@@ -45,7 +45,7 @@ func TestInstallMendsWhatIsWrong(t *testing.T) {
 
 const triggerList = `SELECT tgrelid::regclass::text || ' ' || tgenabled::text || ' ' || pg_get_triggerdef(oid) FROM pg_trigger WHERE tgname LIKE 'pgrunbook%' ORDER BY 1`
 
-func TestAnotherRunIsRefused(t *testing.T) {
+func TestD22AnotherRunIsRefused(t *testing.T) {
 	d := newDB(t, 15, `CREATE TABLE plain (id int PRIMARY KEY)`)
 	table := d.table(1, "plain", scope.Statement, scope.ByKey)
 	d.install(table)
@@ -82,7 +82,7 @@ func TestAnEmptySchemaIsUsedAndKept(t *testing.T) {
 	}
 }
 
-func TestInstallNamesWhoIsInTheWay(t *testing.T) {
+func TestF30InstallNamesWhoIsInTheWay(t *testing.T) {
 	d := newDB(t, 15, `CREATE TABLE plain (id int PRIMARY KEY)`)
 	table := d.table(1, "plain", scope.Statement, scope.ByKey)
 	if err := Prepare(d.ctx, d.ours, testRun); err != nil {
@@ -140,7 +140,7 @@ func TestRemoveLeavesTheDatabaseAsFound(t *testing.T) {
 }
 
 // A Remove that died anywhere is finished by the next one.
-func TestRemoveContinues(t *testing.T) {
+func TestF84RemoveContinues(t *testing.T) {
 	d := newDB(t, 15, coverageSetup)
 	tables := []scope.Table{d.table(1, "plain", scope.Statement, scope.ByKey), d.table(2, "part", scope.Row, scope.ByKey), d.table(3, "ci", scope.Statement, scope.ByKey)}
 	want, err := testpg.SchemaDump(d.ctx, d.url)
@@ -222,7 +222,7 @@ CREATE TABLE tree (g int, v text) PARTITION BY LIST (g); CREATE TABLE tree_1 PAR
 	}
 }
 
-func TestForeignLeafAndInheritanceWantRowTriggers(t *testing.T) {
+func TestA1D5ForeignLeafAndInheritanceWantRowTriggers(t *testing.T) {
 	d := newDB(t, 15, `CREATE EXTENSION postgres_fdw; CREATE SERVER s FOREIGN DATA WRAPPER postgres_fdw;
 CREATE TABLE tree (id int, g int) PARTITION BY LIST (g); CREATE TABLE tree_1 PARTITION OF tree FOR VALUES IN (1); CREATE FOREIGN TABLE tree_2 PARTITION OF tree FOR VALUES IN (2) SERVER s;
 CREATE TABLE mother (id int PRIMARY KEY); CREATE TABLE daughter (PRIMARY KEY (id)) INHERITS (mother); INSERT INTO daughter VALUES (1)`)

@@ -106,7 +106,7 @@ const (
 	fill = `INSERT INTO public.t SELECT g, 'a' || g, 'b' || g, g / 7.0, 1.0, 'ab', NULLIF('v' || g % 10, 'v3'), '{"k": 1}', '2020-01-01 00:00+00'::timestamptz + g * interval '1 h', '\x00ff', ARRAY[0.1, g], 'x' FROM generate_series(1, 5000) g;`
 )
 
-func TestMutationsAreFound(t *testing.T) {
+func TestW1MutationsAreFound(t *testing.T) {
 	cases := []struct {
 		name, sql string
 		want      []string
@@ -226,7 +226,7 @@ func TestRanges(t *testing.T) {
 }
 
 // A rewrite after the snapshot makes it read nothing; the guard has it read again.
-func TestRewriteBetweenSnapshotAndRead(t *testing.T) {
+func TestW4RewriteBetweenSnapshotAndRead(t *testing.T) {
 	s := newSides(t)
 	run(t, s.fromC, wide+fill)
 	run(t, s.toC, wide+fill+"CREATE SCHEMA pgrunbook; CREATE TABLE pgrunbook.watermark (from_side text PRIMARY KEY, pass uuid)")
@@ -262,7 +262,7 @@ func connectAgain(t *testing.T, conn *pgx.Conn) *pgx.Conn {
 }
 
 // A pass that somebody else made in between is not compared.
-func TestAnotherPassIsNotTaken(t *testing.T) {
+func TestW4AnotherPassIsNotTaken(t *testing.T) {
 	s := newSides(t)
 	run(t, s.fromC, wide)
 	run(t, s.toC, wide+"CREATE SCHEMA pgrunbook; CREATE TABLE pgrunbook.watermark (from_side text PRIMARY KEY, pass uuid); INSERT INTO pgrunbook.watermark VALUES ('source', '00000000-0000-0000-0000-000000000001')")
@@ -277,7 +277,7 @@ func TestAnotherPassIsNotTaken(t *testing.T) {
 }
 
 // Servers of different versions and encodings are compared by what they hold, not by its bytes.
-func TestVersionsAndEncodings(t *testing.T) {
+func TestW3VersionsAndEncodings(t *testing.T) {
 	old := testpg.NewDB(t, testpg.StartT(t, testpg.Options{Major: 12, Encoding: "LATIN1", Locale: "C"}))
 	s := sidesOf(t, old, testpg.NewDB(t, testpg.Shared(t, 18)))
 	const more = `INSERT INTO public.t (id, a, f, arr, ch) VALUES (-1, chr(233) || 't' || chr(233), 0.1, ARRAY[1e-7, 'NaN'], 'q');`

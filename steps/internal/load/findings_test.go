@@ -117,7 +117,7 @@ func TestD14TriggerThatSwallowsRows(t *testing.T) {
 }
 
 // D16: what a DBA set for a database must not change bytes.
-func TestD16SettingsOfTheDatabase(t *testing.T) {
+func TestD15D16SettingsOfTheDatabase(t *testing.T) {
 	p := newPair(t, `CREATE DOMAIN d AS text NOT NULL; CREATE TABLE t (id int PRIMARY KEY, a text[], m money, at timestamptz, i interval, r regclass, f float8, d d)`)
 	for _, url := range []string{p.source, p.target} {
 		name := p.one(url, "SELECT quote_ident(current_database())")

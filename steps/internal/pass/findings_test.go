@@ -70,7 +70,7 @@ func TestD5InheritanceIsReadWithOnly(t *testing.T) {
 }
 
 // D6: under search_path = pg_catalog a bare = of a citext key is text's.
-func TestD6KeyOperatorsOfTheIndex(t *testing.T) {
+func TestD6F38KeyOperatorsOfTheIndex(t *testing.T) {
 	p := newPair(t, `CREATE EXTENSION citext; CREATE TABLE c (k citext PRIMARY KEY, v int)`)
 	p.app(`INSERT INTO c VALUES ('a', 1), ('b', 2)`)
 	p.synced()
@@ -119,7 +119,7 @@ func TestD7SourceCrashAfterThePass(t *testing.T) {
 }
 
 // D10: a writer in replica role leaves no trace in ordinary triggers.
-func TestD10ReplicaRoleWriters(t *testing.T) {
+func TestD10F36ReplicaRoleWriters(t *testing.T) {
 	p := newPair(t, plainTable)
 	p.app(`SET session_replication_role = replica; INSERT INTO t VALUES (1, 'a')`)
 	p.synced()
@@ -229,7 +229,7 @@ func TestD18LostAnswersOfCommits(t *testing.T) {
 }
 
 // D21: values that are equal for the key's operator need not be the same.
-func TestD21KeyColumnsAreSetToo(t *testing.T) {
+func TestD21F38KeyColumnsAreSetToo(t *testing.T) {
 	p := newPair(t, `CREATE TABLE n (k numeric PRIMARY KEY)`)
 	p.app(`INSERT INTO n VALUES (1.0), (2)`)
 	p.synced()
@@ -256,7 +256,7 @@ func TestS4TruncateBehindForeignKeys(t *testing.T) {
 }
 
 // S5: values that are handed from row to row clash with a unique constraint, in any order.
-func TestS5ValuesThatMoveBetweenRows(t *testing.T) {
+func TestS5F37ValuesThatMoveBetweenRows(t *testing.T) {
 	p := newPair(t, `CREATE EXTENSION btree_gist; CREATE TABLE u (id int PRIMARY KEY, mail text UNIQUE);
 		CREATE TABLE x (id int PRIMARY KEY, during int4range, EXCLUDE USING gist (during WITH &&))`)
 	p.app(`INSERT INTO u SELECT g, 'm' || g FROM generate_series(1, 30) g; INSERT INTO x SELECT g, int4range(g * 10, g * 10 + 5) FROM generate_series(1, 20) g`)
@@ -289,7 +289,7 @@ func TestS8PartitionTrees(t *testing.T) {
 }
 
 // A5: in a deadlock with an application, the pass gives way.
-func TestA5ApplicationIsNeverTheVictim(t *testing.T) {
+func TestA5F32ApplicationIsNeverTheVictim(t *testing.T) {
 	p := newPair(t, `CREATE TABLE t1 (id int PRIMARY KEY); CREATE TABLE t2 (id int PRIMARY KEY)`)
 	p.app(`INSERT INTO t1 VALUES (1); INSERT INTO t2 VALUES (1)`)
 	app := p.connect(p.source)

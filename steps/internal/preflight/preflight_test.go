@@ -159,7 +159,7 @@ func TestNothingToFind(t *testing.T) {
 	}
 }
 
-func TestServers(t *testing.T) {
+func TestA4Servers(t *testing.T) {
 	for name, tt := range map[string]struct {
 		change func(*Facts)
 		want   string
@@ -253,7 +253,7 @@ func TestSourceRights(t *testing.T) {
 	p.want()
 }
 
-func TestTargetRights(t *testing.T) {
+func TestD13TargetRights(t *testing.T) {
 	p := newPair(t)
 	role, owner := "mover_"+database(t, p.to), "owner_"+database(t, p.from)
 	block := func(more string) string {
@@ -359,7 +359,7 @@ func TestMissingExtension(t *testing.T) {
 	}
 }
 
-func TestReplication(t *testing.T) {
+func TestA7Replication(t *testing.T) {
 	p := newPair(t)
 	p.source("CREATE PUBLICATION few FOR TABLE public.t")
 	p.want()

@@ -125,7 +125,7 @@ var everyKind = []string{
 	"CREATE SEQUENCE free", "CREATE TABLE serial (id serial PRIMARY KEY)",
 }
 
-func TestEveryKindOfTable(t *testing.T) {
+func TestD9C5EveryKindOfTable(t *testing.T) {
 	for _, major := range []int{10, 15, 18} {
 		t.Run(fmt.Sprint(major), func(t *testing.T) {
 			conn, _ := source(t, major, everyKind...)
@@ -373,7 +373,7 @@ table "other.a" { data = "at_freeze" }`,
 	}
 }
 
-func TestRules(t *testing.T) {
+func TestA3S7Rules(t *testing.T) {
 	conn, admin := source(t, 15, "CREATE TABLE k (a int NOT NULL, b int NOT NULL, c int, PRIMARY KEY (a), UNIQUE (b, a), UNIQUE (c))",
 		"CREATE TABLE log (v text)", "CREATE TABLE p (id int PRIMARY KEY)", "CREATE TABLE c (id int PRIMARY KEY, p int CONSTRAINT to_p REFERENCES p)")
 	s, findings := resolve(t, conn, `table "public.k" {
@@ -446,7 +446,7 @@ func TestSizesDoNotWaitForDDL(t *testing.T) {
 	run(t, admin, "ROLLBACK")
 }
 
-func TestSubscribedTablesGetRowTriggers(t *testing.T) {
+func TestD4SubscribedTablesGetRowTriggers(t *testing.T) {
 	conn, admin := source(t, 15, "CREATE TABLE t (id int PRIMARY KEY)", "CREATE TABLE u (id int PRIMARY KEY)",
 		"CREATE SUBSCRIPTION scope_test CONNECTION 'host=127.0.0.1 port=1' PUBLICATION p WITH (connect = false, slot_name = NONE)",
 		"INSERT INTO pg_subscription_rel SELECT oid, 'public.t'::regclass, 'r', NULL FROM pg_subscription WHERE subname = 'scope_test'")
