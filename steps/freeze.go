@@ -67,7 +67,7 @@ func (s *freezeStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Che
 			return err
 		}
 		err := f.attempts(ctx)
-		f.guard.dismiss()
+		f.guard.dismiss(!errors.Is(err, errUnsettled))
 		if err != nil {
 			return err
 		}
@@ -118,7 +118,7 @@ func (s *freezeStep) build(ctx context.Context, cp engine.Checkpoint) (_ *flippe
 	}
 	f.Freeze = &freeze.Freeze{
 		From: from, To: to, Run: env.Run, Budget: env.Runbook.Cutover.MaxWriteBlock,
-		Tables: env.Scope.Tables, Switch: slices.Concat(f.poolers.steps(), f.recorded(s.repoint)),
+		Tables: env.Scope.Tables, Switch: f.undone(slices.Concat(f.poolers.steps(), f.recorded(s.repoint))),
 		Prepare:   f.prepare,
 		Sequences: f.sequences,
 		Pending:   f.pending,
@@ -135,6 +135,7 @@ func (s *freezeStep) build(ctx context.Context, cp engine.Checkpoint) (_ *flippe
 		Compare: func(context.Context) (string, error) {
 			return fmt.Sprintf("row counts of both ends of every COPY, %d tables reloaded; contents by the live verification", len(f.reload.tables)), nil
 		},
+		LetGo: f.poolers.free,
 		Mark: func(name, message string) {
 			cp.Emit(engine.Event{Kind: engine.EventFreeze, Mark: name, Message: message})
 		},
@@ -148,44 +149,6 @@ func (f *flipper) close(ctx context.Context) {
 	f.looks.close(ctx)
 	f.reload.close(ctx)
 	f.poolers.close()
-}
-
-// settle ends what an earlier process may have left between the two COMMITs and reports whether
-// the other side takes writes already.
-func (f *flipper) settle(ctx context.Context) (opened bool, err error) {
-	state, err := f.Look(ctx)
-	if err != nil {
-		return false, err
-	}
-	owner, err := f.env.Journal.Owner(ctx)
-	if err != nil {
-		return false, err
-	}
-	unsettled := owner.Flip != nil && owner.Flip.Settled.IsZero() && owner.Flip.To == f.to
-	switch {
-	case !state.FromClosed && state.ToClosed:
-		if owner.Side == f.to {
-			return false, f.ambiguous(fmt.Sprintf("the journal says that the %s takes writes, but its gate is closed and the %s's is open", f.to, f.from))
-		}
-		if unsettled {
-			err = f.env.Journal.SetOwner(ctx, nil, f.from)
-		}
-		return false, err
-	case state.FromClosed && (unsettled || owner.Side == f.to):
-		if opened, err = f.Resolve(ctx); err != nil || !opened {
-			return false, err
-		}
-		return true, f.env.Journal.SetOwner(ctx, nil, f.to)
-	default:
-		return false, f.ambiguous(fmt.Sprintf("%s closed: %v, %s closed: %v, and the journal records no flip that explains it", f.from, state.FromClosed, f.to, state.ToClosed))
-	}
-}
-
-func (f *flipper) ambiguous(text string) error {
-	return &engine.Error{
-		Class: engine.ClassAmbiguous, Op: "finding who may write", Err: errors.New(text),
-		Hint: "Look at both sides: SELECT last_value FROM pgrunbook.gate_flag (0 is open). Close one by hand before anything else: ALTER SEQUENCE pgrunbook.gate_flag RESTART 1.",
-	}
 }
 
 // attempts tries until the flip is done, the attempts are used up, or something is wrong that
@@ -228,10 +191,7 @@ func (f *flipper) attempts(ctx context.Context) error {
 			}
 		}
 	}
-	return &engine.Error{
-		Class: engine.ClassNoCutover, Op: "cutting over", Err: last,
-		Hint: fmt.Sprintf("Writes go on at the %s. Run the same command again when what is named above is gone, or raise max_write_block.", f.from),
-	}
+	return noCutover(f.from, last, " when what is named above is gone, or raise max_write_block")
 }
 
 // loaded refuses while a table is half loaded, whatever the journal says of the steps before.
@@ -252,11 +212,14 @@ func (f *flipper) attempt(ctx context.Context, n int) (err error) {
 		return err
 	}
 	if f.cert, err = f.Attempt(ctx, n); errors.Is(err, freeze.ErrUnknown) {
-		err = f.unknown(ctx, err)
-	} else if err == nil {
+		if err = f.unknown(ctx, err); err == nil {
+			f.cert.Flip(time.Now())
+		}
+	}
+	if err == nil {
 		err = f.flipped(ctx)
 	}
-	return errors.Join(err, f.switched(ctx), f.poolers.resume(ctx))
+	return errors.Join(err, f.poolers.resume(ctx), f.switched(ctx))
 }
 
 // forGood tells errors that another attempt meets again: a missing right, table or function, or a
@@ -286,23 +249,6 @@ func (f *flipper) flipped(ctx context.Context) error {
 	}
 	failpoint.Hit("freeze.owned")
 	return f.env.Journal.SaveCertificate(ctx, f.cert)
-}
-
-// unknown looks until the outcome of the flip is known: neither side may be taken for granted.
-func (f *flipper) unknown(ctx context.Context, cause error) error {
-	f.cp.Emit(engine.Event{Kind: engine.EventWaiting, Level: "warn", Message: "looking at both gates: " + cause.Error()})
-	var opened bool
-	err := pg.Retry(context.WithoutCancel(ctx), "finding who may write", func(ctx context.Context) (err error) {
-		opened, err = f.settle(ctx)
-		return err
-	})
-	if err != nil {
-		return &engine.Error{Class: engine.ClassFailed, Op: "finding who may write", Err: errors.Join(cause, err), Hint: "Run the same command again at once: it looks at both gates and ends the flip."}
-	}
-	if !opened {
-		return &engine.Error{Class: engine.ClassNoCutover, Op: "cutting over", Err: cause, Hint: fmt.Sprintf("Writes go on at the %s. Run the same command again.", f.from)}
-	}
-	return nil
 }
 
 func (f *flipper) note(format string, args ...any) {

@@ -30,9 +30,6 @@ func (f *flipper) after(ctx context.Context) error {
 			Fix: fmt.Sprintf("The %s's gate is closed all the same; do this by hand as its owner.", f.from),
 		}})
 	}
-	if err := f.check(ctx); err != nil {
-		warn(fmt.Sprintf("the %s's catalog changed during the freeze", f.from), err)
-	}
 	var database string
 	if err := old.QueryRow(ctx, "SELECT current_database()").Scan(&database); err != nil {
 		return fmt.Errorf("closing the %s: %w", f.from, err)
@@ -48,6 +45,10 @@ func (f *flipper) after(ctx context.Context) error {
 			warn(fmt.Sprintf("ending the application's sessions on the %s", f.from), err)
 		}
 		f.note("%d sessions on the %s were ended", n, f.from)
+	}
+	// Only now: a writer that disabled triggers and had not ended before its session was would be missed.
+	if err := f.check(ctx); err != nil {
+		warn(fmt.Sprintf("the %s's catalog changed during the freeze", f.from), err)
 	}
 	if err := f.lateSequences(ctx); err != nil {
 		warn(fmt.Sprintf("sequences of the %s", f.from), err)

@@ -3,6 +3,8 @@ package steps
 import (
 	"context"
 	"fmt"
+	"slices"
+	"time"
 
 	"github.com/pgrunbook/pgrunbook/engine"
 	"github.com/pgrunbook/pgrunbook/steps/internal/freeze"
@@ -28,6 +30,27 @@ func (f *flipper) recorded(steps []freeze.SwitchStep) []freeze.SwitchStep {
 				return err
 			}
 			return s.Do(ctx)
+		}
+	}
+	return out
+}
+
+// fenceWait bounds the question whether another runner took over: writers wait meanwhile.
+const fenceWait = 300 * time.Millisecond
+
+// undone keeps a runner that stood still and was replaced from undoing switch steps: its successor
+// has undone them, and may have sent the clients over since. One that cannot ask undoes.
+func (f *flipper) undone(steps []freeze.SwitchStep) []freeze.SwitchStep {
+	out := slices.Clone(steps)
+	for i, s := range steps {
+		out[i].Undo = func(ctx context.Context) error {
+			askCtx, cancel := context.WithTimeout(ctx, fenceWait)
+			err := f.env.Journal.Fenced(askCtx)
+			cancel()
+			if engine.ClassOf(err) == engine.ClassHeld {
+				return err
+			}
+			return s.Undo(ctx)
 		}
 	}
 	return out

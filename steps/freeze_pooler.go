@@ -19,6 +19,7 @@ type poolers struct {
 	cp     engine.Checkpoint
 	back   bool // towards the source: what the cutover wrote is taken back
 	cursor *freezeCursor
+	freed  bool // since the last pause: RESUME was answered
 }
 
 // resumeWithin bounds RESUME, which answers at once or not at all.
@@ -80,7 +81,7 @@ func (p *poolers) pause(ctx context.Context) error {
 		}
 		p.cursor.Changes = changes
 	}
-	p.cursor.Paused = true
+	p.cursor.Paused, p.freed = true, false
 	if err := p.cp.Save(ctx, nil, p.cursor); err != nil {
 		return err
 	}
@@ -92,15 +93,28 @@ func (p *poolers) pause(ctx context.Context) error {
 	return nil
 }
 
-// resume lets clients go on, whatever happened to the walk.
+// free lets clients go on as soon as a side is open, before anything that may wait for a network. An
+// error is met again in resume.
+func (p *poolers) free(ctx context.Context) {
+	if len(p.group) == 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), resumeWithin)
+	defer cancel()
+	p.freed = p.group.Resume(ctx) == nil
+}
+
+// resume lets clients go on, whatever happened to the walk, and records it.
 func (p *poolers) resume(ctx context.Context) error {
 	if len(p.group) == 0 {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), resumeWithin)
 	defer cancel()
-	if err := p.group.Resume(ctx); err != nil {
-		return err
+	if !p.freed {
+		if err := p.group.Resume(ctx); err != nil {
+			return err
+		}
 	}
 	p.cursor.Paused = false
 	return p.cp.Save(ctx, nil, p.cursor)

@@ -26,8 +26,8 @@ import (
 // that it does the same command would do as well; it only does it within a second.
 const (
 	signEvery   = 100 * time.Millisecond
-	silentAfter = 1500 * time.Millisecond // longer than a hold lives without its heartbeat
-	guardTries  = 30 * time.Second
+	silentAfter = 1100 * time.Millisecond // longer than a hold lives without its heartbeat
+	goodbyeWait = 2 * time.Second
 )
 
 // brief is what the guardian must know. It goes through its standard input, since it holds secrets.
@@ -75,7 +75,7 @@ func (f *flipper) startGuardian(step engine.StepID) (*guardian, error) {
 	}
 	g := &guardian{cmd: cmd, in: in, stop: make(chan struct{})}
 	if _, err := in.Write(append(text, '\n')); err != nil {
-		g.dismiss()
+		g.dismiss(true)
 		return nil, fmt.Errorf("starting the guardian: %w", err)
 	}
 	g.done.Add(1)
@@ -100,16 +100,28 @@ func (g *guardian) signs() {
 	}
 }
 
-// dismiss says good-bye and waits until the child has gone.
-func (g *guardian) dismiss() {
+// dismiss says good-bye and waits until the child has gone; one that is just looking at a side that
+// does not answer is left to itself. Where the runner could not settle who may write there is no
+// good-bye: the child goes on looking.
+func (g *guardian) dismiss(settled bool) {
 	if g == nil {
 		return
 	}
 	close(g.stop)
 	g.done.Wait()
-	_, _ = g.in.Write([]byte("bye\n"))
+	if settled {
+		_, _ = g.in.Write([]byte("bye\n"))
+	}
 	_ = g.in.Close()
-	_ = g.cmd.Wait()
+	if !settled {
+		return
+	}
+	gone := make(chan struct{})
+	go func() { _ = g.cmd.Wait(); close(gone) }()
+	select {
+	case <-gone:
+	case <-time.After(goodbyeWait):
+	}
 }
 
 // Guard is the child: it reads its brief and then signs of life from in, and returns when it was
@@ -135,7 +147,11 @@ func Guard(ctx context.Context, in io.Reader, log *slog.Logger) error {
 	if err := json.Unmarshal(first, &b); err != nil {
 		return errors.New("the guardian does not understand its brief") // no %w: the text holds secrets
 	}
-	for {
+	for acted := false; ; {
+		silence := time.After(silentAfter)
+		if acted {
+			silence = nil // once is enough, until it speaks again
+		}
 		select {
 		case line, ok := <-lines:
 			if ok && string(line) == "bye\n" {
@@ -144,11 +160,12 @@ func Guard(ctx context.Context, in io.Reader, log *slog.Logger) error {
 			if !ok {
 				return b.act(ctx, log, "the runner has died")
 			}
-		case <-time.After(silentAfter):
+			acted = false
+		case <-silence:
 			if err := b.act(ctx, log, "the runner has fallen silent"); err != nil {
 				return err
 			}
-			return nil
+			acted = true
 		}
 	}
 }
@@ -156,12 +173,13 @@ func Guard(ctx context.Context, in io.Reader, log *slog.Logger) error {
 // act ends what the runner began.
 func (b brief) act(ctx context.Context, log *slog.Logger, why string) error {
 	log.Warn("guardian: " + why + ": looking at both gates")
-	ctx, cancel := context.WithTimeout(ctx, guardTries)
-	defer cancel()
+	env, err := b.env(log)
+	if err != nil {
+		return err
+	}
 	var opened bool
-	retry := pg.Retrier{Elapsed: guardTries}
-	err := retry.Do(ctx, "settling the flip", func(ctx context.Context) (err error) {
-		opened, err = b.settle(ctx, log)
+	err = untilSettled(ctx, env, func(ctx context.Context) (err error) {
+		opened, err = b.settle(ctx, env)
 		return err
 	})
 	if err != nil {
@@ -175,14 +193,18 @@ func (b brief) act(ctx context.Context, log *slog.Logger, why string) error {
 	return nil
 }
 
-func (b brief) settle(ctx context.Context, log *slog.Logger) (opened bool, err error) {
-	env := &Env{Runbook: &runbook.Runbook{Cutover: b.Cutover}, Scope: b.Scope, Run: b.Run, Log: log, Sink: engine.SinkFunc(func(engine.Event) {})}
+func (b brief) env(log *slog.Logger) (env *Env, err error) {
+	env = &Env{Runbook: &runbook.Runbook{Cutover: b.Cutover}, Scope: b.Scope, Run: b.Run, Log: log, Sink: engine.SinkFunc(func(engine.Event) {})}
 	if env.Source, err = pg.New(b.Source); err != nil {
-		return false, err
+		return nil, err
 	}
 	if env.Target, err = pg.New(b.Target); err != nil {
-		return false, err
+		return nil, err
 	}
+	return env, nil
+}
+
+func (b brief) settle(ctx context.Context, env *Env) (opened bool, err error) {
 	if env.Journal, err = journal.Attach(ctx, env.Target, "guardian"); err != nil {
 		return false, err
 	}

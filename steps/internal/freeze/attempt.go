@@ -50,6 +50,7 @@ type Freeze struct {
 	Decide    func(ctx context.Context) error                // durable: "flip of epoch e decided"
 	AtOpen    func(ctx context.Context, exec ExecFunc) error // statements in to's hold, committed with its opening
 	Mark      func(name, message string)                     // progress
+	LetGo     func(ctx context.Context)                      // a side takes writes again, or the other one does
 	Compare   func(ctx context.Context) (string, error)      // what changed since the live verification
 }
 
@@ -60,6 +61,7 @@ type ExecFunc func(ctx context.Context, sql string, args ...any) error
 // max_connections and shut us out.
 type conns struct {
 	from, to, look, watch *pgx.Conn
+	spare                 *pgx.Conn // keeps a place for the witness, which must be new
 	oids                  []uint32
 }
 
@@ -70,23 +72,31 @@ var ErrNotNow = errors.New("no cutover this time")
 // Attempt tries once. On success the certificate is complete and to takes writes. An error that
 // is ErrNotNow leaves from writable; ErrUnknown means that Resolve has to look; any other error
 // before the flip leaves from writable too.
-func (f *Freeze) Attempt(ctx context.Context, n int) (*Certificate, error) {
-	c, err := f.open(ctx)
+func (f *Freeze) Attempt(ctx context.Context, n int) (_ *Certificate, err error) {
+	// Poolers may be paused already: a network that falls silent must not keep them so.
+	early, cancel := context.WithTimeout(ctx, f.Budget+beforeHold)
+	defer cancel()
+	c, err := f.open(early)
 	if err != nil {
-		return nil, err
+		return nil, f.early(ctx, err)
 	}
 	defer c.close(ctx)
 	cert := &Certificate{From: f.From.Side(), To: f.To.Side(), Epoch: f.Run.Epoch, Attempt: n, Budget: f.Budget, Tables: len(f.Tables)}
-	if left, err := look(ctx, c.look, f.Run, c.oids); err != nil {
-		return nil, err
+	if left, err := look(early, c.look, f.Run, c.oids); err != nil {
+		return nil, f.early(ctx, err)
 	} else if len(left) > 0 {
 		return nil, fmt.Errorf("%w: %w", ErrNotNow, &BlockedError{Blockers: left})
 	}
-	pass, err := f.Prepare(ctx)
+	pass, err := f.Prepare(early)
 	if err != nil {
 		return nil, fmt.Errorf("%w: preparing the final pass: %w", ErrNotNow, err)
 	}
 	defer pass.Close(context.WithoutCancel(ctx))
+	defer func() { // after both holds have ended, before anything that may wait for a network
+		if f.LetGo != nil && !errors.Is(err, ErrUnknown) {
+			f.LetGo(ctx)
+		}
+	}()
 	failpoint.Hit("freeze.prepared")
 
 	// to is held as well, with the flag that will open it: clients that are repointed wait there
@@ -104,6 +114,18 @@ func (f *Freeze) Attempt(ctx context.Context, n int) (*Certificate, error) {
 	cert.Began, cert.Drain = hold.Since, hold.Took
 	failpoint.Hit("freeze.held")
 	return cert, f.held(ctx, c, hold, toHold, pass, cert)
+}
+
+// beforeHold is what an attempt may take before the hold, beside its budget.
+const beforeHold = 3 * time.Second
+
+// early says why an attempt ended before it held anything: what took too long is no reason to give
+// up for good.
+func (f *Freeze) early(ctx context.Context, err error) error {
+	if ctx.Err() == nil && errors.Is(err, context.DeadlineExceeded) {
+		return fmt.Errorf("%w: %w", ErrNotNow, err)
+	}
+	return err
 }
 
 // held does everything that writers wait for, within the budget and only while the hold is there.
@@ -240,10 +262,11 @@ func (f *Freeze) open(ctx context.Context) (*conns, error) {
 		srv  *pg.Server
 		use  pg.Use
 	}{
-		{&c.from, f.From, pg.Use{Name: "hold", Marked: true}},
-		{&c.to, f.To, pg.Use{Name: "hold", Marked: true}},
-		{&c.look, f.From, pg.Use{Name: "freeze look", LockTimeout: drainTimeout}},
-		{&c.watch, f.To, pg.Use{Name: "freeze look", LockTimeout: drainTimeout}},
+		{&c.from, f.From, pg.Use{Name: "hold", Marked: true, Hold: true}},
+		{&c.to, f.To, pg.Use{Name: "hold", Marked: true, Hold: true}},
+		{&c.look, f.From, pg.Use{Name: "freeze look", LockTimeout: drainTimeout, Hold: true}},
+		{&c.spare, f.From, pg.Use{Name: "freeze spare", Hold: true}},
+		{&c.watch, f.To, pg.Use{Name: "freeze look", LockTimeout: drainTimeout, Hold: true}},
 	} {
 		if *o.conn, err = o.srv.Connect(ctx, o.use); err != nil {
 			c.close(ctx)
@@ -261,7 +284,7 @@ func (f *Freeze) open(ctx context.Context) (*conns, error) {
 func (c *conns) close(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 	defer cancel()
-	for _, conn := range []*pgx.Conn{c.from, c.to, c.look, c.watch} {
+	for _, conn := range []*pgx.Conn{c.from, c.to, c.look, c.watch, c.spare} {
 		if conn != nil {
 			_ = conn.Close(ctx)
 		}

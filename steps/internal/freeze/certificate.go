@@ -24,6 +24,11 @@ type Certificate struct {
 	Marks     []Mark        `json:"marks"`
 }
 
+// Flip records that to took over.
+func (c *Certificate) Flip(at time.Time) {
+	c.Flipped, c.Blocked = at, at.Sub(c.Began)
+}
+
 // Proof says how the absence of older writers was shown.
 type Proof struct {
 	Looks int    `json:"looks"` // how often pg_locks was read until it was clean

@@ -60,12 +60,18 @@ func (f *Freeze) flip(ctx context.Context, c *conns, hold, toHold *Hold, cert *C
 		return f.why(ctx, err)
 	}
 	defer func() { _ = witness.Close(context.WithoutCancel(ctx)) }()
+	// A to that has fallen silent since is noticed here, where nothing has happened yet, and not
+	// between the COMMITs, where neither side would take writes until it is back.
+	if err := toHold.Alive(ctx); err != nil {
+		undo()
+		return f.why(ctx, err)
+	}
 	if cause := context.Cause(ctx); cause != nil {
 		undo()
 		return fmt.Errorf("%w: %w", ErrNotNow, cause)
 	}
 	// From here on a signal or the budget must not cut a COMMIT in half.
-	flipCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	flipCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 3*answerWait)
 	defer cancel()
 	if err := hold.Commit(flipCtx); err != nil {
 		if refused(err) {
@@ -83,8 +89,7 @@ func (f *Freeze) flip(ctx context.Context, c *conns, hold, toHold *Hold, cert *C
 	if err := toHold.Commit(flipCtx); err != nil {
 		return fmt.Errorf("%w: %w", ErrUnknown, err)
 	}
-	cert.Flipped = time.Now()
-	cert.Blocked = cert.Flipped.Sub(hold.Since)
+	cert.Flip(time.Now())
 	mark("flip", fmt.Sprintf("the %s takes writes; they were blocked for %s", f.To.Side(), cert.Blocked.Round(time.Millisecond)))
 	failpoint.Hit("freeze.flipped")
 	return nil
@@ -105,7 +110,8 @@ SELECT pg_is_in_recovery(), pg_postmaster_start_time()::text`
 
 // witness opens a new connection to from and makes sure that it is the same server as the hold's.
 func (f *Freeze) witness(ctx context.Context, c *conns) (*pgx.Conn, error) {
-	conn, err := f.From.Connect(ctx, pg.Use{Name: "freeze witness", LockTimeout: drainTimeout})
+	_ = c.spare.Close(ctx)
+	conn, err := f.From.Connect(ctx, pg.Use{Name: "freeze witness", LockTimeout: drainTimeout, Hold: true})
 	if err != nil {
 		return nil, err
 	}
@@ -127,6 +133,8 @@ func (f *Freeze) witness(ctx context.Context, c *conns) (*pgx.Conn, error) {
 // closedAt takes the gate's key before it reads the flag: a COMMIT that waits for a standby shows
 // the old flag and keeps the key.
 func (f *Freeze) closedAt(ctx context.Context, conn *pgx.Conn) error {
+	ctx, cancel := context.WithTimeout(ctx, answerWait)
+	defer cancel()
 	flag, err := readFlag(ctx, conn, f.Run.GateKey)
 	if err != nil {
 		return err

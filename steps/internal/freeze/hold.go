@@ -21,6 +21,8 @@ const (
 	drainTimeout   = 250 * time.Millisecond // longest wait for writers in flight; below deadlock_timeout
 	holdStatement  = time.Second            // statement_timeout of the hold
 	heartbeatEvery = 200 * time.Millisecond
+	answerWait     = time.Second            // longest wait for what a live server answers at once, COMMIT included
+	releaseWait    = 300 * time.Millisecond // for ROLLBACK: the server rolls back without it as well
 )
 
 // Flag values of the gate's sequence. Anything but Open is closed.
@@ -63,9 +65,11 @@ ALTER SEQUENCE pgrunbook.gate_flag RESTART %d`
 func take(ctx context.Context, conn *pgx.Conn, side string, run scope.Run, flag int) (*Hold, error) {
 	start := time.Now()
 	sql := fmt.Sprintf(begin, idleTimeout.Milliseconds(), drainTimeout.Milliseconds(), holdStatement.Milliseconds(), flag)
-	_, err := conn.PgConn().Exec(ctx, sql).ReadAll()
+	takeCtx, cancel := context.WithTimeout(ctx, drainTimeout+answerWait)
+	defer cancel()
+	_, err := conn.PgConn().Exec(takeCtx, sql).ReadAll()
 	if err == nil {
-		_, err = conn.Exec(ctx, "SELECT pg_catalog.pg_advisory_xact_lock($1)", run.GateKey)
+		_, err = conn.Exec(takeCtx, "SELECT pg_catalog.pg_advisory_xact_lock($1)", run.GateKey)
 	}
 	if err != nil {
 		rollback(ctx, conn)
@@ -136,6 +140,16 @@ func (h *Hold) Exec(ctx context.Context, sql string, args ...any) error {
 	return err
 }
 
+// Alive asks the server for a sign, so that an answer that would not come is missed before it matters.
+func (h *Hold) Alive(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, answerWait)
+	defer cancel()
+	if err := h.Exec(ctx, "SELECT 1"); err != nil {
+		return fmt.Errorf("the hold on the %s does not answer: %w", h.side, err)
+	}
+	return nil
+}
+
 // Commit ends the hold and makes the flag visible: the one act that cannot succeed when the hold
 // was lost. After an error that is not the server's own answer the outcome is unknown.
 func (h *Hold) Commit(ctx context.Context) error {
@@ -146,6 +160,8 @@ func (h *Hold) Commit(ctx context.Context) error {
 	}
 	h.ended = true
 	h.stop()
+	ctx, cancel := context.WithTimeout(ctx, answerWait)
+	defer cancel()
 	tag, err := h.conn.Exec(ctx, "COMMIT")
 	if err != nil {
 		return fmt.Errorf("committing the hold on the %s: %w", h.side, err)
@@ -171,7 +187,7 @@ func (h *Hold) Release(ctx context.Context) {
 
 // rollback must work while the walk is being stopped, so it has a context of its own.
 func rollback(ctx context.Context, conn *pgx.Conn) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), releaseWait)
 	defer cancel()
 	if _, err := conn.Exec(ctx, "ROLLBACK"); err != nil {
 		_ = conn.PgConn().Conn().Close() // the server rolls back when the socket is gone

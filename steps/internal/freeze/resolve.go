@@ -3,6 +3,7 @@ package freeze
 import (
 	"context"
 	"fmt"
+	"strconv"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -14,6 +15,9 @@ import (
 // resolveWait is how long Resolve waits for the gate's key: a COMMIT of a dead runner that waits
 // for a standby keeps it.
 const resolveWait = 10 * time.Second
+
+// resolveIdle is how long a resolver may stand still within a transaction.
+const resolveIdle = 2 * time.Second
 
 // State is where the two gates stand.
 type State struct {
@@ -28,7 +32,7 @@ func (f *Freeze) Look(ctx context.Context) (State, error) {
 		srv    *pg.Server
 		closed *bool
 	}{{f.From, &s.FromClosed}, {f.To, &s.ToClosed}} {
-		conn, err := side.srv.Connect(ctx, pg.Use{Name: "gate look", LockTimeout: resolveWait})
+		conn, err := resolver(ctx, side.srv, pg.Use{Name: "gate look"})
 		if err != nil {
 			return s, err
 		}
@@ -46,8 +50,17 @@ func (f *Freeze) Look(ctx context.Context) (State, error) {
 // from's key first, then reads the flag. Closed means that from's COMMIT happened, so to is opened;
 // open means that it did not, so nothing is changed and the freeze starts over. It reports whether
 // to takes writes now. Calling it again, or from two processes, does no harm.
+//
+// Both sessions are there before the flag is read. A later runner ends the sessions of earlier ones
+// before it does anything: so one that stood still after it had read the flag cannot open to when
+// writes have long gone back to from.
 func (f *Freeze) Resolve(ctx context.Context) (opened bool, err error) {
-	from, err := f.From.Connect(ctx, pg.Use{Name: "resolve", LockTimeout: resolveWait})
+	to, err := resolver(ctx, f.To, pg.Use{Name: "resolve", Marked: true})
+	if err != nil {
+		return false, err
+	}
+	defer func() { _ = to.Close(context.WithoutCancel(ctx)) }()
+	from, err := resolver(ctx, f.From, pg.Use{Name: "resolve"})
 	if err != nil {
 		return false, err
 	}
@@ -63,13 +76,23 @@ func (f *Freeze) Resolve(ctx context.Context) (opened bool, err error) {
 	if standby {
 		return false, fmt.Errorf("the %s is in recovery: it cannot prove that it is closed for good", f.From.Side())
 	}
-	to, err := f.To.Connect(ctx, pg.Use{Name: "resolve", LockTimeout: resolveWait, Marked: true})
-	if err != nil {
-		return false, err
-	}
-	defer func() { _ = to.Close(context.WithoutCancel(ctx)) }()
 	failpoint.Hit("freeze.resolving")
 	return true, f.openTo(ctx, to)
+}
+
+// resolver opens a session that keeps nothing locked for long when its process stands still or is
+// cut off: it is a process like the one that it stands in for.
+func resolver(ctx context.Context, srv *pg.Server, use pg.Use) (*pgx.Conn, error) {
+	use.LockTimeout, use.Hold = resolveWait, true
+	conn, err := srv.Connect(ctx, use)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := conn.Exec(ctx, "SET idle_in_transaction_session_timeout = "+strconv.FormatInt(resolveIdle.Milliseconds(), 10)); err != nil {
+		_ = conn.Close(context.WithoutCancel(ctx))
+		return nil, fmt.Errorf("preparing a session on the %s: %w", srv.Side(), err)
+	}
+	return conn, nil
 }
 
 // openTo opens to's gate in one transaction, with what belongs to the opening.
