@@ -55,7 +55,7 @@ func TestExecTellsWhyItFailed(t *testing.T) {
 }
 
 // The child must die with the command: it would write the file after the timeout.
-func TestExecKillsTheWholeGroupOnTimeout(t *testing.T) {
+func TestR26ExecKillsTheWholeGroupOnTimeout(t *testing.T) {
 	dir := t.TempDir()
 	writeScript(t, dir, "slow.sh", "trap '' TERM\n(trap '' TERM; echo $$ >started; sleep 60; echo late >late) &\nwait\n")
 	s := oneStep(t, &Env{}, Switch, dir, "step \"exec\" \"x\" {\n command = [\"./slow.sh\"]\n undo = [\"true\"]\n timeout = \"500ms\"\n }", nil)

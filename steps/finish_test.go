@@ -27,7 +27,7 @@ func moved(t *testing.T, extra string) *rig {
 // readOnlyByDefault is what the freeze leaves on the closed side's database.
 const readOnlyByDefault = `DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET default_transaction_read_only = on', current_database()); END $$`
 
-func TestFinishLeavesOnlyTheClosedGate(t *testing.T) {
+func TestR4FinishLeavesOnlyTheClosedGate(t *testing.T) {
 	r := moved(t, "rollback { keep_for = \"72h\" }")
 	r.exec(r.source, readOnlyByDefault)
 	step := newFinish(r.env, FinishOptions{})

@@ -126,9 +126,9 @@ func (p *pooled) end(n *bench) (done int, longest time.Duration) {
 	return done, longest
 }
 
-// TestPgbenchThroughTheCutover: pgbench runs at full speed behind two poolers through the whole
+// TestR14PgbenchThroughTheCutover: pgbench runs at full speed behind two poolers through the whole
 // cutover, and through the rollback. Not one transaction fails, and each is where it must be.
-func TestPgbenchThroughTheCutover(t *testing.T) {
+func TestR14PgbenchThroughTheCutover(t *testing.T) {
 	t.Parallel()
 	p := newPooled(t)
 	p.want(0, "apply", "-y", "--until", "arm")
@@ -155,9 +155,9 @@ func TestPgbenchThroughTheCutover(t *testing.T) {
 	}
 }
 
-// TestKilledBehindPoolers: a runner that dies after PAUSE leaves clients waiting in the poolers; the
+// TestR14KilledBehindPoolers: a runner that dies after PAUSE leaves clients waiting in the poolers; the
 // guardian lets them go on, at the side that takes writes.
-func TestKilledBehindPoolers(t *testing.T) {
+func TestR14KilledBehindPoolers(t *testing.T) {
 	t.Parallel()
 	p := newPooled(t)
 	p.begin(p.bouncers[0].URL("erp", "postgres")+"&default_query_exec_mode=exec", p.bouncers[1].URL("erp", "postgres")+"&default_query_exec_mode=exec")

@@ -247,7 +247,7 @@ func (p *process) end() outcome {
 	var err error
 	select {
 	case err = <-p.ended:
-	case <-time.After(2 * time.Minute):
+	case <-time.After(6 * time.Minute):
 		p.r.t.Errorf("pgrunbook %s hangs", p.what)
 		p.signal(syscall.SIGQUIT) // its goroutines are in its output
 		err = <-p.ended
@@ -309,7 +309,7 @@ func (r *rig) says(text string, parts ...string) {
 // eventually waits for something that needs no further command.
 func (r *rig) eventually(what string, is func() bool) {
 	r.t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); !is(); time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(90 * time.Second); !is(); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			r.t.Fatalf("waited in vain: %s", what)
 		}

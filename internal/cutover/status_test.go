@@ -21,9 +21,9 @@ type afterFlip struct {
 	} `json:"after_flip"`
 }
 
-// TestOldSide: after the flip the old side refuses with the runbook's own SQLSTATE and message, and
+// TestR18OldSide: after the flip the old side refuses with the runbook's own SQLSTATE and message, and
 // status counts who was refused and shows who is still connected there.
-func TestOldSide(t *testing.T) {
+func TestR18OldSide(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, strings.Replace(plain, "cutover {\n", `cutover {
   closed_error   = "57014"
@@ -66,9 +66,9 @@ func TestOldSide(t *testing.T) {
 	r.balance(r.target)
 }
 
-// TestOldSideByDefault: sessions on the old side are ended and it is read-only by default, and a
+// TestR27OldSideByDefault: sessions on the old side are ended and it is read-only by default, and a
 // rollback takes that back.
-func TestOldSideByDefault(t *testing.T) {
+func TestR27OldSideByDefault(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, plain)
 	lasting := strings.Replace(settings, ", relfilenode", "", 1) // a rollback sets the sequences

@@ -253,7 +253,7 @@ func TestMarkedSessionIsNotCaptured(t *testing.T) {
 }
 
 // A subscription's apply worker is in the replica role and fires row triggers only.
-func TestD4ReplicatedChangesAreCapturedByRowTriggers(t *testing.T) {
+func TestD4R8ReplicatedChangesAreCapturedByRowTriggers(t *testing.T) {
 	c := testpg.StartT(t, testpg.Options{Major: 15, Settings: map[string]string{"wal_level": "logical"}})
 	d := newDBOn(t, c, `CREATE TABLE plain (id int PRIMARY KEY, v text)`)
 	publisher := testpg.NewDB(t, c)

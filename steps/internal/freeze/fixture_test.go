@@ -49,6 +49,18 @@ type pair struct {
 func newPair(t *testing.T) *pair {
 	t.Helper()
 	source, target := testpg.Pair(t)
+	return pairOf(t, source, target)
+}
+
+// newPairOn has its source on a cluster of the test's own.
+func newPairOn(t *testing.T, source *testpg.Cluster) *pair {
+	t.Helper()
+	_, target := testpg.Pair(t)
+	return pairOf(t, testpg.NewDB(t, source), target)
+}
+
+func pairOf(t *testing.T, source, target string) *pair {
+	t.Helper()
 	p := &pair{t: t, source: source, target: target, passed: func(context.Context) error { return nil }}
 	p.exec(source, gateSQL)
 	p.exec(target, gateSQL+"; ALTER SEQUENCE pgrunbook.gate_flag RESTART 1")

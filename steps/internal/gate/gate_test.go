@@ -209,7 +209,7 @@ func TestOldSnapshotsAndPlansSeeTheFlag(t *testing.T) {
 	}
 }
 
-func TestAHeldGateMakesWritersWait(t *testing.T) {
+func TestR22AHeldGateMakesWritersWait(t *testing.T) {
 	d := newDB(t, testpg.Shared(t, 15))
 	d.install()
 	holder, app := d.connect("postgres"), d.connect("app")
@@ -234,7 +234,7 @@ func TestAHeldGateMakesWritersWait(t *testing.T) {
 	d.want(Open)
 }
 
-func TestADeadRunnerLeavesTheGateOpen(t *testing.T) {
+func TestR2DeadRunnerLeavesTheGateOpen(t *testing.T) {
 	d := newDB(t, testpg.Shared(t, 15))
 	d.install()
 	holder := d.connect("postgres")
@@ -249,7 +249,7 @@ func TestADeadRunnerLeavesTheGateOpen(t *testing.T) {
 	d.want(Open)
 }
 
-func TestClosedSurvivesACrash(t *testing.T) {
+func TestR2ClosedSurvivesACrash(t *testing.T) {
 	c := testpg.StartT(t, testpg.Options{Major: 15, Fsync: true, Settings: map[string]string{"synchronous_commit": "off"}})
 	ctx := context.Background()
 	for _, stop := range []func() error{func() error { return c.Stop(ctx, testpg.Immediate) }, c.KillPostmaster} {
@@ -274,7 +274,7 @@ func TestClosedSurvivesACrash(t *testing.T) {
 	}
 }
 
-func TestVerifyFindsAnUngatedTable(t *testing.T) {
+func TestR28VerifyFindsAnUngatedTable(t *testing.T) {
 	d := newDB(t, testpg.Shared(t, 15))
 	d.install()
 	if err := Verify(d.ctx, d.ours, testRun, tables()); err != nil {
@@ -362,7 +362,7 @@ func TestRemoveStatementIsAllThatAPersonNeeds(t *testing.T) {
 	}
 }
 
-func TestAnApplicationCannotTouchTheGate(t *testing.T) {
+func TestR29AnApplicationCannotTouchTheGate(t *testing.T) {
 	d := newDB(t, testpg.Shared(t, 15))
 	d.install()
 	app := d.connect("app")

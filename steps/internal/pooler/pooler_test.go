@@ -60,7 +60,7 @@ func TestSwitchUnderLoad(t *testing.T) {
 	}
 }
 
-func TestPauseGivesUp(t *testing.T) {
+func TestR14PauseGivesUp(t *testing.T) {
 	f := newFixture(t, testpg.BouncerOptions{PoolSize: 5})
 	long := f.connect(f.bouncer.URL("erp", "postgres") + "&application_name=nightly")
 	if _, err := long.Exec(f.ctx, "BEGIN; INSERT INTO hits DEFAULT VALUES"); err != nil {

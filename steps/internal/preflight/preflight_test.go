@@ -380,7 +380,7 @@ func TestA7Replication(t *testing.T) {
 	}
 }
 
-func TestBehaviour(t *testing.T) {
+func TestR22TimeoutsAndSwallowedErrors(t *testing.T) {
 	p := newPair(t)
 	db := ident(database(t, p.from))
 	p.source("ALTER DATABASE " + db + " SET lock_timeout = '10min'")

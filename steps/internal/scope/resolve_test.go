@@ -446,7 +446,7 @@ func TestSizesDoNotWaitForDDL(t *testing.T) {
 	run(t, admin, "ROLLBACK")
 }
 
-func TestD4SubscribedTablesGetRowTriggers(t *testing.T) {
+func TestD4R8SubscribedTablesGetRowTriggers(t *testing.T) {
 	conn, admin := source(t, 15, "CREATE TABLE t (id int PRIMARY KEY)", "CREATE TABLE u (id int PRIMARY KEY)",
 		"CREATE SUBSCRIPTION scope_test CONNECTION 'host=127.0.0.1 port=1' PUBLICATION p WITH (connect = false, slot_name = NONE)",
 		"INSERT INTO pg_subscription_rel SELECT oid, 'public.t'::regclass, 'r', NULL FROM pg_subscription WHERE subname = 'scope_test'")

@@ -133,7 +133,7 @@ func TestCarry(t *testing.T) {
 }
 
 // Another session's cached values would come out behind what was carried.
-func TestCachesOfOthersAreDropped(t *testing.T) {
+func TestR15CachesOfOthersAreDropped(t *testing.T) {
 	from, to := pair(t)
 	for _, conn := range []*pgx.Conn{from, to} {
 		run(t, conn, "CREATE SEQUENCE public.s CACHE 20")
@@ -176,7 +176,7 @@ func TestManyAtOnceAndOnlyWhatMoved(t *testing.T) {
 	}
 }
 
-func TestRefusals(t *testing.T) {
+func TestR15TheGatesSequenceIsNotCarried(t *testing.T) {
 	from, to := pair(t)
 	gate := scope.Sequence{Name: scope.Name{Schema: "pgrunbook", Name: "gate_flag"}}
 	if _, err := Carry(testContext(t), from, to, []scope.Sequence{gate}, 0, false); err == nil {

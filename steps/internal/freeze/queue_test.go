@@ -1,0 +1,232 @@
+package freeze
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pgrunbook/pgrunbook/internal/testpg"
+)
+
+// queued waits until somebody waits for the gate's key at the source.
+func (p *pair) queued(why string) {
+	p.t.Helper()
+	conn := p.connect(p.source)
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		var n int
+		if err := conn.QueryRow(context.Background(), `SELECT count(*) FROM pg_locks l JOIN pg_database d ON d.oid = l.database AND d.datname = current_database()
+			WHERE l.locktype = 'advisory' AND NOT l.granted`).Scan(&n); err != nil {
+			p.t.Fatal(err)
+		}
+		if n > 0 {
+			return
+		}
+		if time.Now().After(deadline) {
+			p.t.Fatalf("nobody waits for the gate: %s", why)
+		}
+	}
+}
+
+func (p *pair) run(conn *pgx.Conn, sql string) {
+	p.t.Helper()
+	if _, err := conn.PgConn().Exec(context.Background(), sql).ReadAll(); err != nil {
+		p.t.Fatalf("%s: %v", sql, err)
+	}
+}
+
+// A monitoring query on pg_sequences keeps a lock on the gate's sequence until its transaction ends:
+// the flag is set first, so that this is noticed before anybody waits.
+func TestR2MonitoringTransactionStopsNobody(t *testing.T) {
+	p := newPair(t)
+	monitor := p.connect(p.source)
+	p.run(monitor, "BEGIN; SELECT pg_sequence_last_value('pgrunbook.gate_flag'::regclass)")
+	_, err := p.freeze.Attempt(context.Background(), 1)
+	if err == nil {
+		p.wantSide("target") // this major takes no lock for it
+		return
+	}
+	if !errors.Is(err, ErrBusy) {
+		t.Fatalf("got %v", err)
+	}
+	p.wantSide("source")
+	p.run(monitor, "COMMIT")
+	if _, err := p.freeze.Attempt(context.Background(), 2); err != nil {
+		t.Fatal(err)
+	}
+	p.wantSide("target")
+}
+
+// Switch steps run while writers wait on both sides: nobody is refused meanwhile, and when the runner
+// dies in one the source takes writes.
+func TestR3SwitchStepsRunUnderTheHold(t *testing.T) {
+	p := newPair(t)
+	p.freeze.Budget = 20 * time.Second
+	waits := func(url string) string {
+		conn := p.connect(url)
+		_, err := conn.PgConn().Exec(context.Background(), "SET statement_timeout = '150ms'; INSERT INTO public.account VALUES (77, 1)").ReadAll()
+		return state(err)
+	}
+	var source, target string
+	p.freeze.Switch = []SwitchStep{{
+		Name: "dns", Timeout: 15 * time.Second, Undo: func(context.Context) error { return nil },
+		Do: func(context.Context) error {
+			source, target = waits(p.source), waits(p.target)
+			p.exec(p.source, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+			                   WHERE datname = current_database() AND application_name LIKE 'pgrunbook r1 hold%'`)
+			return nil
+		},
+	}}
+	if _, err := p.freeze.Attempt(context.Background(), 1); !errors.Is(err, ErrNotNow) {
+		t.Errorf("got %v", err)
+	}
+	if source != "57014" || target != "57014" {
+		t.Errorf("in a switch step a writer got %q at the source and %q at the target, want both to wait", source, target)
+	}
+	p.wantSide("source")
+}
+
+// A runner that is killed while it waits for the gate leaves its request in the queue: only the
+// server's own limit takes it out, and until then every other writer stands behind it.
+func TestR6KilledWhileQueueing(t *testing.T) {
+	p := newPair(t)
+	idle, runner := p.connect(p.source), p.connect(p.source)
+	p.run(idle, "BEGIN; UPDATE public.account SET balance = 0 WHERE id = 2")
+	done := make(chan error, 1)
+	go func() {
+		_, err := take(context.Background(), runner, "source", p.freeze.Run, flagClosed)
+		done <- err
+	}()
+	p.queued("the freeze behind an idle writer")
+	_ = runner.PgConn().Conn().Close() // no cancel, no good-bye: what a SIGKILL leaves
+	if got := p.write(p.source); got != "" {
+		t.Errorf("a writer behind a dead runner's request: %q", got)
+	}
+	if err := <-done; err == nil {
+		t.Error("the hold was taken beside a writer")
+	}
+	p.run(idle, "COMMIT")
+	p.wantSide("source")
+}
+
+// Row locks are taken without passing the gate: a waits for b, b for the hold, the hold for a. The
+// server finds no victim before deadlock_timeout; the hold gives way before that, and nobody fails.
+func TestR11RowLocksTakenBeforeTheGate(t *testing.T) {
+	p := newPair(t)
+	a, b, runner := p.connect(p.source), p.connect(p.source), p.connect(p.source)
+	p.run(a, "BEGIN; SELECT * FROM public.account WHERE id = 1 FOR UPDATE")
+	p.run(b, "BEGIN; UPDATE public.account SET balance = 1 WHERE id = 2")
+	bDone := make(chan error, 1)
+	go func() {
+		_, err := b.PgConn().Exec(context.Background(), "UPDATE public.account SET balance = 2 WHERE id = 1; COMMIT").ReadAll()
+		bDone <- err
+	}()
+	held := make(chan error, 1)
+	go func() {
+		_, err := take(context.Background(), runner, "source", p.freeze.Run, flagClosed)
+		held <- err
+	}()
+	p.queued("the freeze behind b")
+	p.run(a, "UPDATE public.account SET balance = 3 WHERE id = 1; COMMIT")
+	if err := <-held; !errors.Is(err, ErrBusy) {
+		t.Errorf("the hold: %v, want it to give way", err)
+	}
+	if err := <-bDone; err != nil {
+		t.Errorf("the application's other transaction: %v", err)
+	}
+	p.wantSide("source")
+}
+
+// One unit of work on two connections (an audit by dblink): the outer one holds the gate, the inner
+// one queues behind the freeze, and no detector sees that. The freeze gives way.
+func TestR12OneUnitOfWorkOnTwoConnections(t *testing.T) {
+	p := newPair(t)
+	outer, inner, runner := p.connect(p.source), p.connect(p.source), p.connect(p.source)
+	p.run(outer, "BEGIN; UPDATE public.account SET balance = 1 WHERE id = 1")
+	held := make(chan error, 1)
+	go func() {
+		_, err := take(context.Background(), runner, "source", p.freeze.Run, flagClosed)
+		held <- err
+	}()
+	p.queued("the freeze behind the outer connection")
+	p.run(inner, "INSERT INTO public.account VALUES (50, 1)")
+	p.run(outer, "COMMIT")
+	if err := <-held; !errors.Is(err, ErrBusy) {
+		t.Errorf("the hold: %v, want it to give way", err)
+	}
+	p.wantSide("source")
+}
+
+// A COMMIT that waits for a standby shows the old flag: whoever looks without the key in hand takes
+// the freeze for undone, and the COMMIT closes the source afterwards.
+func TestR17CommitThatWaitsForAStandby(t *testing.T) {
+	c := testpg.StartT(t, testpg.Options{Major: 15})
+	p := newPairOn(t, c)
+	hold, err := take(context.Background(), p.connect(p.source), "source", p.freeze.Run, flagClosed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.exec(p.source, "ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
+	p.exec(p.source, "SELECT pg_reload_conf()")
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	committed := make(chan error, 1)
+	hold.stop()
+	go func() {
+		_, err := hold.conn.Exec(ctx, "COMMIT")
+		committed <- err
+	}()
+	watch := p.connect(p.source)
+	for waiting, deadline := false, time.Now().Add(20*time.Second); !waiting; time.Sleep(5 * time.Millisecond) {
+		if err := watch.QueryRow(ctx, "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE wait_event = 'SyncRep')").Scan(&waiting); err != nil {
+			t.Fatal(err)
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("the COMMIT does not wait for a standby")
+		}
+	}
+	var plain int64
+	if err := watch.QueryRow(ctx, readFlagSQL).Scan(&plain); err != nil || plain != flagOpen {
+		t.Fatalf("without the key the flag is %d, %v: there is nothing to be wrong about", plain, err)
+	}
+	look, end := context.WithTimeout(ctx, 700*time.Millisecond)
+	defer end()
+	if s, err := p.freeze.Look(look); err == nil {
+		t.Errorf("a look that should wait says %+v", s)
+	}
+	p.exec(p.source, "SET synchronous_commit = off; SELECT set_config('synchronous_commit', 'off', false)")
+	p.exec(p.source, "ALTER SYSTEM RESET synchronous_standby_names")
+	p.exec(p.source, "SELECT pg_reload_conf()")
+	if err := <-committed; err != nil {
+		t.Fatal(err)
+	}
+	if opened, err := p.freeze.Resolve(ctx); err != nil || !opened {
+		t.Fatalf("opened %v, %v", opened, err)
+	}
+	p.wantSide("target")
+}
+
+// During a hold the application's pools grow until no connection is left: the one that the freeze
+// opens last has a place kept for it.
+func TestR30NoConnectionIsLeft(t *testing.T) {
+	c := testpg.StartT(t, testpg.Options{Major: 15, Settings: map[string]string{"max_connections": "20", "superuser_reserved_connections": "0"}})
+	p := newPairOn(t, c)
+	p.freeze.Budget = 20 * time.Second
+	p.passed = func(context.Context) error {
+		for {
+			conn, err := pgx.Connect(context.Background(), p.source)
+			if state(err) == "53300" {
+				return nil
+			}
+			if err != nil {
+				return err
+			}
+			t.Cleanup(func() { _ = conn.Close(context.Background()) })
+		}
+	}
+	if _, err := p.freeze.Attempt(context.Background(), 1); err != nil {
+		t.Fatal(err)
+	}
+}
