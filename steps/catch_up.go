@@ -81,6 +81,9 @@ func (s *catchUpStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Ch
 		return err
 	}
 	defer limits.close()
+	if err := s.silent(ctx); err != nil {
+		return err
+	}
 	if err := s.loadLeft(ctx, limits, cp); err != nil {
 		return err
 	}
@@ -111,6 +114,17 @@ func (s *catchUpStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Ch
 		Op: "catching up", Err: fmt.Errorf("tables had to be loaded again %d times", recopiesMax),
 		Hint: "Find out what rewrites tables on the source or swaps partitions, and stop it for the time of the run.",
 	}
+}
+
+// silent refuses a target whose triggers fire for what passes write: after a rollback they have the
+// mode that the flip gave them.
+func (s *catchUpStep) silent(ctx context.Context) error {
+	sides, err := openSides(ctx, s.env, "catch_up")
+	if err != nil {
+		return err
+	}
+	defer sides.close(context.WithoutCancel(ctx))
+	return silent(ctx, sides.target, engine.Target, s.env.Scope)
 }
 
 // loadLeft ends the load of tables that a dead runner had begun to load again: the copy step is done

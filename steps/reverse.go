@@ -34,7 +34,7 @@ func (s *reverseStep) Fingerprint() string {
 }
 
 // Plan shows the triggers on the target and the proof on the source.
-func (s *reverseStep) Plan(context.Context) (engine.StepPlan, error) {
+func (s *reverseStep) Plan(ctx context.Context) (engine.StepPlan, error) {
 	p := engine.StepPlan{
 		ID: s.ID(), Phase: s.Phase(), Title: "capture changes on the target, for the way back",
 		Why: "from its first write on, the target's changes can be carried back; rights are proved before they are needed",
@@ -48,7 +48,16 @@ func (s *reverseStep) Plan(context.Context) (engine.StepPlan, error) {
 	if len(p.Actions) > 0 {
 		p.Actions = append(p.Actions, engine.Action{On: engine.Source, SQL: "BEGIN; SET session_replication_role = replica; UPDATE one row of one table to itself; ROLLBACK", Why: "proof that a pass to the source is allowed to write"})
 	}
-	return p, nil
+	conn, err := s.env.Source.Connect(ctx, pg.Use{Name: "plan", ReadOnly: true})
+	if err != nil {
+		return p, err
+	}
+	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
+	why, _, err := firing(ctx, conn, engine.Source, s.env.Scope)
+	if why != "" {
+		p.Hazards = append(p.Hazards, engine.Hazard{Kind: engine.HazardOneWay, Text: why + ": a rollback is refused until somebody has disabled them"})
+	}
+	return p, err
 }
 
 // targetMajor is the target's major from the plan, where there is one; statements of all majors

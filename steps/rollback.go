@@ -112,6 +112,9 @@ func WayBack(ctx context.Context, env *Env) (Back, error) {
 			}, nil
 		}
 	}
+	if why, hint, err := firing(ctx, sides.source, engine.Source, env.Scope); err != nil || why != "" {
+		return Back{Why: why, Hint: hint}, err
+	}
 	changes, err := capture.Check(ctx, sides.target, env.Run, captured(env))
 	if err != nil {
 		return Back{}, err
@@ -159,6 +162,9 @@ func Follow(ctx context.Context, env *Env, cp engine.Checkpoint) error {
 	defer func() { _ = source.Close(context.WithoutCancel(ctx)) }()
 	for ctx.Err() == nil {
 		if source, err = stillClosed(ctx, env, source); err != nil {
+			return err
+		}
+		if err := silent(ctx, source, engine.Source, env.Scope); err != nil {
 			return err
 		}
 		res, err := passer.Exact(ctx, pass.Options{Patience: time.Minute})

@@ -69,6 +69,30 @@ func Differences(ctx context.Context, target *pgx.Conn, s *scope.Scope, keys boo
 	return out, nil
 }
 
+// Firing names the application's triggers and rules that fire for a session in replica role on a
+// table of the scope or one of its partitions: for every row that a pass writes there, that is.
+func Firing(ctx context.Context, conn *pgx.Conn, s *scope.Scope) ([]string, error) {
+	shapes, err := readShapes(ctx, conn, s)
+	if err != nil {
+		return nil, err
+	}
+	var out []string
+	for i := range s.Tables {
+		names := []scope.Name{s.Tables[i].Name}
+		for _, m := range s.Tables[i].Members {
+			names = append(names, m.Name)
+		}
+		for _, n := range names {
+			if have := shapes[n]; have != nil && s.Tables[i].Data != scope.NoData {
+				for _, f := range have.firing {
+					out = append(out, f+" on "+pg.Name(n.Schema, n.Name))
+				}
+			}
+		}
+	}
+	return out, nil
+}
+
 // tableDifferences are one table's.
 func tableDifferences(t *scope.Table, have *shape, keys bool) []string {
 	name := pg.Name(t.Schema, t.Name.Name)
