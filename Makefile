@@ -15,7 +15,7 @@ TEST_TIMEOUT ?= 20m
 SOAK_TIMEOUT ?= 26h
 PKG ?= ./...
 # Packages whose tests run the built program: the race detector would look at the harness alone.
-PROGRAM_TESTS := /(examples|internal/(cutover|docs|faults))$$
+PROGRAM_TESTS := /(examples|internal/(cutover|docs|faults|histories))$$
 
 .PHONY: help
 help: ## Show this help
