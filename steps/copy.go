@@ -188,10 +188,14 @@ func expected(all, doneBytes, doneSize int64) int64 {
 }
 
 func (p *copyProgress) table(t load.Progress) {
+	size := t.Size
+	if t.Stage != load.Copying { // all of it is there, whatever the size on disk said
+		size = t.Bytes
+	}
 	p.cp.Emit(engine.Event{
 		Kind: engine.EventTable, Object: t.Table.Schema + "." + t.Table.Name.Name, Reason: string(t.Stage),
 		Message: fmt.Sprintf("%s.%s: %s", t.Table.Schema, t.Table.Name.Name, t.Stage),
-		Rows:    t.Rows, RowsAll: max(t.Table.Rows, t.Rows), Bytes: t.Bytes, BytesAll: t.Size,
+		Rows:    t.Rows, RowsAll: max(t.Table.Rows, t.Rows), Bytes: t.Bytes, BytesAll: size,
 	})
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -103,6 +103,9 @@ func compareLive(ctx context.Context, env *Env, passer *pass.Passer, tables []sc
 			done++
 			emit(verified(t, done, len(tables)))
 		},
+		Progress: func(bytes, all int64) {
+			emit(engine.Event{Kind: engine.EventProgress, Bytes: bytes, BytesAll: all, Message: "comparing"})
+		},
 	})
 }
 

@@ -2,7 +2,9 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -140,6 +142,7 @@ func (a *app) acceptNew(ctx context.Context, s *subject, f applyFlags) (amend bo
 		if err := a.askYes(ctx, "Apply this plan? Only the word yes begins it: "); err != nil {
 			return false, err
 		}
+		a.began = time.Now() // a person's thinking is no part of the walk
 	}
 	s.env.Plan, s.env.Scope = p, nil
 	return run != nil, nil
@@ -160,6 +163,9 @@ func (a *app) closing(s *subject, f applyFlags, err error) {
 	switch {
 	case err != nil:
 		a.summary.Next = again
+		if errors.As(err, new(signalError)) {
+			a.summary.Message = "what is done is kept: the same command goes on from here"
+		}
 	case done < len(a.summary.Outcomes):
 		a.summary.Message, a.summary.Next = "stopped after "+f.until+", as asked", again
 	case !s.rb.Cutover.Enabled:

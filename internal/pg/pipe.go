@@ -11,7 +11,8 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// pipeBuffer joins the one-row messages of COPY TO STDOUT into large writes.
+// pipeBuffer joins the one-row messages of COPY TO STDOUT into large writes, and is the most of a row
+// that is in memory.
 const pipeBuffer = 128 << 10
 
 // errOtherEnd closes the reading half of a pipe whose writing half failed first.
@@ -46,7 +47,7 @@ func Pipe(ctx context.Context, from, to *pgx.Conn, read, write string, meter Met
 	go func() {
 		sink := &metered{ctx: ctx, w: pw, meter: meter}
 		buffered := bufio.NewWriterSize(sink, pipeBuffer)
-		tag, err := from.PgConn().CopyTo(ctx, buffered, read)
+		tag, err := copyOut(ctx, from, buffered, read)
 		if err == nil {
 			err = buffered.Flush()
 		}

@@ -33,6 +33,9 @@ type Config struct {
 	PieceBytes int64
 	// Report is called after each table, from one goroutine at a time; may be nil.
 	Report func(TableResult)
+	// Progress is told how many of all bytes were read once, after each piece, from one goroutine at
+	// a time; may be nil. A batch that is read again starts where it began.
+	Progress func(bytes, all int64)
 }
 
 // Result of a comparison.

@@ -28,6 +28,8 @@ type runner struct {
 	results []*TableResult
 	left    []int        // pieces not yet compared, a table
 	byField map[int]bool // tables with rows too large for one text
+
+	all, taken int64 // bytes: of all pieces, of the batches that count
 }
 
 // piece is a table, or a range of its first key column.
@@ -83,6 +85,7 @@ func (r *runner) batches(ctx context.Context) ([][]piece, error) {
 			}
 			out[len(out)-1] = append(out[len(out)-1], p)
 			bytes += p.bytes
+			r.all += p.bytes
 		}
 	}
 	return out, nil
@@ -135,6 +138,7 @@ func (r *runner) reconnect(ctx context.Context) error {
 func (r *runner) take(batch []piece, results []TableResult) {
 	for n, p := range batch {
 		t, got := r.results[p.table], results[n]
+		r.taken += p.bytes
 		t.FromRows += got.FromRows
 		t.ToRows += got.ToRows
 		t.Elapsed += got.Elapsed
@@ -171,6 +175,7 @@ func (r *runner) batch(ctx context.Context, batch []piece) (results []TableResul
 	failpoint.Hit("compare.opened")
 	results = make([]TableResult, len(batch))
 	var next int
+	read := r.taken
 	g, gctx := errgroup.WithContext(ctx)
 	for _, p := range r.pairs {
 		g.Go(func() error {
@@ -187,6 +192,12 @@ func (r *runner) batch(ctx context.Context, batch []piece) (results []TableResul
 					t := r.cfg.Tables[batch[n].table]
 					return fmt.Errorf("comparing %s: %w", pg.Name(t.Schema, t.Name.Name), err)
 				}
+				r.mu.Lock()
+				read += batch[n].bytes
+				if r.cfg.Progress != nil {
+					r.cfg.Progress(read, r.all)
+				}
+				r.mu.Unlock()
 			}
 		})
 	}

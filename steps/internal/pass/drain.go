@@ -67,10 +67,10 @@ func (p *Passer) Drain(ctx context.Context, opts DrainOptions) (Result, error) {
 		rate.observe(time.Now(), backlog.Rows)
 		if backlog.Rows > opts.PieceRows {
 			good = 0
+			p.report(rate, backlog, time.Since(backlog.At))
 			if err := p.pieces(ctx, opts, backlog, rate); err != nil {
 				return Result{}, err
 			}
-			p.report(rate, backlog, time.Since(backlog.At))
 			if time.Now().After(deadline) {
 				return Result{}, rate.hopeless()
 			}
@@ -142,8 +142,9 @@ func (p *Passer) pieces(ctx context.Context, opts DrainOptions, backlog Backlog,
 			w := New(p.cfg)
 			defer func() { _ = w.Close(context.WithoutCancel(ctx)) }()
 			for t := range todo {
-				n, err := w.table(gctx, t, backlog.Tables[t.ID], opts)
-				done.Add(n)
+				err := w.table(gctx, t, backlog.Tables[t.ID], opts, func(n int64) {
+					p.cfg.Emit(engine.Event{Kind: engine.EventProgress, At: time.Now(), Rows: done.Add(n), RowsAll: backlog.Rows, Message: "applying captured changes"})
+				})
 				if err != nil {
 					return err
 				}
@@ -158,13 +159,13 @@ func (p *Passer) pieces(ctx context.Context, opts DrainOptions, backlog Backlog,
 
 // table works off, piece by piece, what one table's delta held when it was counted. What comes in
 // meanwhile is for the next round, or a table that is written faster would keep a worker for ever.
-func (p *Passer) table(ctx context.Context, t scope.Table, backlog int64, opts DrainOptions) (int64, error) {
+func (p *Passer) table(ctx context.Context, t scope.Table, backlog int64, opts DrainOptions, applied func(rows int64)) error {
 	p.SetTables([]scope.Table{t})
 	var done int64
 	rows := opts.PieceRows
 	for {
 		if err := paused(ctx, opts.Control); err != nil {
-			return done, err
+			return err
 		}
 		var took int64
 		var last bool
@@ -178,12 +179,13 @@ func (p *Passer) table(ctx context.Context, t scope.Table, backlog int64, opts D
 			rows *= 8 // the whole backlog of a table cannot clash
 			continue
 		case err != nil:
-			return done, err
+			return err
 		}
 		done += took
+		applied(took)
 		rows = opts.PieceRows
 		if last || done >= backlog {
-			return done, nil
+			return nil
 		}
 	}
 }

@@ -134,7 +134,7 @@ func TestRandomWriters(t *testing.T) {
 			tables := p.passer.following()
 			for id, tbl := range tables {
 				w := New(p.passer.cfg)
-				_, err := w.table(ctx, tbl, 100, DrainOptions{PieceRows: int64(20 + r.IntN(150)), Patience: 20 * time.Second})
+				err := w.table(ctx, tbl, 100, DrainOptions{PieceRows: int64(20 + r.IntN(150)), Patience: 20 * time.Second}, func(int64) {})
 				_ = w.Close(ctx)
 				if err != nil {
 					return fmt.Errorf("table %d: %w", id, err)

@@ -80,7 +80,7 @@ func (p *plain) progress(now time.Time, every time.Duration) {
 	if active := p.model.active(3); len(active) > 0 {
 		var names []string
 		for _, t := range active {
-			names = append(names, t.name+" "+t.amount.short())
+			names = append(names, t.name+" "+t.short())
 		}
 		attrs = append(attrs, slog.String("tables", printable(strings.Join(names, ", "))))
 	}

@@ -132,9 +132,9 @@ func bytesText(n int64) string {
 // countText gives "12.3 M".
 func countText(n int64) string {
 	switch {
-	case n >= 1e10:
+	case n >= 1e9:
 		return fmt.Sprintf("%.1f G", float64(n)/1e9)
-	case n >= 1e7:
+	case n >= 1e6:
 		return fmt.Sprintf("%.1f M", float64(n)/1e6)
 	case n >= 1e4:
 		return fmt.Sprintf("%.1f k", float64(n)/1e3)

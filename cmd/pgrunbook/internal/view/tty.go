@@ -3,15 +3,21 @@ package view
 import (
 	"bytes"
 	"fmt"
+	"io"
 	"log/slog"
 	"strings"
 	"time"
+
+	"github.com/charmbracelet/x/ansi"
 
 	"github.com/pgrunbook/pgrunbook/engine"
 )
 
 // liveTables is how many tables the live block shows.
 const liveTables = 8
+
+// narrow is the width below which bars are short, so that the figures have room.
+const narrow = 80
 
 // tty keeps a live block below the lines that stay.
 type tty struct {
@@ -20,7 +26,7 @@ type tty struct {
 	width   func() int
 	color   bool
 	model   model
-	drawn   int // lines of the block on the screen
+	drawn   []int // columns of each line of the block on the screen
 	pending bytes.Buffer
 	still   bool // nothing is drawn: a person is asked something
 }
@@ -66,27 +72,36 @@ func (t *tty) draw(now time.Time) {
 		return
 	}
 	block := t.block(now)
-	if t.pending.Len() == 0 && len(block) == 0 && t.drawn == 0 {
+	if t.pending.Len() == 0 && len(block) == 0 && len(t.drawn) == 0 {
 		return
 	}
 	var b bytes.Buffer
-	if t.drawn > 0 {
-		fmt.Fprintf(&b, "\x1b[%dA\r\x1b[J", t.drawn)
-	}
+	t.erase(&b)
 	b.Write(t.pending.Bytes())
 	t.pending.Reset()
 	for _, l := range block {
 		b.WriteString(l + "\n")
+		t.drawn = append(t.drawn, ansi.StringWidth(l))
 	}
-	t.drawn = len(block)
 	_, _ = t.o.Stderr.Write(b.Bytes())
+}
+
+// erase takes the block away. A terminal that became narrower has wrapped its lines meanwhile.
+func (t *tty) erase(b io.Writer) {
+	lines, width := 0, max(1, t.width())
+	for _, columns := range t.drawn {
+		lines += max(1, (columns+width-1)/width)
+	}
+	if lines > 0 {
+		fmt.Fprintf(b, "\x1b[%dA\r\x1b[J", lines)
+	}
+	t.drawn = t.drawn[:0]
 }
 
 // suspend erases the block, or draws it again with the lines that waited.
 func (t *tty) suspend(on bool, now time.Time) {
-	if on && !t.still && t.drawn > 0 {
-		fmt.Fprintf(t.o.Stderr, "\x1b[%dA\r\x1b[J", t.drawn)
-		t.drawn = 0
+	if on && !t.still {
+		t.erase(t.o.Stderr)
 	}
 	t.still = on
 	t.draw(now)
@@ -103,9 +118,13 @@ func (t *tty) block(now time.Time) []string {
 	var out []string
 	line := func(text string) { out = append(out, clip(text, width)) }
 	line(t.bold(printable(string(s.id))) + "  " + printable(s.title) + "  " + durationText(elapsed))
+	wideBar, bar := 30, 16
+	if width < narrow {
+		wideBar, bar = 12, 6
+	}
 	if _, ok := s.all.share(); ok {
-		line("  " + t.bar(&s.all, 30) + " " + s.all.text(elapsed))
-	} else if text := s.all.text(elapsed); text != "" {
+		line("  " + t.bar(&s.all, wideBar) + " " + s.all.fit(elapsed, width-wideBar-3))
+	} else if text := s.all.fit(elapsed, width-2); text != "" {
 		line("  " + text)
 	}
 	active := t.model.active(liveTables)
@@ -115,7 +134,7 @@ func (t *tty) block(now time.Time) []string {
 	}
 	wide = min(wide, max(16, width/3))
 	for _, a := range active {
-		line("  " + pad(printable(a.name), wide) + " " + t.bar(&a.amount, 16) + " " + a.amount.text(now.Sub(a.started)))
+		line("  " + pad(printable(a.name), wide) + " " + t.bar(&a.amount, bar) + " " + a.fit(now, width-wide-bar-4))
 	}
 	if more := len(t.model.tables) - len(active); more > 0 || t.model.done > 0 {
 		line(fmt.Sprintf("  %s done, %d more under way", plural(t.model.done, "table"), max(0, more)))

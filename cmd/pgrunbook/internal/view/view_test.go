@@ -537,6 +537,33 @@ func TestRateIsMeasuredWhereNoneIsGiven(t *testing.T) {
 	}
 }
 
+func TestBlockOfATerminalThatBecomesNarrower(t *testing.T) {
+	s := newStage(t, Options{Width: 100}, true, map[string]string{"TERM": "xterm", "NO_COLOR": "1"})
+	width := 100
+	s.View.(*view).r.(*tty).width = func() int { return width }
+	s.Emit(engine.Event{Kind: engine.EventStepStarted, Step: "copy", Message: strings.Repeat("long ", 30)})
+	s.Emit(engine.Event{Kind: engine.EventTable, Object: "erp.orders", Rows: 5000, Bytes: 1 << 20, BytesAll: 1 << 22, Reason: "copying"})
+	s.Emit(engine.Event{Kind: engine.EventTable, Object: "erp.items", Rows: 5000, Bytes: 1 << 20, BytesAll: 1 << 20, Reason: "building indexes"})
+	s.tick()
+	s.stderr.Reset()
+	width = 40
+	s.tick()
+	// The head line had 99 columns, which are three lines of 40; those of the tables had fewer than
+	// 80 and more than 40.
+	if !strings.HasPrefix(s.stderr.String(), "\x1b[7A\r\x1b[J") {
+		t.Errorf("%q does not begin by erasing 7 lines", s.stderr.String())
+	}
+	for line := range strings.Lines(s.stderr.String()) {
+		line = strings.TrimRight(line[strings.LastIndex(line, "\x1b[J")+1:], "\n")
+		if n := len([]rune(strings.TrimPrefix(line, "[J"))); n > 39 {
+			t.Errorf("%q has %d columns of 40", line, n)
+		}
+	}
+	if out := s.stderr.String(); !strings.Contains(out, "25%") || !strings.Contains(out, "building indexes") {
+		t.Errorf("the share of one table and the stage of another are missing in %q", out)
+	}
+}
+
 func TestModelForgetsTablesOfEndedSteps(t *testing.T) {
 	var m model
 	for i := range 50 {
