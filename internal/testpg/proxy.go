@@ -63,11 +63,11 @@ type faults struct {
 // when the fault is lifted, as a network that heals does; TCP keepalives are
 // answered all the while, by the proxy.
 type Proxy struct {
-	target   string
 	listener net.Listener
 	wg       sync.WaitGroup
 
 	mu      sync.Mutex
+	target  string
 	f       faults
 	changed chan struct{} // closed and replaced when f changes
 	conns   map[*proxyConn]struct{}
@@ -176,6 +176,13 @@ func (p *Proxy) CutCommit(how CommitCut, skip int) {
 // Heal lifts every fault.
 func (p *Proxy) Heal() { p.set(func(f *faults) { *f = faults{} }) }
 
+// Retarget leads new connections to another server, as an address does that moves with a failover.
+func (p *Proxy) Retarget(target string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.target = target
+}
+
 // Close resets all connections and ends the proxy.
 func (p *Proxy) Close() error {
 	p.mu.Lock()
@@ -267,7 +274,10 @@ func (p *Proxy) accept() {
 
 // serve runs one connection until either end is done with it.
 func (p *Proxy) serve(client net.Conn) {
-	server, err := (&net.Dialer{Timeout: 10 * time.Second}).DialContext(context.Background(), "tcp", p.target)
+	p.mu.Lock()
+	target := p.target
+	p.mu.Unlock()
+	server, err := (&net.Dialer{Timeout: 10 * time.Second}).DialContext(context.Background(), "tcp", target)
 	if err != nil { // what a client of a dead server sees
 		resetConn(client)
 		return
