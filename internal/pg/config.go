@@ -22,6 +22,7 @@ type Config struct {
 	ReplicaRoleFunction string        // "schema.function"; empty means SET session_replication_role
 	RunID               string        // part of application_name, so that a new runner finds what a dead one left
 	Mark                string        // the run's token; sessions opened with Use.Marked carry it in pgrunbook.mark
+	Timeline            int64         // that every session must be on; 0 is any
 }
 
 // connectTimeout is used where the connection string has no connect_timeout.

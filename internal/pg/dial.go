@@ -1,6 +1,7 @@
 package pg
 
 import (
+	"context"
 	"net"
 	"syscall"
 	"time"
@@ -23,8 +24,9 @@ var (
 	patient = liveness{idle: 10 * time.Second, interval: 5 * time.Second, count: 3, unacked: time.Minute}
 )
 
-// dial makes the session's TCP connection with our own keepalives, whatever the system has.
-func dial(conf *pgx.ConnConfig, use Use) {
+// dial makes the session's TCP connection with our own keepalives, whatever the system has, and
+// under the eyes of w.
+func dial(conf *pgx.ConnConfig, use Use, w *watch) {
 	l := patient
 	if use.Hold {
 		l = strict
@@ -39,5 +41,11 @@ func dial(conf *pgx.ConnConfig, use Use) {
 			return setUserTimeout(c, l.unacked)
 		},
 	}
-	conf.DialFunc = d.DialContext
+	conf.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		conn, err := d.DialContext(ctx, network, addr)
+		if err != nil || network == "unix" {
+			return conn, err
+		}
+		return w.add(conn), nil
+	}
 }

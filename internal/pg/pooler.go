@@ -42,6 +42,7 @@ func (s *Server) checkPooler(ctx context.Context, conn *pgx.Conn) error {
 	if err != nil {
 		return err
 	}
+	s.belongs(conn, pid)
 	if pid == conn.PgConn().PID() {
 		return nil
 	}

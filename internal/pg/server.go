@@ -20,6 +20,8 @@ type Server struct {
 	conf     *pgx.ConnConfig
 	warnings []string
 	token    string // tells this process's sessions from another's of the same run
+	watch    *watch
+	explain  func(*MovedError) error // nil: a MovedError says it itself
 
 	pooler   sync.Mutex
 	poolerOK bool // a proxy is in between and was found to keep sessions together
@@ -48,15 +50,20 @@ func New(cfg Config) (*Server, error) {
 	if _, err := rand.Read(token[:]); err != nil {
 		return nil, fmt.Errorf("drawing a random token: %w", err)
 	}
-	return &Server{cfg: cfg, conf: conf, warnings: warnings, token: hex.EncodeToString(token[:])}, nil
+	return &Server{cfg: cfg, conf: conf, warnings: warnings, token: hex.EncodeToString(token[:]), watch: newWatch()}, nil
 }
 
 // ForRun gives the same side with a run's id and mark, which are known only once the journal is
 // open. Both servers' sessions count as this process's own.
 func (s *Server) ForRun(runID, mark string) *Server {
-	cfg := s.cfg
-	cfg.RunID, cfg.Mark = runID, mark
-	return &Server{cfg: cfg, conf: s.conf, warnings: s.warnings, token: s.token}
+	other := s.copy()
+	other.cfg.RunID, other.cfg.Mark = runID, mark
+	return other
+}
+
+// copy leaves out what was found out about a pooler.
+func (s *Server) copy() *Server {
+	return &Server{cfg: s.cfg, conf: s.conf, warnings: s.warnings, token: s.token, watch: s.watch, explain: s.explain}
 }
 
 // Config gives the settings, secrets included: for a process of ours that takes over, through a pipe.
@@ -81,6 +88,9 @@ func (s *Server) Connect(ctx context.Context, use Use) (*pgx.Conn, error) {
 	// an application gets next.
 	err = s.checkPooler(ctx, conn)
 	if err == nil {
+		err = s.checkPlace(ctx, conn)
+	}
+	if err == nil {
 		err = s.pin(ctx, conn, use)
 	}
 	if err != nil {
@@ -98,7 +108,7 @@ func (s *Server) open(ctx context.Context, use Use) (*pgx.Conn, error) {
 		return nil, fmt.Errorf("getting the %s's password: %w", s.cfg.Side, err)
 	}
 	conf.RuntimeParams["application_name"] = s.applicationName(use)
-	dial(conf, use)
+	dial(conf, use, s.watch)
 	conn, err := pgx.ConnectConfig(ctx, conf)
 	if err != nil {
 		return nil, fmt.Errorf("connecting to the %s at %s: %w", s.cfg.Side, s.Address(), connectFailure(err, conf.Password))
