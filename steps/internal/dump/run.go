@@ -35,7 +35,11 @@ func (t Tools) runWarned(ctx context.Context, s session, program string, args ..
 	cmd.Cancel = func() error { killGroup(cmd); return nil }
 	cmd.Env = []string{"LC_ALL=C"}
 	if s.server != nil {
-		env, err := s.server.LibpqEnv(ctx, s.name, s.options)
+		options, err := s.server.ProgramOptions(ctx, s.options)
+		if err != nil {
+			return "", nil, err
+		}
+		env, err := s.server.LibpqEnv(ctx, s.name, options)
 		if err != nil {
 			return "", nil, err
 		}
