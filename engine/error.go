@@ -75,17 +75,29 @@ func ClassOf(err error) Class {
 	return ClassFailed
 }
 
-// HintOf finds the first hint in err's chain.
+// HintOf finds the first hint in err's chain, else what a server's own error asks for.
 func HintOf(err error) string {
+	state := sqlState(err)
 	for err != nil {
 		var e *Error
 		if !errors.As(err, &e) {
-			return ""
+			break
 		}
 		if e.Hint != "" {
 			return e.Hint
 		}
 		err = e.Err
 	}
-	return ""
+	return stateHints[state]
+}
+
+// stateHints says what to change where a server refuses for want of something
+// (https://www.postgresql.org/docs/current/errcodes-appendix.html).
+var stateHints = map[string]string{
+	"28000": "Let the role in (pg_hba.conf, pg_ident.conf), and run the same command again: it goes on.",
+	"28P01": "Give the role's new password where the runbook takes it from, and run the same command again: it goes on.",
+	"53100": "Make room on that server, and run the same command again: it goes on.",
+	"53200": "Raise max_locks_per_transaction on that server and restart it, and run the same command again: it goes on.",
+	"53300": "Lower workers in the copy block or raise max_connections (or the role's CONNECTION LIMIT), and run the same command again: it goes on.",
+	"53400": "Raise the limit that the message names for our role (ALTER ROLE ... SET temp_file_limit = -1), and run the same command again: it goes on.",
 }

@@ -33,6 +33,7 @@ var passing = []string{
 	"57P02", // crash_shutdown
 	"57P03", // cannot_connect_now
 	"53300", // too_many_connections
+	"72000", // snapshot_too_old
 }
 
 // IsConnLost reports that the session is gone and the outcome of what ran in it unknown. A
