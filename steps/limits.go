@@ -23,6 +23,7 @@ type limits struct {
 	env    *Env
 	cp     engine.Checkpoint
 	conn   *pgx.Conn
+	target *pgx.Conn // nil until its replicas are asked for
 	cancel context.CancelCauseFunc
 	done   chan struct{}
 
@@ -55,6 +56,9 @@ func (l *limits) close() {
 	l.cancel(nil)
 	<-l.done
 	_ = l.conn.Close(context.Background())
+	if l.target != nil {
+		_ = l.target.Close(context.Background())
+	}
 }
 
 func (l *limits) control() load.Control {
@@ -184,6 +188,26 @@ const replicaLagSQL = `SELECT coalesce(extract(epoch FROM max(greatest(replay_la
 const sessionsSQL = `SELECT count(*)::float8 FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()
  AND application_name NOT LIKE 'pgrunbook %' AND state = 'active'`
 
+// replicaLag is that of the replica which is farthest behind, of either side.
+func (l *limits) replicaLag(ctx context.Context) (float64, error) {
+	if l.target == nil || l.target.IsClosed() {
+		conn, err := l.env.Target.Connect(ctx, pg.Use{Name: "limits", Marked: true, ReadOnly: true})
+		if err != nil {
+			return 0, err
+		}
+		l.target = conn
+	}
+	var worst float64
+	for _, conn := range []*pgx.Conn{l.conn, l.target} {
+		var lag float64
+		if err := conn.QueryRow(ctx, replicaLagSQL).Scan(&lag); err != nil {
+			return 0, err
+		}
+		worst = max(worst, lag)
+	}
+	return worst, nil
+}
+
 // measure gives a limit's value in base units.
 func (l *limits) measure(ctx context.Context, kind string) (value float64, err error) {
 	switch kind {
@@ -191,7 +215,7 @@ func (l *limits) measure(ctx context.Context, kind string) (value float64, err e
 		size, err := capture.Size(ctx, l.conn)
 		return float64(size), err
 	case "replica_lag":
-		err = l.conn.QueryRow(ctx, replicaLagSQL).Scan(&value)
+		value, err = l.replicaLag(ctx)
 	case "sessions":
 		err = l.conn.QueryRow(ctx, sessionsSQL).Scan(&value)
 	}
