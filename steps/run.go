@@ -238,6 +238,9 @@ func VerifyNow(ctx context.Context, env *Env, show engine.Sink) error {
 	ctx, cancel := env.Journal.Context(ctx)
 	defer cancel()
 	err = withCause(ctx, s.Apply(ctx, p, journal.NewMemory().Checkpoint(s.ID(), show)))
+	if err == nil {
+		return placesProved(ctx, env)
+	}
 	if engine.ClassOf(err) != engine.ClassDifferences {
 		return err
 	}

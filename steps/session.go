@@ -60,6 +60,7 @@ type OpenOptions struct {
 	Redact      func(string) string
 
 	WithoutSource bool // the source is gone: it is not locked
+	AnyPlace      bool // also after a failover: for commands that trust nothing of what was copied
 }
 
 // OpenRun opens the run of env.Plan on the target, or makes it, takes the locks of both sides, and
@@ -79,7 +80,9 @@ func OpenRun(ctx context.Context, env *Env, o OpenOptions) error {
 	if o.WithoutSource {
 		return nil
 	}
-	err = run.LockSource(ctx, env.Source, o.Steal)
+	if err = pinPlaces(ctx, env, o); err == nil {
+		err = run.LockSource(ctx, env.Source, o.Steal)
+	}
 	if err == nil {
 		err = refreshScope(ctx, env)
 	}

@@ -46,7 +46,7 @@ func (a *app) abort(ctx context.Context, args []string, o steps.AbortOptions, ye
 		a.aborted(err)
 		return err
 	}
-	s, err := a.openRun(ctx, args, steps.OpenOptions{Steal: steal, WithoutSource: o.WithoutSource})
+	s, err := a.openRun(ctx, args, steps.OpenOptions{Steal: steal, WithoutSource: o.WithoutSource, AnyPlace: true})
 	if err != nil {
 		return err
 	}

@@ -35,7 +35,7 @@ var exitCodes = []struct {
 	{12, "verify found differences"},
 	{13, "preflight failed"},
 	{14, "needs an approval that was not given"},
-	{15, "a person must look: ownership is unclear; do not retry"},
+	{15, "a person must look: ownership is unclear, or a side failed over; do not retry"},
 	{16, "no cutover this time: writes are on the source, run again"},
 	{130, "interrupted (SIGINT)"},
 	{143, "terminated (SIGTERM)"},

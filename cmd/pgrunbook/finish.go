@@ -28,7 +28,7 @@ func newFinish(a *app) *cobra.Command {
 }
 
 func (a *app) finish(ctx context.Context, args []string, o steps.FinishOptions, check, yes bool) error {
-	s, err := a.openRun(ctx, args, steps.OpenOptions{WithoutSource: o.WithoutSource})
+	s, err := a.openRun(ctx, args, steps.OpenOptions{WithoutSource: o.WithoutSource, AnyPlace: true})
 	if err != nil {
 		return err
 	}

@@ -22,7 +22,7 @@ func newVerify(a *app) *cobra.Command {
 }
 
 func (a *app) verify(ctx context.Context, args []string) error {
-	s, err := a.openRun(ctx, args, steps.OpenOptions{})
+	s, err := a.openRun(ctx, args, steps.OpenOptions{AnyPlace: true})
 	if err != nil {
 		return err
 	}
