@@ -83,8 +83,9 @@ const probeSQL = "UPDATE app.probe SET n = n + 1"
 type rig struct {
 	t              *testing.T
 	dir            string
-	source, target string // URLs
-	clients        string // folder of pg_dump
+	source, target string    // URLs
+	via            [2]string // URLs that the program is given instead: proxies, poolers, other roles; empty is the same
+	clients        string    // folder of pg_dump
 	ledger         *testpg.Ledger
 	client         *client
 	sides          *testpg.Sides
@@ -97,12 +98,19 @@ type rig struct {
 
 var slots = make(chan struct{}, 2) // rigs at the same time: each keeps a core busy
 
+// newRig is a rig on the shared servers.
 func newRig(t *testing.T) *rig {
 	t.Helper()
 	slots <- struct{}{}
 	t.Cleanup(func() { <-slots })
-	r := &rig{t: t, dir: t.TempDir(), ledger: testpg.NewLedger(testpg.LedgerOptions{Accounts: 100, Pause: 10 * time.Millisecond, TxTimeout: 20 * time.Second})}
-	r.source, r.target = testpg.Pair(t)
+	source, target := testpg.Pair(t)
+	return newRigOn(t, source, target)
+}
+
+// newRigOn is a rig on two fresh databases, for a test that has taken its slot.
+func newRigOn(t *testing.T, source, target string) *rig {
+	t.Helper()
+	r := &rig{t: t, dir: t.TempDir(), source: source, target: target, ledger: testpg.NewLedger(testpg.LedgerOptions{Accounts: 100, Pause: 10 * time.Millisecond, TxTimeout: 20 * time.Second})}
 	testpg.NoLeaks(t, r.source, r.target)
 	major, _, err := testpg.PairMajors()
 	r.must(err)
@@ -143,6 +151,18 @@ func (r *rig) stop() {
 	for _, w := range r.ways {
 		w.Close()
 	}
+}
+
+// edit changes the runbook.
+func (r *rig) edit(old, now string) {
+	r.t.Helper()
+	path := filepath.Join(r.dir, "faults.runbook.hcl")
+	text, err := os.ReadFile(path)
+	r.must(err)
+	if !strings.Contains(string(text), old) {
+		r.t.Fatalf("the runbook does not say %s", old)
+	}
+	r.must(os.WriteFile(path, []byte(strings.Replace(string(text), old, now, 1)), 0o600))
 }
 
 func (r *rig) must(err error) {
@@ -195,7 +215,7 @@ func (r *rig) start(points string, args ...string) *process {
 	p.out, p.trace = filepath.Join(r.dir, fmt.Sprintf("out%d", r.runs)), filepath.Join(r.dir, fmt.Sprintf("trace%d", r.runs))
 	p.cmd = exec.Command(program, append(args, "faults.runbook.hcl")...)
 	p.cmd.Dir = r.dir
-	p.cmd.Env = append(os.Environ(), "SOURCE_URL="+r.source, "TARGET_URL="+r.target, "PGRUNBOOK_PG_BIN_DIRS="+r.clients,
+	p.cmd.Env = append(os.Environ(), "SOURCE_URL="+cond(r.via[0] == "", r.source, r.via[0]), "TARGET_URL="+cond(r.via[1] == "", r.target, r.via[1]), "PGRUNBOOK_PG_BIN_DIRS="+r.clients,
 		"PGRUNBOOK_FAILPOINTS="+points, "PGRUNBOOK_FAILPOINT_TRACE="+p.trace)
 	out, err := os.Create(p.out)
 	r.must(err)
@@ -214,7 +234,7 @@ func (p *process) end() outcome {
 	var err error
 	select {
 	case err = <-p.ended:
-	case <-time.After(3 * time.Minute):
+	case <-time.After(5 * time.Minute):
 		p.r.t.Errorf("pgrunbook %s hangs", p.what)
 		p.signal(syscall.SIGQUIT) // its goroutines are in its output
 		err = <-p.ended
@@ -258,7 +278,7 @@ func (p *process) hits() (names []string, count map[string]int) {
 // are gone.
 func (p *process) passed(name string, n int) bool {
 	const guardian = 10 * time.Second // longer than it needs to find that its runner is gone
-	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(3 * time.Minute); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
 		if _, count := p.hits(); count[name] >= n {
 			return true
 		}
@@ -370,7 +390,7 @@ func (r *rig) writing(side int) {
 		return cond(side < len(by), by, make([]int, side+1))[side]
 	}
 	before := count()
-	for deadline := time.Now().Add(20 * time.Second); count() < before+3; time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); count() < before+3; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			r.t.Fatalf("nobody writes on side %d", side)
 		}

@@ -1,0 +1,170 @@
+package faults_test
+
+import (
+	"context"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/pgrunbook/pgrunbook/internal/testpg"
+)
+
+// site is one side with a standby, behind an address that moves with a failover.
+type site struct {
+	primary, standby *testpg.Cluster
+	address          *testpg.Proxy
+	url              string
+}
+
+// ownSite starts a server with a standby and makes a database there.
+func ownSite(t *testing.T, major int) *site {
+	t.Helper()
+	s := &site{primary: testpg.StartT(t, testpg.Options{Major: major})}
+	direct := testpg.NewDB(t, s.primary)
+	s.address = testpg.ListenT(t, s.primary)
+	s.url = s.address.URL(direct)
+	var err error
+	if s.standby, err = s.primary.Standby(t.Context(), "second"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.standby.Remove(); err != nil {
+			t.Error(err)
+		}
+	})
+	return s
+}
+
+// lag lets the standby get nothing from now on.
+func (s *site) lag(t *testing.T) {
+	t.Helper()
+	if err := s.standby.Configure(t.Context(), map[string]string{"primary_conninfo": "host=127.0.0.1 port=1"}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// fail kills the primary and lets the standby take its address.
+func (s *site) fail(t *testing.T) {
+	t.Helper()
+	if err := s.primary.KillPostmaster(); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.standby.Promote(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	s.address.Retarget(s.standby.Addr())
+}
+
+// distrusted: apply must not go on after a promotion, and say what to type.
+func (r *rig) distrusted(side string) {
+	r.t.Helper()
+	o := r.run("", applyArgs...)
+	if o.code != 15 || !strings.Contains(o.text, "timeline 2") || !strings.Contains(o.text, "pgrunbook verify") || !strings.Contains(o.text, side) {
+		r.t.Fatalf("after the promotion of the %s: %s, want 15 with the timelines\n%s", side, o, o.text)
+	}
+}
+
+// TestF12F13Failover promotes standbys at the address of a side that died. One that lagged has lost
+// commits: of the source, which the target holds by then, or of the target, whose keys the source
+// has forgotten. That is never trusted. One that had everything is trusted after a comparison.
+func TestF12F13Failover(t *testing.T) {
+	source, target, err := testpg.PairMajors()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		name    string
+		side    string
+		lagging bool
+	}{
+		{"F12 the source's standby lagged", "source", true},
+		{"F12 the source's standby had everything", "source", false},
+		{"F13 the target's standby lagged", "target", true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			slots <- struct{}{}
+			t.Cleanup(func() { <-slots })
+			major := cond(c.side == "source", source, target)
+			s := ownSite(t, major)
+			var r *rig
+			if c.side == "source" {
+				r = newRigOn(t, s.url, testpg.NewDB(t, testpg.Shared(t, target)))
+			} else {
+				r = newRigOn(t, testpg.NewDB(t, testpg.Shared(t, source)), s.url)
+			}
+			r.finally("apply", "--auto-approve", "--until", "catch_up")
+			if c.lagging {
+				s.lag(t)
+			} else {
+				r.must(s.primary.Configure(context.Background(), map[string]string{"synchronous_standby_names": "second"}))
+			}
+			r.writing(0)
+			// The pass is committed on the target when the primary dies; what it read is lost with it.
+			p := r.start("pass.committed@2:sleep=3s", "apply", "--auto-approve", "--until", "catch_up")
+			if !p.passed("pass.committed", 2) {
+				t.Fatal("the runner made no pass")
+			}
+			s.fail(t)
+			if o := p.end(); o.code != 1 && o.code != 15 {
+				t.Fatalf("the runner beside a failover: %s\n%s", o, o.text)
+			}
+			r.distrusted(c.side)
+			r.writing(0) // it holds nothing
+			want := cond(c.lagging, 12, 0)
+			if o := r.run("", "verify"); o.code != want {
+				t.Fatalf("verify after the failover: %s, want %d\n%s", o, want, o.text)
+			}
+			if c.lagging {
+				r.distrusted(c.side) // a comparison that found something proves nothing
+				r.finally(abortArgs...)
+			}
+			r.finally(applyArgs...)
+			r.moved(0, 1)
+			r.writing(1)
+			if c.lagging && c.side == "source" {
+				r.stop() // the lost tail is the failover's own loss: the ledger would name it
+				r.oneSide()
+				return
+			}
+			r.balance(r.target)
+		})
+	}
+}
+
+// TestF22ReplicaLag: a replica of the target that falls behind makes the load wait, and passes go on.
+func TestF22ReplicaLag(t *testing.T) {
+	t.Parallel()
+	slots <- struct{}{}
+	t.Cleanup(func() { <-slots })
+	sourceMajor, targetMajor, err := testpg.PairMajors()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := ownSite(t, targetMajor)
+	r := newRigOn(t, testpg.NewDB(t, testpg.Shared(t, sourceMajor)), s.url)
+	r.must(s.standby.Configure(t.Context(), map[string]string{"recovery_min_apply_delay": "4s"}))
+	r.edit("copy {", "limit \"replica_lag\" {\n  max  = \"1s\"\n  then = \"pause\"\n}\n\ncopy {")
+	p := r.start("load.claimed:sleep=300ms", applyArgs...)
+	const lag = "SELECT count(*) FROM pg_stat_replication WHERE replay_lag > interval '1 s'"
+	said := func() bool {
+		text, err := os.ReadFile(p.out)
+		r.must(err)
+		return strings.Contains(string(text), "limit replica_lag is over")
+	}
+	for deadline := time.Now().Add(2 * time.Minute); !said(); time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(deadline) || p.state() == "Z" {
+			t.Fatalf("the load did not wait; replicas behind: %d\n%s", r.number(r.target, lag), p.end().text)
+		}
+	}
+	r.writing(0)
+	r.must(s.standby.Configure(t.Context(), map[string]string{"recovery_min_apply_delay": "0"}))
+	if o := p.end(); o.code != 0 {
+		r.acceptable(o)
+		r.finally(applyArgs...)
+	}
+	r.moved(0, 1)
+	r.writing(1)
+	r.balance(r.target)
+}
