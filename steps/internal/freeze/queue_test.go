@@ -173,7 +173,10 @@ func TestR17CommitThatWaitsForAStandby(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	committed := make(chan error, 1)
+	hold.mu.Lock() // no heartbeat is under way
+	hold.ended = true
 	hold.stop()
+	hold.mu.Unlock()
 	go func() {
 		_, err := hold.conn.Exec(ctx, "COMMIT")
 		committed <- err
@@ -196,7 +199,6 @@ func TestR17CommitThatWaitsForAStandby(t *testing.T) {
 	if s, err := p.freeze.Look(look); err == nil {
 		t.Errorf("a look that should wait says %+v", s)
 	}
-	p.exec(p.source, "SET synchronous_commit = off; SELECT set_config('synchronous_commit', 'off', false)")
 	p.exec(p.source, "ALTER SYSTEM RESET synchronous_standby_names")
 	p.exec(p.source, "SELECT pg_reload_conf()")
 	if err := <-committed; err != nil {
