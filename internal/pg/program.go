@@ -13,11 +13,27 @@ import (
 // refuse a session of pg_dump and pg_restore, or change what it writes. They set some themselves,
 // but not before their first statement, and not those of their newer servers.
 var programPinned = [][2]string{
-	{"default_transaction_read_only", "off"}, {"default_transaction_isolation", "read committed"}, {"default_transaction_deferrable", "off"},
-	{"statement_timeout", "0"}, {"lock_timeout", "0"}, {"idle_in_transaction_session_timeout", "0"}, {"idle_session_timeout", "0"}, {"transaction_timeout", "0"},
-	{"search_path", "pg_catalog"}, {"standard_conforming_strings", "on"}, {"backslash_quote", "safe_encoding"}, {"quote_all_identifiers", "off"},
-	{"check_function_bodies", "off"}, {"client_min_messages", "warning"}, {"default_tablespace", ""},
-	{"DateStyle", "ISO, YMD"}, {"IntervalStyle", "postgres"}, {"extra_float_digits", "3"}, {"bytea_output", "hex"}, {"array_nulls", "on"}, {"row_security", "off"},
+	{"default_transaction_read_only", "off"},
+	{"default_transaction_isolation", "read committed"},
+	{"default_transaction_deferrable", "off"},
+	{"statement_timeout", "0"},
+	{"lock_timeout", "0"},
+	{"idle_in_transaction_session_timeout", "0"},
+	{"idle_session_timeout", "0"},
+	{"transaction_timeout", "0"},
+	{"search_path", "pg_catalog"},
+	{"standard_conforming_strings", "on"},
+	{"backslash_quote", "safe_encoding"},
+	{"quote_all_identifiers", "off"},
+	{"check_function_bodies", "off"},
+	{"client_min_messages", "warning"},
+	{"default_tablespace", ""},
+	{"DateStyle", "ISO, YMD"},
+	{"IntervalStyle", "postgres"},
+	{"extra_float_digits", "3"},
+	{"bytea_output", "hex"},
+	{"array_nulls", "on"},
+	{"row_security", "off"},
 }
 
 // ProgramOptions adds programPinned, as far as the server has these settings, to a program's own
