@@ -16,6 +16,8 @@ SOAK_TIMEOUT ?= 26h
 PKG ?= ./...
 # Packages whose tests run the built program: the race detector would look at the harness alone.
 PROGRAM_TESTS := /(examples|internal/(cutover|docs|faults|histories))$$
+# Packages that show, built with the tag failpoint, that their tests notice a broken protocol.
+MUTANT_TESTS := /steps/internal/(freeze|load|pass)$$
 
 .PHONY: help
 help: ## Show this help
@@ -34,11 +36,14 @@ test: setup lint ## Set up, lint, vet and run all tests with the race detector (
 	$(GO) vet $(PKG)
 	unit=$$($(GO) list $(PKG) | grep -vE '$(PROGRAM_TESTS)' || true); \
 	  test -z "$$unit" || $(GO) test -race -timeout $(TEST_TIMEOUT) -p $(TEST_PROCS) $$unit
+	mutants=$$($(GO) list $(PKG) | grep -E '$(MUTANT_TESTS)' || true); \
+	  test -z "$$mutants" || $(GO) test -tags failpoint -run Mutant -timeout $(TEST_TIMEOUT) -p $(TEST_PROCS) $$mutants
 	whole=$$($(GO) list $(PKG) | grep -E '$(PROGRAM_TESTS)' || true); \
 	  test -z "$$whole" || $(GO) test -timeout $(TEST_TIMEOUT) -p $(TEST_PROCS) $$whole
 
 .PHONY: soak
 soak: setup ## Run the long tests (random faults, many seeds); hours
+	PGRUNBOOK_SOAK=1 $(GO) test -tags failpoint -run Mutant -count 1 -timeout $(TEST_TIMEOUT) -p 1 $$($(GO) list $(PKG) | grep -E '$(MUTANT_TESTS)')
 	PGRUNBOOK_SOAK=1 $(GO) test -race -count 1 -timeout $(SOAK_TIMEOUT) -p 1 $(PKG)
 
 .PHONY: lint

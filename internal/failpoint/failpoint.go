@@ -14,8 +14,8 @@ import (
 
 // A rule acts at the n-th hit of a name.
 type rule struct {
-	name string
-	at   int // 1 is the first hit; 0 is every hit
+	name string // "*" is every name
+	at   int    // 1 is the first hit; 0 is every hit
 	act  string
 }
 
@@ -34,15 +34,20 @@ const Enabled = true
 func Hit(name string) {
 	mu.Lock()
 	hits[name]++
-	n := hits[name]
+	hits["*"]++
+	n, all := hits[name], hits["*"]
 	record(name, n)
+	f := acts[name]
 	var act string
 	for _, r := range rules {
-		if r.name == name && (r.at == 0 || r.at == n) {
+		if r.name == name && (r.at == 0 || r.at == n) || r.name == "*" && r.at == all {
 			act = r.act
 		}
 	}
 	mu.Unlock()
+	if f != nil {
+		f()
+	}
 	if act != "" {
 		do(name, act)
 	}

@@ -113,7 +113,7 @@ func armed(t scope.Table, r relPrint) bool {
 		return false
 	}
 	for _, g := range r.Triggers {
-		if g.Enabled != "A" {
+		if g.Enabled != always() {
 			return false
 		}
 	}

@@ -6,6 +6,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/pgrunbook/pgrunbook/internal/failpoint"
 	"github.com/pgrunbook/pgrunbook/internal/pg"
 	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
 )
@@ -109,9 +110,12 @@ func member(root uint32) string {
 	return fmt.Sprintf("CASE WHEN TG_RELID OPERATOR(pg_catalog.=) %d::pg_catalog.oid THEN '' ELSE pg_catalog.format('%%I.%%I', TG_TABLE_SCHEMA, TG_TABLE_NAME) END", root)
 }
 
-func keyBody(t scope.Table, root uint32) body {
+func keyBody(t scope.Table, root uint32) (b body) {
 	into := fmt.Sprintf("INSERT INTO %s (rel, %s) ", DeltaName(t.Key.Shape), names(t.Key))
-	b := body{truncate: fmt.Sprintf("INSERT INTO pgrunbook.truncated (rel, member) VALUES (%d, %s);", t.ID, member(root))}
+	if failpoint.Mutant("capture.new_key_only") {
+		defer func() { b.update = b.insert }()
+	}
+	b = body{truncate: fmt.Sprintf("INSERT INTO pgrunbook.truncated (rel, member) VALUES (%d, %s);", t.ID, member(root))}
 	if t.Capture == scope.Row {
 		row := func(alias string) string { return fmt.Sprintf("SELECT %d, %s", t.ID, keys(t.Key, alias)) }
 		end := replanned(t, 1+len(t.Key.Columns))

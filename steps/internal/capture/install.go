@@ -194,7 +194,7 @@ func ensure(ctx context.Context, conn *pgx.Conn, run scope.Run, t scope.Table, r
 					return err
 				}
 			}
-			if f.right && f.enabled == "A" {
+			if f.right && f.enabled == always() {
 				continue
 			}
 			if _, err := tx.Exec(ctx, enableSQL(r.Name, triggerPrefix+g.name)); err != nil {

@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/pgrunbook/pgrunbook/engine"
+	"github.com/pgrunbook/pgrunbook/internal/failpoint"
 	"github.com/pgrunbook/pgrunbook/internal/pg"
 	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
 )
@@ -77,6 +78,9 @@ func triggersFor(c scope.Capture, kind string) []trigger {
 		return nil
 	}
 	list := []trigger{{name: "trunc", event: "TRUNCATE", bits: typeTruncate}}
+	if failpoint.Mutant("capture.no_truncation") {
+		list = nil
+	}
 	if c == scope.Row {
 		if kind == "p" {
 			return list
@@ -116,7 +120,18 @@ func (g trigger) sql(run scope.Run, t scope.Table, rel scope.Name) string {
 	return b.String()
 }
 
+// always is tgenabled of every capture trigger: writers in the replica role must leave a trace too.
+func always() string {
+	if failpoint.Mutant("capture.origin_only") {
+		return "O"
+	}
+	return "A"
+}
+
 func enableSQL(rel scope.Name, name string) string {
+	if always() == "O" {
+		return fmt.Sprintf("ALTER TABLE ONLY %s ENABLE TRIGGER %s", pg.Name(rel.Schema, rel.Name), pgx.Identifier{name}.Sanitize())
+	}
 	return fmt.Sprintf("ALTER TABLE ONLY %s ENABLE ALWAYS TRIGGER %s", pg.Name(rel.Schema, rel.Name), pgx.Identifier{name}.Sanitize())
 }
 
@@ -162,7 +177,7 @@ func inspect(ctx context.Context, conn *pgx.Conn, run scope.Run, t scope.Table, 
 	have, ok = map[string]found{}, len(list) == len(want)
 	for _, f := range list {
 		have[f.name] = f
-		ok = ok && f.right && f.enabled == "A"
+		ok = ok && f.right && f.enabled == always()
 	}
 	return have, ok, nil
 }

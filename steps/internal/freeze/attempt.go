@@ -97,6 +97,12 @@ func (f *Freeze) Attempt(ctx context.Context, n int) (_ *Certificate, err error)
 			f.LetGo(ctx)
 		}
 	}()
+	if failpoint.Mutant("freeze.sequences_first") {
+		if _, err := f.Sequences(ctx); err != nil {
+			return nil, err
+		}
+		f.Sequences = func(context.Context) (int, error) { return 0, nil }
+	}
 	failpoint.Hit("freeze.prepared")
 
 	// to is held as well, with the flag that will open it: clients that are repointed wait there

@@ -30,7 +30,11 @@ func (f *Freeze) ready(ctx context.Context, c *conns, cert *Certificate) error {
 	if err := f.Check(ctx); err != nil {
 		return err
 	}
-	rows, err := c.watch.Query(ctx, oldSnapshotsSQL)
+	old := oldSnapshotsSQL
+	if failpoint.Mutant("freeze.old_snapshots") {
+		old += " AND false"
+	}
+	rows, err := c.watch.Query(ctx, old)
 	if err != nil {
 		return fmt.Errorf("ending sessions on the %s that have an old snapshot: %w", f.To.Side(), err)
 	}
@@ -73,6 +77,9 @@ func (f *Freeze) flip(ctx context.Context, c *conns, hold, toHold *Hold, cert *C
 	// From here on a signal or the budget must not cut a COMMIT in half.
 	flipCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 3*answerWait)
 	defer cancel()
+	if failpoint.Mutant("freeze.target_first") {
+		hold, toHold = toHold, hold
+	}
 	if err := hold.Commit(flipCtx); err != nil {
 		if refused(err) {
 			undo()
@@ -83,7 +90,7 @@ func (f *Freeze) flip(ctx context.Context, c *conns, hold, toHold *Hold, cert *C
 	failpoint.Hit("freeze.between")
 	// from is closed now. A failover to a standby that had not got that would have opened it
 	// again: the witness, a connection made a moment ago by from's own name, must see it closed.
-	if err := f.closedAt(flipCtx, witness); err != nil {
+	if err := f.closedAt(flipCtx, witness); err != nil && !failpoint.Mutant("freeze.target_first") {
 		return fmt.Errorf("%w: %w", ErrUnknown, err)
 	}
 	if err := toHold.Commit(flipCtx); err != nil {

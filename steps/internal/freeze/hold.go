@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"github.com/pgrunbook/pgrunbook/internal/failpoint"
 	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
 )
 
@@ -68,7 +69,7 @@ func take(ctx context.Context, conn *pgx.Conn, side string, run scope.Run, flag 
 	takeCtx, cancel := context.WithTimeout(ctx, drainTimeout+answerWait)
 	defer cancel()
 	_, err := conn.PgConn().Exec(takeCtx, sql).ReadAll()
-	if err == nil {
+	if err == nil && !failpoint.Mutant("freeze.no_drain") {
 		_, err = conn.Exec(takeCtx, "SELECT pg_catalog.pg_advisory_xact_lock($1)", run.GateKey)
 	}
 	if err != nil {

@@ -66,6 +66,9 @@ func (f *Freeze) Resolve(ctx context.Context) (opened bool, err error) {
 	}
 	defer func() { _ = from.Close(context.WithoutCancel(ctx)) }()
 	flag, err := readFlag(ctx, from, f.Run.GateKey)
+	if failpoint.Mutant("freeze.trust_journal") {
+		flag = flagClosed
+	}
 	if err != nil || flag == flagOpen {
 		return false, err
 	}

@@ -34,29 +34,7 @@ func (p *pair) slowly(bytesPerSecond int64) {
 // D2: a COPY that queued behind DDL that rewrites reads an empty table, without an error.
 func TestD2CopyBehindRewritingDDL(t *testing.T) {
 	p := newPair(t, oneTable)
-	p.beforeCapture(`INSERT INTO t SELECT g, 'v', g FROM generate_series(1, 1000) g`)
-	l := New(p.cfg)
-	if err := l.Prepare(p.ctx); err != nil {
-		t.Fatal(err)
-	}
-	app := p.connect(p.source)
-	if _, err := app.Exec(p.ctx, "BEGIN"); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := app.Exec(p.ctx, "ALTER TABLE t ALTER v TYPE text USING v || ''"); err != nil {
-		t.Fatal(err)
-	}
-	done := make(chan error, 1)
-	go func() { done <- l.Run(p.ctx) }()
-	for p.one(p.source, `SELECT count(*)::text FROM pg_locks WHERE NOT granted AND relation = 't'::regclass`) == "0" {
-		if p.ctx.Err() != nil {
-			t.Fatal("the chunk never waited")
-		}
-	}
-	if _, err := app.Exec(p.ctx, "COMMIT"); err != nil {
-		t.Fatal(err)
-	}
-	if err := <-done; err != nil {
+	if err := p.loadBehindRewrite(); err != nil {
 		t.Fatal(err)
 	}
 	if n := p.one(p.target, "SELECT count(*)::text FROM t"); n != "1000" {
@@ -65,6 +43,34 @@ func TestD2CopyBehindRewritingDDL(t *testing.T) {
 	if !strings.Contains(p.messages(), "loaded again from the start") {
 		t.Errorf("nobody was told: %s", p.messages())
 	}
+}
+
+// loadBehindRewrite loads 1,000 rows with the first chunk waiting for a rewrite.
+func (p *pair) loadBehindRewrite() error {
+	p.t.Helper()
+	p.beforeCapture(`INSERT INTO t SELECT g, 'v', g FROM generate_series(1, 1000) g`)
+	l := New(p.cfg)
+	if err := l.Prepare(p.ctx); err != nil {
+		p.t.Fatal(err)
+	}
+	app := p.connect(p.source)
+	if _, err := app.Exec(p.ctx, "BEGIN"); err != nil {
+		p.t.Fatal(err)
+	}
+	if _, err := app.Exec(p.ctx, "ALTER TABLE t ALTER v TYPE text USING v || ''"); err != nil {
+		p.t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- l.Run(p.ctx) }()
+	for p.one(p.source, `SELECT count(*)::text FROM pg_locks WHERE NOT granted AND relation = 't'::regclass`) == "0" {
+		if p.ctx.Err() != nil {
+			p.t.Fatal("the chunk never waited")
+		}
+	}
+	if _, err := app.Exec(p.ctx, "COMMIT"); err != nil {
+		p.t.Fatal(err)
+	}
+	return <-done
 }
 
 // D8: two runners of one load take each chunk once.

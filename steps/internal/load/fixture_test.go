@@ -275,20 +275,34 @@ func (p *pair) passer() *pass.Passer {
 // synced makes an exact pass, builds what waits for it, makes another and compares.
 func (p *pair) synced() {
 	p.t.Helper()
-	passer := p.passer()
-	for range 2 {
-		if _, err := passer.Exact(p.ctx, pass.Options{Patience: 10 * time.Second}); err != nil {
-			p.t.Fatalf("the pass failed: %v", err)
-		}
-		if err := p.builder.all(p.ctx, p.connect(p.target), p.builder.unique); err != nil {
-			p.t.Fatalf("after the first exact pass: %v", err)
-		}
-		p.builder.unique = nil
+	if err := p.follow(); err != nil {
+		p.t.Fatal(err)
 	}
 	p.equal()
 }
 
+func (p *pair) follow() error {
+	passer := p.passer()
+	for range 2 {
+		if _, err := passer.Exact(p.ctx, pass.Options{Patience: 10 * time.Second}); err != nil {
+			return fmt.Errorf("the pass failed: %w", err)
+		}
+		if err := p.builder.all(p.ctx, p.connect(p.target), p.builder.unique); err != nil {
+			return fmt.Errorf("after the first exact pass: %w", err)
+		}
+		p.builder.unique = nil
+	}
+	return nil
+}
+
 func (p *pair) equal() {
+	p.t.Helper()
+	for _, d := range p.diffs() {
+		p.t.Errorf("%s", d)
+	}
+}
+
+func (p *pair) diffs() []testpg.Difference {
 	p.t.Helper()
 	var names []string
 	for _, t := range p.tables {
@@ -298,9 +312,7 @@ func (p *pair) equal() {
 	if err != nil {
 		p.t.Fatal(err)
 	}
-	for _, d := range diffs {
-		p.t.Errorf("%s", d)
-	}
+	return diffs
 }
 
 func (p *pair) messages() string {

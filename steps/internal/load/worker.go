@@ -230,6 +230,14 @@ func (w *worker) chunk(ctx context.Context, tx pgx.Tx, t scope.Table, it journal
 			return err
 		}
 	}
+	if failpoint.Mutant("load.mark_apart") {
+		if err := tx.Commit(ctx); err != nil {
+			return err
+		}
+		if tx, err = w.to.Begin(ctx); err != nil {
+			return err
+		}
+	}
 	if err := w.l.cfg.Journal.Done(ctx, tx, w.l.cfg.Step, it, got.Rows, got.Bytes); err != nil {
 		return err
 	}
@@ -298,7 +306,7 @@ func (w *worker) begin(ctx context.Context, t scope.Table) (snapshot string, err
 // queued behind DDL that rewrites takes its snapshot before its lock: it reads nothing, without an
 // error.
 func (w *worker) unchanged(ctx context.Context, t scope.Table, lo lower, state journal.TableState) error {
-	if t.Identity == scope.FullRow {
+	if t.Identity == scope.FullRow || failpoint.Mutant("load.no_filenode") {
 		return nil // locked before the snapshot was taken
 	}
 	var node int64

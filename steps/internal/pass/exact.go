@@ -79,7 +79,7 @@ func (p *Passer) prepare(ctx context.Context, lockTimeout time.Duration) (*fromS
 }
 
 func (p *Passer) check(ctx context.Context) error {
-	if p.cfg.Check == nil {
+	if p.cfg.Check == nil || failpoint.Mutant("pass.no_fingerprint") {
 		return nil
 	}
 	return p.cfg.Check(ctx, p.beat)
@@ -136,12 +136,17 @@ func (p *Passer) begin(ctx context.Context, from *fromSession, tables map[int32]
 		}
 	}
 	sql := "BEGIN ISOLATION LEVEL REPEATABLE READ READ WRITE NOT DEFERRABLE; SET LOCAL synchronous_commit = off; SAVEPOINT r"
-	if len(names) > 0 {
+	if len(names) > 0 && !failpoint.Mutant("pass.no_locks") {
 		sql += "; LOCK TABLE " + strings.Join(names, ", ") + " IN ACCESS SHARE MODE"
 	}
 	if err := run(ctx, from.conn, sql); err != nil {
 		abandon(ctx, from.conn)
 		return nil, fmt.Errorf("beginning a pass on the %s: %w", p.cfg.From.Side(), err)
+	}
+	if failpoint.Mutant("pass.snapshot_first") {
+		if _, err := from.look(ctx, tables); err != nil {
+			return nil, err
+		}
 	}
 	failpoint.Hit("pass.begun")
 	return o, nil

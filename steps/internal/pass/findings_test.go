@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/pgrunbook/pgrunbook/engine"
 	"github.com/pgrunbook/pgrunbook/internal/testpg"
 	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
@@ -21,17 +23,23 @@ func (p *pair) duringRead(ddl string) {
 	finished := make(chan error, 1)
 	err := p.afterSnapshot(func() {
 		go func() { finished <- run(p.ctx, conn, ddl) }()
-		for p.one(p.source, `SELECT count(*)::text FROM pg_stat_activity WHERE pid = `+strconv.Itoa(int(conn.PgConn().PID()))+` AND (wait_event_type = 'Lock' OR state = 'idle')`) != "1" {
-			if p.ctx.Err() != nil {
-				return
-			}
-		}
+		p.settled(conn)
 	})
 	if err != nil {
 		p.t.Fatalf("the pass failed: %v", err)
 	}
 	if err := <-finished; err != nil {
 		p.t.Fatalf("%s: %v", ddl, err)
+	}
+}
+
+// settled waits until a session's statement is done or waits for a lock.
+func (p *pair) settled(conn *pgx.Conn) {
+	p.t.Helper()
+	for p.one(p.source, `SELECT count(*)::text FROM pg_stat_activity WHERE pid = `+strconv.Itoa(int(conn.PgConn().PID()))+` AND (wait_event_type = 'Lock' OR state = 'idle')`) != "1" {
+		if p.ctx.Err() != nil {
+			return
+		}
 	}
 }
 

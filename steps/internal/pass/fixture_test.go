@@ -28,6 +28,7 @@ type pair struct {
 	tables         []scope.Table
 	passer         *Passer
 	events         []engine.Event
+	last           bool // the final pass was made
 }
 
 // shape changes what the fixture found out about a table before it is captured.
@@ -128,17 +129,21 @@ func (p *pair) exact() Result {
 // equal compares the sides with code that is not the product's.
 func (p *pair) equal() {
 	p.t.Helper()
-	var names []string
-	for _, t := range p.tables {
-		names = append(names, pg.Name(t.Schema, t.Name.Name))
-	}
-	diffs, err := testpg.Diff(p.ctx, p.source, p.target, names)
+	diffs, err := testpg.Diff(p.ctx, p.source, p.target, p.names())
 	if err != nil {
 		p.t.Fatal(err)
 	}
 	for _, d := range diffs {
 		p.t.Errorf("%s", d)
 	}
+}
+
+func (p *pair) names() []string {
+	var names []string
+	for _, t := range p.tables {
+		names = append(names, pg.Name(t.Schema, t.Name.Name))
+	}
+	return names
 }
 
 // synced makes a pass and compares.

@@ -132,7 +132,9 @@ func (j *job) apply(ctx context.Context) error {
 	g.Go(func() error { return j.forget(gctx) })
 	g.Go(func() error { return j.p.check(gctx) })
 	g.Go(func() error {
-		if err := j.applyMarks(gctx); err != nil {
+		if failpoint.Mutant("pass.marks_last") {
+			defer func() { _ = j.applyMarks(gctx) }()
+		} else if err := j.applyMarks(gctx); err != nil {
 			return err
 		}
 		for i := range j.work {
@@ -177,6 +179,9 @@ func (j *job) applyKeyed(ctx context.Context, w *work) error {
 	}
 	// The rows that are there are counted by themselves: a trigger or rule that swallows some raises nothing.
 	apply := func(remove, insert string) error {
+		if failpoint.Mutant("pass.upsert_first") {
+			remove, insert = insert, remove
+		}
 		results, err := conn.PgConn().Exec(ctx, "SAVEPOINT a; "+remove+"; "+insert+"; SELECT count(*) FROM "+w.stage.name+" WHERE present; RELEASE SAVEPOINT a"+back).ReadAll()
 		if err != nil {
 			return err
@@ -229,6 +234,12 @@ func (j *job) forget(ctx context.Context) error {
 		case !keyed(w.table):
 			sql = append(sql, "DELETE FROM "+imageTable(w.table))
 		case w.backlog.keys > 0:
+			if failpoint.Mutant("pass.forget_unread") {
+				w.span.cut = ""
+			}
+			if failpoint.Mutant("pass.forget_by_xid") {
+				continue // commit does it
+			}
 			sql = append(sql, "DELETE FROM "+deltaTable(w.table)+" d WHERE "+w.span.where(d, w.table.ID))
 		}
 	}
@@ -244,6 +255,9 @@ func (j *job) forget(ctx context.Context) error {
 // heartbeat is one small durable commit: everything the snapshot saw lies before it in the log, so
 // a crash of From cannot take back what To is about to keep.
 func (p *Passer) heartbeat(ctx context.Context) error {
+	if failpoint.Mutant("pass.no_heartbeat") {
+		return nil
+	}
 	tag, err := p.beat.Exec(ctx, "UPDATE pgrunbook.heartbeat SET at = clock_timestamp()")
 	if err == nil && tag.RowsAffected() == 0 {
 		_, err = p.beat.Exec(ctx, "INSERT INTO pgrunbook.heartbeat (at) VALUES (clock_timestamp()) ON CONFLICT DO NOTHING")
@@ -296,6 +310,11 @@ func (j *job) commit(ctx context.Context) error {
 			return err
 		}
 	}
+	if failpoint.Mutant("pass.forget_first") {
+		if err := run(ctx, j.from.conn, "COMMIT"); err != nil {
+			return err
+		}
+	}
 	failpoint.Hit("pass.marked")
 	if err := j.tx.Commit(ctx); err != nil {
 		if pg.SQLState(err) != "" && !pg.Retryable(err) {
@@ -309,6 +328,15 @@ func (j *job) commit(ctx context.Context) error {
 	failpoint.Hit("pass.committed")
 	if err := run(ctx, j.from.conn, "COMMIT"); err != nil {
 		return fmt.Errorf("committing the forgetting on the %s: %w", j.p.cfg.From.Side(), err)
+	}
+	if failpoint.Mutant("pass.forget_by_xid") {
+		_, xmax, _ := strings.Cut(j.found.snapshot, ":")
+		xmax, _, _ = strings.Cut(xmax, ":")
+		for _, w := range j.work {
+			if err := run(ctx, j.from.conn, fmt.Sprintf("DELETE FROM %s WHERE rel = %d AND x < '%s'", deltaTable(w.table), w.table.ID, xmax)); err != nil {
+				return err
+			}
+		}
 	}
 	failpoint.Hit("pass.forgotten")
 	return nil

@@ -7,6 +7,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/pgrunbook/pgrunbook/internal/failpoint"
 	"github.com/pgrunbook/pgrunbook/internal/pg"
 	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
 )
@@ -89,7 +90,11 @@ func sameKey(t scope.Table, other string) string {
 		if k.Collation != "" {
 			right = "(" + right + " COLLATE " + k.Collation + ")"
 		}
-		parts[i] = fmt.Sprintf("t.%s %s %s", ident(k.Name), k.Operator, right)
+		operator := k.Operator
+		if failpoint.Mutant("pass.bare_operator") {
+			operator = "="
+		}
+		parts[i] = fmt.Sprintf("t.%s %s %s", ident(k.Name), operator, right)
 	}
 	return strings.Join(parts, " AND ")
 }

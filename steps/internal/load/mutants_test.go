@@ -1,0 +1,95 @@
+//go:build failpoint
+
+package load
+
+import (
+	"errors"
+	"testing"
+
+	"github.com/pgrunbook/pgrunbook/internal/failpoint"
+)
+
+// How a scenario ended.
+const (
+	equal   = "equal"
+	differs = "differs" // says an oracle that is not the product's
+	stuck   = "stuck"   // it cannot go on
+)
+
+func (p *pair) ended(err error) string {
+	p.t.Helper()
+	switch {
+	case err != nil:
+		return stuck
+	case len(p.diffs()) > 0:
+		return differs
+	}
+	return equal
+}
+
+// once runs f when a worker gets to a failpoint for the first time.
+func (p *pair) once(point string, f func()) {
+	done := false
+	p.t.Cleanup(failpoint.On(point, func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if !done {
+			done = true
+			f()
+		}
+	}))
+}
+
+var mutants = []struct {
+	name, ddl    string
+	play         func(p *pair) error
+	clean, dirty string
+}{
+	{
+		name: "load.no_filenode", ddl: oneTable, clean: equal, dirty: differs,
+		play: (*pair).loadBehindRewrite,
+	},
+	{
+		name: "load.no_scrub", ddl: oneTable, clean: equal, dirty: stuck,
+		play: func(p *pair) error {
+			p.beforeCapture(`INSERT INTO t SELECT g, repeat('v', 100), g FROM generate_series(1, 2000) g`)
+			p.cfg.Control = func() Control { return Control{Workers: 1} }
+			p.once("load.committed", func() { p.exec(p.source, `UPDATE t SET v = v || 'w' WHERE id % 40 = 0`) })
+			return errors.Join(New(p.cfg).Run(p.ctx), p.follow())
+		},
+	},
+	{
+		name: "load.mark_apart", ddl: `CREATE TABLE k (a int, v text)`, clean: equal, dirty: differs,
+		play: func(p *pair) error {
+			p.beforeCapture(`INSERT INTO k SELECT g, 'v' FROM generate_series(1, 100) g`)
+			p.once("load.marked", func() {
+				if n := p.one(p.target, `SELECT count(pg_terminate_backend(pid))::text FROM pg_stat_activity
+					WHERE datname = current_database() AND application_name ~ '^pgrunbook .* load [0-9]'`); n == "0" {
+					p.t.Error("no worker has a session there")
+				}
+			})
+			return errors.Join(New(p.cfg).Run(p.ctx), p.follow())
+		},
+	},
+}
+
+// TestMutants plays each scenario by the protocol and without one of its rules: the oracle must say
+// nothing of the first and notice the second.
+func TestMutants(t *testing.T) {
+	for _, m := range mutants {
+		for _, name := range []string{"", m.name} {
+			want := m.dirty
+			if name == "" {
+				want = m.clean
+			}
+			t.Run(m.name+"/"+want, func(t *testing.T) {
+				t.Cleanup(failpoint.Mutate(name))
+				p := newPair(t, m.ddl, chunks(16<<10))
+				err := m.play(p)
+				if got := p.ended(err); got != want {
+					t.Errorf("it ended %s (%v), want %s", got, err, want)
+				}
+			})
+		}
+	}
+}
