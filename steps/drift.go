@@ -126,11 +126,10 @@ func Amend(ctx context.Context, env *Env, run *journal.Run, toolVersion string) 
 			p.Steps = append(p.Steps, old)
 			continue
 		}
-		sp, err := s.Plan(ctx)
+		sp, err := planStep(ctx, env, s)
 		if err != nil {
-			return nil, fmt.Errorf("planning step %s: %w", s.ID(), err)
+			return nil, err
 		}
-		sp.ID, sp.Phase = s.ID(), s.Phase()
 		p.Steps = append(p.Steps, sp)
 	}
 	p.Predictions = predict(env)

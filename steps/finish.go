@@ -171,7 +171,7 @@ func (s *finishStep) cleanSource(ctx context.Context, cp engine.Checkpoint) erro
 		return err
 	}
 	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
-	writable, err := resetReadOnly(ctx, conn)
+	writable, err := resetReadOnly(ctx, conn, s.env.Scope.ReadOnlyDefault)
 	if err != nil {
 		return err
 	}
@@ -197,18 +197,26 @@ func (s *finishStep) cleanSource(ctx context.Context, cp engine.Checkpoint) erro
 	return nothingLeft(ctx, conn)
 }
 
-// resetReadOnly gives the statement that takes off what the cutover set on the old side's database;
-// empty where it is not set.
-func resetReadOnly(ctx context.Context, conn *pgx.Conn) (string, error) {
-	var database string
-	var closed bool
-	if err := conn.QueryRow(ctx, readOnlySQL).Scan(&database, &closed); err != nil {
+const readOnlySQL = `
+SELECT d.datname::text, coalesce((SELECT split_part(cfg, '=', 2) FROM pg_db_role_setting s, unnest(s.setconfig) AS cfg
+         WHERE s.setdatabase = d.oid AND s.setrole = 0 AND split_part(cfg, '=', 1) = 'default_transaction_read_only'), '')
+  FROM pg_database d WHERE d.datname = current_database()`
+
+// resetReadOnly gives the statement that takes off what the cutover set on a database and gives
+// back what its owner had set; empty where nothing is to be done.
+func resetReadOnly(ctx context.Context, conn *pgx.Conn, own string) (string, error) {
+	var database, now string
+	if err := conn.QueryRow(ctx, readOnlySQL).Scan(&database, &now); err != nil {
 		return "", fmt.Errorf("reading the database's settings: %w", err)
 	}
-	if !closed {
+	alter := "ALTER DATABASE " + pgx.Identifier{database}.Sanitize()
+	switch {
+	case now == own || own == "" && now == "off":
 		return "", nil
+	case own == "":
+		return alter + " RESET default_transaction_read_only", nil
 	}
-	return "ALTER DATABASE " + pgx.Identifier{database}.Sanitize() + " RESET default_transaction_read_only", nil
+	return alter + " SET default_transaction_read_only = " + pg.Literal(own), nil
 }
 
 // leftSQL looks for triggers of ours by name and by the schema of their function.

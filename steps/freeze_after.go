@@ -78,13 +78,16 @@ func endSessions(ctx context.Context, conn *pgx.Conn) (n int, err error) {
 // replica role get their mode.
 func (f *flipper) statementsAtOpen(ctx context.Context) ([]string, error) {
 	var list []string
-	var database string
-	var closed bool
-	if err := f.looks.of(f.to).QueryRow(ctx, readOnlySQL).Scan(&database, &closed); err != nil {
+	own := ""
+	if f.to == engine.Source {
+		own = f.env.Scope.ReadOnlyDefault
+	}
+	writable, err := resetReadOnly(ctx, f.looks.of(f.to), own)
+	if err != nil {
 		return nil, fmt.Errorf("asking the %s for its settings: %w", f.to, err)
 	}
-	if closed {
-		list = append(list, "ALTER DATABASE "+pgx.Identifier{database}.Sanitize()+" RESET default_transaction_read_only")
+	if writable != "" {
+		list = append(list, writable)
 	}
 	if f.to == engine.Source {
 		return list, nil
@@ -100,11 +103,6 @@ func (f *flipper) statementsAtOpen(ctx context.Context) ([]string, error) {
 	}
 	return list, nil
 }
-
-const readOnlySQL = `
-SELECT d.datname::text, EXISTS (SELECT FROM pg_db_role_setting s
-         WHERE s.setdatabase = d.oid AND s.setrole = 0 AND 'default_transaction_read_only=on' = ANY (s.setconfig))
-  FROM pg_database d WHERE d.datname = current_database()`
 
 const populatedSQL = `
 SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace

@@ -3,6 +3,7 @@ package steps
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -34,18 +35,31 @@ func MakePlan(ctx context.Context, env *Env, toolVersion string) (*engine.Plan, 
 		return nil, &engine.Error{Class: engine.ClassRunbook, Op: "reading the runbook", Err: diags}
 	}
 	for _, s := range built {
-		sp, err := s.Plan(ctx)
+		sp, err := planStep(ctx, env, s)
 		if err != nil && ctx.Err() == nil && (p.Blocking() || engine.ClassOf(err) == engine.ClassPreflight) {
-			p.Findings = append(p.Findings, unplanned(s.ID(), err))
+			p.Findings = append(p.Findings, unplanned(s.ID(), errors.Unwrap(err)))
 			continue
 		}
 		if err != nil {
-			return p, fmt.Errorf("planning step %s: %w", s.ID(), err)
+			return p, err
 		}
-		sp.ID, sp.Phase = s.ID(), s.Phase()
 		p.Steps = append(p.Steps, sp)
 	}
 	p.Predictions = predict(env)
+	return p, nil
+}
+
+// planStep asks a step for its plan. It is the one place where that is done: meanwhile both servers
+// give only sessions that cannot write, so that a Plan that writes fails, whatever it connects with.
+func planStep(ctx context.Context, env *Env, s engine.Step) (engine.StepPlan, error) {
+	source, target := env.Source, env.Target
+	env.Source, env.Target = source.ReadOnly(), target.ReadOnly()
+	defer func() { env.Source, env.Target = source, target }()
+	p, err := s.Plan(ctx)
+	if err != nil {
+		return p, fmt.Errorf("planning step %s: %w", s.ID(), err)
+	}
+	p.ID, p.Phase = s.ID(), s.Phase()
 	return p, nil
 }
 
@@ -60,6 +74,23 @@ func unplanned(id engine.StepID, err error) engine.Finding {
 		Code: "PRE190", Severity: engine.SeverityError, Object: string(id), Fix: fix,
 		Text: fmt.Sprintf("This step cannot be planned yet: %v.", err),
 	}
+}
+
+// Recheck gives the plan of a run that goes on with the findings of now: those of the day on which it
+// was accepted may be mended, and there may be new ones. After the flip there are none: a preflight
+// asks what could stop the way there.
+func Recheck(ctx context.Context, env *Env, p *engine.Plan, owner engine.Side) (*engine.Plan, error) {
+	now := *p
+	now.Findings = nil
+	if owner == engine.Target {
+		return &now, nil
+	}
+	look, fresh := *env, &engine.Plan{}
+	if _, err := survey(ctx, &look, fresh); err != nil {
+		return nil, err
+	}
+	now.Findings = fresh.Findings
+	return &now, nil
 }
 
 // survey reads identities, tables and findings; false means that the scope must not be used.
@@ -106,7 +137,7 @@ func examine(ctx context.Context, env *Env, p *engine.Plan, source, target *pgx.
 	tools, err := dump.Find(ctx, p.Source.Major, p.Target.Major)
 	usesDump := func(t scope.Table) bool { return t.Method == scope.PgDump }
 	facts, gatherErr := preflight.Gather(ctx, preflight.Input{
-		Runbook: env.Runbook, Scope: env.Scope, Source: env.Source, Target: env.Target, SourceConn: source, TargetConn: target,
+		Runbook: env.Runbook, Scope: env.Scope, Source: env.Source.ReadOnly(), Target: env.Target.ReadOnly(), SourceConn: source, TargetConn: target,
 		Dump: preflight.DumpTool{
 			Dir: tools.Dir, Version: tools.Version, Major: tools.Major, Warning: tools.Warning, Err: err,
 			Needed: env.Runbook.Schema.Enabled || slices.ContainsFunc(env.Scope.Tables, usesDump),

@@ -22,6 +22,7 @@ type Existing struct {
 	Plan  *engine.Plan
 	Done  int // steps of the plan
 	All   int
+	Owner engine.Side // who takes writes
 }
 
 // Active reports whether the run goes on.
@@ -38,6 +39,11 @@ func LookForRun(ctx context.Context, target *pg.Server) (*Existing, error) {
 	}
 	defer run.Close(ctx)
 	e := &Existing{ID: run.ID, Name: run.Name, State: run.State, Plan: run.Plan, All: len(run.Plan.Steps)}
+	owner, err := run.Owner(ctx)
+	if err != nil {
+		return nil, err
+	}
+	e.Owner = owner.Side
 	records, err := run.Steps(ctx)
 	if err != nil {
 		return nil, err
@@ -138,11 +144,10 @@ func planOf(ctx context.Context, env *Env, built []engine.Step) (*engine.Plan, e
 	p := *env.Plan
 	p.Steps, p.Findings, p.Predictions = nil, nil, engine.Prediction{}
 	for _, s := range built {
-		sp, err := s.Plan(ctx)
+		sp, err := planStep(ctx, env, s)
 		if err != nil {
-			return nil, fmt.Errorf("planning step %s: %w", s.ID(), err)
+			return nil, err
 		}
-		sp.ID, sp.Phase = s.ID(), s.Phase()
 		p.Steps = append(p.Steps, sp)
 	}
 	return &p, nil
@@ -231,7 +236,7 @@ func Pause(ctx context.Context, target *pg.Server, by string, paused bool) error
 func VerifyNow(ctx context.Context, env *Env, show engine.Sink) error {
 	env.report(show)
 	s := newVerify(env)
-	p, err := s.Plan(ctx)
+	p, err := planStep(ctx, env, s)
 	if err != nil {
 		return err
 	}

@@ -84,10 +84,13 @@ func (a *app) makePlan(ctx context.Context, s *subject) (*engine.Plan, *steps.Ex
 		return p, nil, err
 	}
 	a.logger().Info(fmt.Sprintf("run %s goes on: %d of %d steps are done", run.ID, run.Done, run.All))
-	if run.SameRunbook(s.env) {
-		return run.Plan, run, nil
+	p := run.Plan
+	if !run.SameRunbook(s.env) {
+		if p, err = steps.AmendRun(ctx, s.env, version()); err != nil {
+			return nil, run, err
+		}
 	}
-	p, err := steps.AmendRun(ctx, s.env, version())
+	p, err = steps.Recheck(ctx, s.env, p, run.Owner)
 	return p, run, err
 }
 

@@ -3,6 +3,7 @@ package pg
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net/url"
 	"os"
 	"strconv"
@@ -58,6 +59,13 @@ func (s *Server) LibpqEnv(ctx context.Context, name string, options map[string]s
 		} else if v, ok := os.LookupEnv(variable); ok {
 			env = append(env, variable+"="+v)
 		}
+	}
+	if s.readOnly {
+		options = maps.Clone(options)
+		if options == nil {
+			options = map[string]string{}
+		}
+		options["default_transaction_read_only"] = "on"
 	}
 	if len(options) > 0 {
 		env = append(env, "PGOPTIONS="+backendOptions(options))

@@ -22,6 +22,7 @@ type Server struct {
 	token    string // tells this process's sessions from another's of the same run
 	watch    *watch
 	explain  func(*MovedError) error // nil: a MovedError says it itself
+	readOnly bool                    // every session is one that cannot write
 
 	pooler   sync.Mutex
 	poolerOK bool // a proxy is in between and was found to keep sessions together
@@ -61,9 +62,20 @@ func (s *Server) ForRun(runID, mark string) *Server {
 	return other
 }
 
+// ReadOnly gives the same side with sessions that cannot write, whatever they are asked for, those
+// of PostgreSQL's own programs included. Nil stays nil: a side that is gone.
+func (s *Server) ReadOnly() *Server {
+	if s == nil {
+		return nil
+	}
+	other := s.copy()
+	other.readOnly = true
+	return other
+}
+
 // copy leaves out what was found out about a pooler.
 func (s *Server) copy() *Server {
-	return &Server{cfg: s.cfg, conf: s.conf, warnings: s.warnings, token: s.token, watch: s.watch, explain: s.explain}
+	return &Server{cfg: s.cfg, conf: s.conf, warnings: s.warnings, token: s.token, watch: s.watch, explain: s.explain, readOnly: s.readOnly}
 }
 
 // Config gives the settings, secrets included: for a process of ours that takes over, through a pipe.

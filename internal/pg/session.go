@@ -83,7 +83,7 @@ func (s *Server) pin(ctx context.Context, conn *pgx.Conn, use Use) error {
 		encoding = "UTF8"
 	}
 	add("client_encoding", encoding)
-	add("default_transaction_read_only", onOff(use.ReadOnly))
+	add("default_transaction_read_only", onOff(use.ReadOnly || s.readOnly))
 	add("lock_timeout", strconv.FormatInt(use.LockTimeout.Milliseconds(), 10))
 	add("synchronous_commit", onOff(!use.AsyncCommit))
 	if _, err := conn.Exec(ctx, pinSQL, names, values); err != nil {

@@ -37,9 +37,10 @@ func serverAccount() (account, error) {
 }
 
 // attr starts a child as this account, in its own session. The child gets sig
-// when the process that started it dies, however it dies.
+// when the process that started it dies, however it dies, where the system can do that.
 func (a account) attr(sig syscall.Signal) *syscall.SysProcAttr {
-	attr := &syscall.SysProcAttr{Setsid: true, Pdeathsig: sig}
+	attr := &syscall.SysProcAttr{Setsid: true}
+	dieWithParent(attr, sig)
 	if a.switchTo {
 		attr.Credential = &syscall.Credential{Uid: uint32(a.uid), Gid: uint32(a.gid)}
 	}

@@ -25,7 +25,9 @@ func (s Setting) SQL(database string) string {
 	return "ALTER ROLE " + ident(s.Role) + " IN DATABASE " + ident(database) + " SET " + s.set
 }
 
-// Settings reads the settings that are tied to this database.
+// Settings reads the settings that are tied to this database. One that makes every session read-only
+// is not among them: the target is there to take writes, and a cutover closes and opens a database
+// with this very setting.
 func Settings(ctx context.Context, conn *pgx.Conn) ([]Setting, error) {
 	rows, err := conn.Query(ctx, `SELECT coalesce(r.rolname::text, ''), c.line
 		FROM pg_db_role_setting s LEFT JOIN pg_roles r ON r.oid = s.setrole CROSS JOIN LATERAL unnest(s.setconfig) WITH ORDINALITY c (line, no)
@@ -37,7 +39,10 @@ func Settings(ctx context.Context, conn *pgx.Conn) ([]Setting, error) {
 	var out []Setting
 	var role, line string
 	_, err = pgx.ForEachRow(rows, []any{&role, &line}, func() error {
-		name, _, _ := strings.Cut(line, "=")
+		name, value, _ := strings.Cut(line, "=")
+		if role == "" && name == "default_transaction_read_only" && !strings.EqualFold(value, "off") {
+			return nil
+		}
 		out = append(out, Setting{Role: role, Name: name, set: setClause(line)})
 		return nil
 	})

@@ -95,3 +95,34 @@ func eventTriggers(ctx context.Context, f *Facts) ([]engine.Finding, error) {
 	}
 	return out, nil
 }
+
+// readOnlyDatabases: a cutover opens and closes databases with default_transaction_read_only, which
+// their owners may have set themselves.
+func readOnlyDatabases(ctx context.Context, f *Facts) ([]engine.Finding, error) {
+	if f.moved {
+		return nil, nil // the cutover's own
+	}
+	texts := map[engine.Side][2]string{
+		engine.Source: {"It is not carried to the target; a rollback gives it back here.", "Nothing, if the target shall take writes. Else, after the cutover, on the target: ALTER DATABASE %s SET default_transaction_read_only = on"},
+		engine.Target: {"The flip resets it: the target is to take writes.", "ALTER DATABASE %s RESET default_transaction_read_only"},
+	}
+	var out []engine.Finding
+	for _, s := range []*Side{&f.From, &f.To} {
+		set, err := s.list(ctx, settingsSQL, []string{"default_transaction_read_only"})
+		if err != nil {
+			return nil, err
+		}
+		var database string
+		if err := s.conn.QueryRow(ctx, "SELECT current_database()::text").Scan(&database); err != nil {
+			return nil, err
+		}
+		for _, line := range set {
+			who, setting, _ := strings.Cut(line, "\n")
+			if who == "database "+database && !strings.HasSuffix(setting, "=off") {
+				out = append(out, finding(engine.SeverityWarning, s.Name, database, fmt.Sprintf(texts[s.Name][1], ident(database)),
+					"The database has %s of its own. %s", setting, texts[s.Name][0]))
+			}
+		}
+	}
+	return out, nil
+}

@@ -61,6 +61,7 @@ var checks = []Check{
 	{"PRE180", "application timeouts", timeouts},
 	{"PRE181", "swallowed errors", swallowedErrors},
 	{"PRE182", "event triggers", eventTriggers},
+	{"PRE183", "read-only databases", readOnlyDatabases},
 }
 
 // Run makes every check and gives all findings. Errors name the check that could not look.

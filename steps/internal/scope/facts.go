@@ -18,6 +18,7 @@ type factRow struct {
 	Subscriptions []string
 	EventTriggers []string
 	ConfigTables  []string // tables of extensions that hold configuration
+	ReadOnly      string   // the database's own default_transaction_read_only; empty: not set
 }
 
 const factsSQL = `
@@ -26,7 +27,10 @@ SELECT EXISTS (SELECT FROM pg_largeobject_metadata),
        ARRAY (SELECT subname::text FROM pg_subscription WHERE subdbid = (SELECT oid FROM pg_database WHERE datname = current_database()) ORDER BY 1),
        ARRAY (SELECT evtname::text FROM pg_event_trigger WHERE NOT EXISTS (
                 SELECT FROM pg_depend d WHERE d.classid = 'pg_event_trigger'::regclass AND d.objid = pg_event_trigger.oid AND d.deptype = 'e') ORDER BY 1),
-       ARRAY (SELECT e.extname || ' (' || c::regclass::text || ')' FROM pg_extension e, unnest(e.extconfig) AS c ORDER BY 1)`
+       ARRAY (SELECT e.extname || ' (' || c::regclass::text || ')' FROM pg_extension e, unnest(e.extconfig) AS c ORDER BY 1),
+       coalesce((SELECT split_part(cfg, '=', 2) FROM pg_db_role_setting s, unnest(s.setconfig) AS cfg
+                  WHERE s.setrole = 0 AND s.setdatabase = (SELECT oid FROM pg_database WHERE datname = current_database())
+                    AND split_part(cfg, '=', 1) = 'default_transaction_read_only'), '')`
 
 // tempLimitSQL gives the smallest temp_file_limit of the server, a database or a role, in kB as
 // the settings have it (https://www.postgresql.org/docs/current/runtime-config-resource.html).

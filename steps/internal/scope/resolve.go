@@ -83,6 +83,7 @@ func (r *resolver) resolve(ctx context.Context, tx pgx.Tx) (err error) {
 	r.emptyPatterns()
 	r.orphans()
 	r.notCarried()
+	r.scope.ReadOnlyDefault = r.cat.facts.ReadOnly
 	if len(r.scope.Tables) == 0 {
 		r.find(CodeEmptyScope, engine.SeverityError, "", "No table is in scope.", "Change include in the tables block; without it every schema is in scope.")
 	}
