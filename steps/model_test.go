@@ -183,6 +183,7 @@ func (w world) advice() string {
 			texts = append(texts, hintOf(noCutover(engine.Source, nil, "")))
 		case confused:
 			texts = append(texts, hintOf(ambiguous("")))
+		default: // it is at work, was never there, or is done
 		}
 	}
 	if len(texts) == 0 {

@@ -223,6 +223,7 @@ func (w world) runner(b rulebook, i uint8, add func(string, doer, world)) {
 			n.run[i].at, n.open, n.ownerTo = absent, w.open, w.ownerTo
 		}
 		w.openTo(b, n, i, add)
+	default: // not there, or at its end
 	}
 }
 
