@@ -49,9 +49,15 @@ type rig struct {
 // newRig opens a run over the shop's tables; extra is added to the runbook.
 func newRig(t *testing.T, extra string) *rig {
 	t.Helper()
-	r := &rig{t: t}
-	r.source, r.target = testpg.Pair(t)
-	r.exec(r.source, shopSetup)
+	source, target := testpg.Pair(t)
+	return newRigOn(t, source, target, shopSetup, extra)
+}
+
+// newRigOn is newRig over two given databases.
+func newRigOn(t *testing.T, source, target, setup, extra string) *rig {
+	t.Helper()
+	r := &rig{t: t, source: source, target: target}
+	r.exec(r.source, setup)
 	var err error
 	if r.before, err = testpg.SchemaDump(t.Context(), r.source); err != nil {
 		t.Fatal(err)

@@ -2,6 +2,7 @@ package steps
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"regexp"
 	"slices"
@@ -36,7 +37,12 @@ func carryDDL(ctx context.Context, env *Env, cp engine.Checkpoint, c *carry) (ag
 	byTable := map[int32][]capture.Change{}
 	for _, ch := range c.changes {
 		cp.Emit(engine.Event{Kind: engine.EventNote, Level: "warn", Object: pg.Name(ch.Table.Schema, ch.Table.Name), Message: fmt.Sprintf("%s: carried to the target: %s", ch.Text, ch.SQL)})
-		if _, err := sides.target.Exec(ctx, ch.SQL); err != nil && !slices.Contains([]string{"42701", "42P07"}, pg.SQLState(err)) { // there already
+		var blocked *pg.LockError
+		err := runOn(ctx, sides.target, scope.Name{Schema: ch.Table.Schema, Name: ch.Table.Name}, waiting(cp, "carry a change to the target"), ch.SQL)
+		if errors.As(err, &blocked) {
+			return nil, sided(engine.Target, err)
+		}
+		if err != nil && !slices.Contains([]string{"42701", "42P07"}, pg.SQLState(err)) { // there already
 			return nil, &engine.Error{
 				Op: "carrying a change to the target", Object: pg.Name(ch.Table.Schema, ch.Table.Name), Err: fmt.Errorf("%s: %w", ch.SQL, err),
 				Hint: "Make the same change on the target by hand, then run the same command again.",
@@ -64,6 +70,18 @@ func carryDDL(ctx context.Context, env *Env, cp engine.Checkpoint, c *carry) (ag
 		}
 	}
 	return again, nil
+}
+
+// runOn runs one statement about a relation under the lock etiquette of internal/pg.
+func runOn(ctx context.Context, conn *pgx.Conn, rel scope.Name, onWait capture.OnWait, sql string) error {
+	var oid uint32
+	if err := conn.QueryRow(ctx, "SELECT coalesce(to_regclass($1)::oid, 0::oid)", pg.Name(rel.Schema, rel.Name)).Scan(&oid); err != nil {
+		return err
+	}
+	return capture.WithLock(ctx, conn, rel, oid, pg.AccessExclusive, onWait, func(ctx context.Context, tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, sql)
+		return err
+	})
 }
 
 // constant is a default that has the same value on both sides whenever it is evaluated.

@@ -159,7 +159,7 @@ func (f *flipper) attempts(ctx context.Context) error {
 		return err
 	}
 	if f.to == engine.Target {
-		if err := refreshMaterialized(ctx, f.looks); err != nil {
+		if err := refreshMaterialized(ctx, f.looks, f.cp); err != nil {
 			return err
 		}
 	}

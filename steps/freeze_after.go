@@ -8,7 +8,9 @@ import (
 
 	"github.com/pgrunbook/pgrunbook/engine"
 	"github.com/pgrunbook/pgrunbook/internal/failpoint"
+	"github.com/pgrunbook/pgrunbook/internal/pg"
 	"github.com/pgrunbook/pgrunbook/steps/internal/dump"
+	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
 )
 
 // endSessionsSQL ends the application's sessions on the old side: their pools would keep
@@ -115,36 +117,33 @@ SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.rel
 // refreshMaterialized fills the target's materialized views just before the freeze, so that the
 // application finds none of them empty. Their oids follow their dependencies, since the restore
 // made them in that order.
-func refreshMaterialized(ctx context.Context, sides *sideConns) error {
-	names := func(conn *pgx.Conn, sql string) (list []pgx.Identifier, err error) {
+func refreshMaterialized(ctx context.Context, sides *sideConns, cp engine.Checkpoint) error {
+	names := func(conn *pgx.Conn, sql string) (list []scope.Name, err error) {
 		rows, err := conn.Query(ctx, sql)
 		if err != nil {
 			return nil, err
 		}
-		return pgx.CollectRows(rows, func(row pgx.CollectableRow) (pgx.Identifier, error) {
-			var schema, name string
-			err := row.Scan(&schema, &name)
-			return pgx.Identifier{schema, name}, err
-		})
+		return pgx.CollectRows(rows, pgx.RowToStructByPos[scope.Name])
 	}
 	populated, err := names(sides.source, populatedSQL)
 	if err != nil {
 		return fmt.Errorf("reading the source's materialized views: %w", err)
 	}
-	want := map[string]bool{}
+	want := map[scope.Name]bool{}
 	for _, p := range populated {
-		want[p.Sanitize()] = true
+		want[p] = true
 	}
 	there, err := names(sides.target, emptySQL)
 	if err != nil {
 		return fmt.Errorf("reading the target's materialized views: %w", err)
 	}
 	for _, name := range there {
-		if !want[name.Sanitize()] {
+		if !want[name] {
 			continue
 		}
-		if _, err := sides.target.Exec(ctx, "REFRESH MATERIALIZED VIEW "+name.Sanitize()); err != nil {
-			return &engine.Error{Op: "refreshing", Object: name.Sanitize(), Err: err, Hint: "Mend it on the target and run the same command again."}
+		view := pg.Name(name.Schema, name.Name)
+		if err := runOn(ctx, sides.target, name, waiting(cp, "refresh on the target"), "REFRESH MATERIALIZED VIEW "+view); err != nil {
+			return &engine.Error{Op: "refreshing", Object: view, Err: err, Hint: "Mend it on the target and run the same command again."}
 		}
 	}
 	return nil

@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"strings"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -184,7 +183,7 @@ func (s *schemaStep) restorePre(ctx context.Context, sides *sideConns, a *dump.A
 		if err != nil {
 			return err
 		}
-		if err := dump.DropMade(ctx, sides.target, dump.NewSince(c.Before, now)); err != nil {
+		if err := dump.DropMade(ctx, sides.target, dump.NewSince(c.Before, now), waiting(cp, "drop what a dead process had restored")); err != nil {
 			return err
 		}
 	}
@@ -257,10 +256,6 @@ func (s *schemaStep) archive(ctx context.Context, sides *sideConns, roles *roleM
 	return a, o, nil
 }
 
-// undoPatience is how long Undo waits behind a session on the target before it fails: it is one
-// transaction over all tables, and a silent wait would look like a hang.
-const undoPatience = 5 * time.Second
-
 // Undo drops what the restore made, tables with their rows. It may be called again: what is gone is
 // passed over. Roles stay: other databases may use them by now.
 func (s *schemaStep) Undo(ctx context.Context, cp engine.Checkpoint) error {
@@ -269,7 +264,7 @@ func (s *schemaStep) Undo(ctx context.Context, cp engine.Checkpoint) error {
 	if err != nil || !found || !c.Begun {
 		return err
 	}
-	conn, err := s.env.Target.Connect(ctx, pg.Use{Name: "schema", Marked: true, LockTimeout: undoPatience})
+	conn, err := s.env.Target.Connect(ctx, pg.Use{Name: "schema", Marked: true})
 	if err != nil {
 		return err
 	}
@@ -282,5 +277,5 @@ func (s *schemaStep) Undo(ctx context.Context, cp engine.Checkpoint) error {
 		}
 		made = dump.NewSince(c.Before, now)
 	}
-	return dump.DropMade(ctx, conn, made)
+	return dump.DropMade(ctx, conn, made, waiting(cp, "drop what the schema phase made"))
 }

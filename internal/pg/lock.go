@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -68,6 +69,29 @@ const (
 // pauses while others are in the way. fn must be safe to repeat. What others hold is reported
 // after each attempt; a *LockError carries it when the time is over.
 func WithLock(ctx context.Context, conn *pgx.Conn, e Etiquette, fn func(ctx context.Context, tx pgx.Tx) error) error {
+	return e.patiently(ctx, conn, func(timeout time.Duration) error { return lockedOnce(ctx, conn, timeout, fn) })
+}
+
+// WithSessionLock is WithLock for statements that make their own transactions.
+func WithSessionLock(ctx context.Context, conn *pgx.Conn, e Etiquette, fn func(ctx context.Context) error) error {
+	set := func(ctx context.Context, timeout time.Duration) error {
+		_, err := conn.Exec(ctx, "SET lock_timeout = "+strconv.FormatInt(timeout.Milliseconds(), 10))
+		return err
+	}
+	return e.patiently(ctx, conn, func(timeout time.Duration) error {
+		if err := set(ctx, timeout); err != nil {
+			return fmt.Errorf("setting lock_timeout: %w", err)
+		}
+		err := fn(ctx)
+		if conn.IsClosed() {
+			return err
+		}
+		return errors.Join(err, set(context.WithoutCancel(ctx), 0))
+	})
+}
+
+// patiently repeats attempts that did not get their lock.
+func (e Etiquette) patiently(ctx context.Context, conn *pgx.Conn, once func(timeout time.Duration) error) error {
 	e = e.withDefaults()
 	deadlock, err := deadlockTimeout(ctx, conn)
 	if err != nil {
@@ -79,7 +103,7 @@ func WithLock(ctx context.Context, conn *pgx.Conn, e Etiquette, fn func(ctx cont
 	outwaited := map[int32]bool{} // autovacuum workers that had their one long attempt
 	timeout := patience
 	for attempt := 1; ; attempt++ {
-		err := lockedOnce(ctx, conn, timeout, fn)
+		err := once(timeout)
 		if state := SQLState(err); state != "55P03" && state != "40P01" {
 			return err
 		}
@@ -88,7 +112,7 @@ func WithLock(ctx context.Context, conn *pgx.Conn, e Etiquette, fn func(ctx cont
 			return errors.Join(err, lookErr)
 		}
 		waited := time.Since(start)
-		if waited >= e.GiveUp {
+		if waited >= e.GiveUp && !slices.ContainsFunc(blockers, Blocker.ours) { // a build of ours may take hours
 			return &LockError{Object: e.Object, Waited: waited, Blockers: blockers, Err: err}
 		}
 		timeout = patience
@@ -155,6 +179,8 @@ func cancellable(blockers []Blocker, outwaited map[int32]bool) bool {
 	}
 	return len(blockers) > 0
 }
+
+func (b Blocker) ours() bool { return strings.HasPrefix(b.Application, "pgrunbook ") }
 
 func deadlockTimeout(ctx context.Context, conn *pgx.Conn) (time.Duration, error) {
 	var ms int64

@@ -17,9 +17,10 @@ import (
 type Builder struct {
 	Target   *pg.Server
 	Objects  []Object
-	Parallel int          // sessions of one call. Defaults to 4
-	Memory   string       // maintenance_work_mem of our sessions where the server's is lower. Defaults to "512MB"
-	Done     func(Object) // called after each object that was made; may be nil
+	Parallel int               // sessions of one call. Defaults to 4
+	Memory   string            // maintenance_work_mem of our sessions where the server's is lower. Defaults to "512MB"
+	Done     func(Object)      // called after each object that was made; may be nil
+	Waiting  func(pg.LockWait) // hears of every lock that was not to be had at once; may be nil
 }
 
 // Connect opens a session for building: marked, as replica, with the memory that index builds want.

@@ -8,6 +8,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/pgrunbook/pgrunbook/internal/pg"
+	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
 )
 
 // foreignKeysSQL leaves out the copies that a foreign key to a partitioned table has for each
@@ -15,10 +16,12 @@ import (
 // referencing table are wanted, since they are built and validated one by one.
 const foreignKeysSQL = `
 SELECT con.oid, n.nspname::text, c.relname::text, c.relkind::text, con.conname::text, pg_get_constraintdef(con.oid),
-       con.convalidated, coalesce(p.conname::text, ''), obj_description(con.oid, 'pg_constraint')
+       con.convalidated, coalesce(p.conname::text, ''), obj_description(con.oid, 'pg_constraint'), fn.nspname::text, f.relname::text
   FROM pg_constraint con
   JOIN pg_class c ON c.oid = con.conrelid
   JOIN pg_namespace n ON n.oid = c.relnamespace
+  JOIN pg_class f ON f.oid = con.confrelid
+  JOIN pg_namespace fn ON fn.oid = f.relnamespace
   LEFT JOIN pg_constraint p ON p.oid = %s
  WHERE con.contype = 'f' AND (p.oid IS NULL OR p.conrelid <> con.conrelid) AND ` + mine + `
  ORDER BY p.oid IS NULL, con.oid`
@@ -36,11 +39,12 @@ func (r *reader) foreignKeys(ctx context.Context) error {
 	var schema, table, relkind, name, def, parentName string
 	var valid bool
 	var comment *string
-	_, err = pgx.ForEachRow(rows, []any{&oid, &schema, &table, &relkind, &name, &def, &valid, &parentName, &comment}, func() error {
+	var to scope.Name
+	_, err = pgx.ForEachRow(rows, []any{&oid, &schema, &table, &relkind, &name, &def, &valid, &parentName, &comment, &to.Schema, &to.Name}, func() error {
 		if r.gone(classConstraint, oid) {
 			return nil
 		}
-		o := Object{Kind: ForeignKey, Name: name, NotValid: !valid, Parent: parentName, Partition: parentName != "", Root: relkind == "p"}
+		o := Object{Kind: ForeignKey, Name: name, NotValid: !valid, Parent: parentName, Partition: parentName != "", Root: relkind == "p", References: to}
 		o.Table.Schema, o.Table.Name = schema, table
 		rel := pg.Name(schema, table)
 		def = strings.TrimSuffix(def, " NOT VALID")

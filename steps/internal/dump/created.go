@@ -4,8 +4,11 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/pgrunbook/pgrunbook/internal/pg"
 )
 
 // Made is an object of the target that a restore made: a schema, or an object that a person could
@@ -84,8 +87,8 @@ func NewSince(before, now []Made) []Made {
 }
 
 // DropMade drops what a restore made, in one transaction. An object that is gone, or whose name now
-// belongs to another oid, is passed over.
-func DropMade(ctx context.Context, conn *pgx.Conn, made []Made) error {
+// belongs to another oid, is passed over. Locks are asked for briefly and again.
+func DropMade(ctx context.Context, conn *pgx.Conn, made []Made, onWait func(pg.LockWait)) error {
 	now, err := Objects(ctx, conn)
 	if err != nil {
 		return err
@@ -94,7 +97,11 @@ func DropMade(ctx context.Context, conn *pgx.Conn, made []Made) error {
 	for _, m := range now {
 		there[m] = true
 	}
-	err = pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+	e := pg.Etiquette{Object: "what the restore made", Mode: pg.AccessExclusive, Report: onWait, GiveUp: dropPatience}
+	if e.Relations, err = relationsOf(ctx, conn, made); err != nil {
+		return err
+	}
+	err = pg.WithLock(ctx, conn, e, func(ctx context.Context, tx pgx.Tx) error {
 		for _, m := range made {
 			if !there[m] {
 				continue
@@ -113,4 +120,24 @@ func DropMade(ctx context.Context, conn *pgx.Conn, made []Made) error {
 		return fmt.Errorf("dropping what the restore made: %w", err)
 	}
 	return nil
+}
+
+// dropPatience is short: who holds a table there is named, and the same command goes on.
+const dropPatience = time.Minute
+
+// relationsOf gives the tables, and the like, of a list, with everything in its schemas.
+func relationsOf(ctx context.Context, conn *pgx.Conn, made []Made) ([]uint32, error) {
+	oids := make([]uint32, len(made))
+	for i, m := range made {
+		oids[i] = m.OID
+	}
+	rows, err := conn.Query(ctx, "SELECT oid FROM pg_class WHERE oid = ANY ($1::oid[]) OR relnamespace = ANY ($1::oid[])", oids)
+	if err != nil {
+		return nil, fmt.Errorf("looking at what the restore made: %w", err)
+	}
+	list, err := pgx.CollectRows(rows, pgx.RowTo[uint32])
+	if err != nil {
+		return nil, fmt.Errorf("looking at what the restore made: %w", err)
+	}
+	return list, nil
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/pgrunbook/pgrunbook/engine"
 	"github.com/pgrunbook/pgrunbook/internal/failpoint"
 	"github.com/pgrunbook/pgrunbook/internal/pg"
+	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
 )
 
 // state of an object on the target.
@@ -29,11 +30,40 @@ func (b *Builder) Ensure(ctx context.Context, conn *pgx.Conn, o Object, concurre
 	if o.NotCarried != "" || len(o.SQL) == 0 {
 		return nil
 	}
-	err := b.ensure(ctx, conn, o, concurrently)
+	err := b.politely(ctx, conn, o, concurrently)
 	if err != nil {
 		return objectError(o, err)
 	}
 	return nil
+}
+
+// politely asks for locks briefly and again: who reads there already must not queue behind us. A
+// concurrent build lets everybody pass, and waits for old snapshots as long as they last.
+func (b *Builder) politely(ctx context.Context, conn *pgx.Conn, o Object, concurrently bool) error {
+	made := false
+	if concurrently && o.isIndex() && !o.Root && o.hasIndexStatement() {
+		var err error
+		if made, err = b.makeConcurrently(ctx, conn, o); err != nil {
+			return err
+		}
+	}
+	return b.locked(ctx, conn, o, func(ctx context.Context) error { return b.ensure(ctx, conn, o, made) })
+}
+
+// locked runs statements about one object under the lock etiquette of internal/pg.
+func (b *Builder) locked(ctx context.Context, conn *pgx.Conn, o Object, do func(ctx context.Context) error) error {
+	e := pg.Etiquette{Object: o.String(), Mode: pg.AccessExclusive, Report: b.Waiting}
+	for _, name := range []scope.Name{o.Table, o.References} {
+		if name.Name == "" {
+			continue
+		}
+		var oid uint32
+		if err := conn.QueryRow(ctx, "SELECT coalesce(to_regclass($1)::oid, 0::oid)", pg.Name(name.Schema, name.Name)).Scan(&oid); err != nil {
+			return err
+		}
+		e.Relations = append(e.Relations, oid)
+	}
+	return pg.WithSessionLock(ctx, conn, e, do)
 }
 
 func objectError(o Object, err error) error {
@@ -60,18 +90,19 @@ func contextError(err error) error {
 	return nil
 }
 
-func (b *Builder) ensure(ctx context.Context, conn *pgx.Conn, o Object, concurrently bool) error {
+// ensure makes what is missing of an object. begun says that its index was made a moment ago, so that
+// what hangs on it, as a comment, is not there yet.
+func (b *Builder) ensure(ctx context.Context, conn *pgx.Conn, o Object, begun bool) error {
 	st, err := stateOf(ctx, conn, o)
 	if err != nil {
 		return err
 	}
-	if st == complete {
+	if st == complete && !begun {
 		return nil
 	}
-	concurrently = concurrently && strings.HasPrefix(o.SQL[0], "CREATE ") && o.isIndex() && !o.Root
 	switch {
 	case o.isIndex() && !o.Root && o.hasIndexStatement():
-		err = b.makeIndex(ctx, conn, o, concurrently)
+		err = b.makeIndex(ctx, conn, o)
 	default:
 		err = inTx(ctx, conn, o.Tablespace, o.SQL)
 	}
@@ -84,17 +115,12 @@ func (b *Builder) ensure(ctx context.Context, conn *pgx.Conn, o Object, concurre
 
 func (o Object) hasIndexStatement() bool { return strings.HasPrefix(o.SQL[0], "CREATE ") }
 
-// makeIndex makes an index and then its constraint, which may be there in part.
-func (b *Builder) makeIndex(ctx context.Context, conn *pgx.Conn, o Object, concurrently bool) error {
-	exists, valid, err := indexState(ctx, conn, o)
+// makeIndex makes an index and then its constraint, which may be there in part. With a constraint
+// they are two transactions: a lock that it does not get must not cost the index.
+func (b *Builder) makeIndex(ctx context.Context, conn *pgx.Conn, o Object) error {
+	exists, err := usable(ctx, conn, o)
 	if err != nil {
 		return err
-	}
-	if exists && !valid {
-		if _, err := conn.Exec(ctx, "DROP INDEX CONCURRENTLY "+pg.Name(o.Table.Schema, o.Name)); err != nil {
-			return fmt.Errorf("dropping what a broken build left: %w", err)
-		}
-		exists = false
 	}
 	rest := o.SQL[1:]
 	if o.Constraint != "" {
@@ -103,22 +129,44 @@ func (b *Builder) makeIndex(ctx context.Context, conn *pgx.Conn, o Object, concu
 	switch {
 	case exists:
 		return inTx(ctx, conn, "", rest)
-	case !concurrently:
-		return inTx(ctx, conn, o.Tablespace, append([]string{o.SQL[0]}, rest...))
+	case o.Constraint == "":
+		return inTx(ctx, conn, o.Tablespace, o.SQL)
+	}
+	if err := inTx(ctx, conn, o.Tablespace, o.SQL[:1]); err != nil {
+		return err
+	}
+	failpoint.Hit("dump.indexed")
+	return inTx(ctx, conn, "", rest)
+}
+
+// makeConcurrently makes an index alone, without stopping writers, unless it is there.
+func (b *Builder) makeConcurrently(ctx context.Context, conn *pgx.Conn, o Object) (made bool, err error) {
+	exists, err := usable(ctx, conn, o)
+	if err != nil || exists {
+		return false, err
 	}
 	create := strings.Replace(o.SQL[0], "INDEX ", "INDEX CONCURRENTLY ", 1)
 	if err := setTablespace(ctx, conn, o.Tablespace, false); err != nil {
-		return err
+		return false, err
 	}
 	_, err = conn.Exec(ctx, create)
 	if reset := setTablespace(ctx, conn, "", false); reset != nil && err == nil {
 		err = reset
 	}
-	if err != nil {
-		return err
+	failpoint.Hit("dump.concurrently")
+	return err == nil, err
+}
+
+// usable reports whether an index is there. One that a broken build left invalid is dropped.
+func usable(ctx context.Context, conn *pgx.Conn, o Object) (bool, error) {
+	exists, valid, err := indexState(ctx, conn, o)
+	if err != nil || !exists || valid {
+		return exists, err
 	}
-	failpoint.Hit("dump.indexed")
-	return inTx(ctx, conn, "", rest)
+	if _, err := conn.Exec(ctx, "DROP INDEX CONCURRENTLY "+pg.Name(o.Table.Schema, o.Name)); err != nil {
+		return false, fmt.Errorf("dropping what a broken build left: %w", err)
+	}
+	return false, nil
 }
 
 // setTablespace chooses where new indexes go; a tablespace that the target does not have is passed

@@ -44,7 +44,7 @@ func (b *Builder) EnsureForeignKeys(ctx context.Context, keys []Object) ([]Viola
 			roots = append(roots, o)
 			continue
 		case st == missing:
-			if err := inTx(ctx, conn, "", o.SQL); err != nil {
+			if err := b.locked(ctx, conn, o, func(ctx context.Context) error { return inTx(ctx, conn, "", o.SQL) }); err != nil {
 				return nil, objectError(o, err)
 			}
 		}
@@ -80,7 +80,8 @@ func (b *Builder) EnsureForeignKeys(ctx context.Context, keys []Object) ([]Viola
 	}
 	failpoint.Hit("dump.validated")
 	for _, o := range roots {
-		if err := note(o, inTx(ctx, conn, "", o.SQL)); err != nil {
+		err := b.locked(ctx, conn, o, func(ctx context.Context) error { return inTx(ctx, conn, "", o.SQL) })
+		if err := note(o, err); err != nil {
 			return nil, err
 		}
 	}

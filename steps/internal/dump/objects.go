@@ -37,7 +37,9 @@ type Object struct {
 	Kind  Kind
 	Table scope.Name // the relation that it is on; empty for domains and event triggers
 	Name  string     // unquoted
-	SQL   []string   // one statement each, to be run in one transaction; for unique and plain indexes the first makes the index
+	// References is the other table of a foreign key, which is locked as well.
+	References scope.Name
+	SQL        []string // one statement each, to be run in one transaction; for unique and plain indexes the first makes the index
 	// Constraint is the statement that makes a constraint of the index that SQL[0] made; empty
 	// for an index alone. IndexSQL of partitioned tables has no such split.
 	Constraint string

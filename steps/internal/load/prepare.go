@@ -163,17 +163,24 @@ func (l *Loader) startOver(ctx context.Context, t scope.Table, generation int) e
 var errMoved = errors.New("started over by another worker")
 
 // empty removes every row of t on the target. TRUNCATE is refused where a foreign key points to
-// the table, even from an empty one.
+// the table, even from an empty one; where somebody reads the table it is not waited for, since other
+// readers would queue behind us.
 func empty(ctx context.Context, tx pgx.Tx, t scope.Table) error {
 	nested, err := tx.Begin(ctx)
 	if err != nil {
 		return err
 	}
-	_, err = nested.Exec(ctx, "TRUNCATE "+relation(t))
+	_, err = nested.Exec(ctx, fmt.Sprintf("SET LOCAL lock_timeout = %d", lockTimeout.Milliseconds()))
+	if err == nil {
+		_, err = nested.Exec(ctx, "TRUNCATE "+relation(t))
+	}
+	if err == nil {
+		_, err = nested.Exec(ctx, "SET LOCAL lock_timeout = 0")
+	}
 	if err == nil {
 		return nested.Commit(ctx)
 	}
-	if pg.SQLState(err) != "0A000" {
+	if state := pg.SQLState(err); state != "0A000" && state != "55P03" {
 		return fmt.Errorf("emptying %s: %w", tableName(t), err)
 	}
 	if err := nested.Rollback(ctx); err != nil {
