@@ -66,7 +66,9 @@ type Walk struct {
 	Sink    Sink
 	Ask     AskFunc          // nil: nobody can be asked
 	Until   StepID           // inclusive; empty walks all, a name that is no step's is an error
-	Now     func() time.Time // Defaults to time.Now
+	// Hold is asked before each step that is not done; it may wait. Nil never does.
+	Hold func(ctx context.Context, id StepID) error
+	Now  func() time.Time // Defaults to time.Now
 }
 
 // Outcome is one step's part in a walk, for the closing table.
@@ -121,7 +123,12 @@ func (w *Walk) step(ctx context.Context, s Step) (Outcome, error) {
 	}
 	start := w.Now()
 	w.emit(Event{Kind: EventStepStarted, Step: s.ID(), Phase: s.Phase(), Message: p.Title})
-	err = w.approve(ctx, s)
+	if w.Hold != nil {
+		err = w.Hold(ctx, s.ID())
+	}
+	if err == nil {
+		err = w.approve(ctx, s)
+	}
 	if err == nil {
 		err = s.Apply(ctx, p, w.Journal.Checkpoint(s.ID(), w.Sink))
 	}

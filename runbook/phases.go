@@ -1,6 +1,7 @@
 package runbook
 
 import (
+	"slices"
 	"time"
 
 	"github.com/hashicorp/hcl/v2"
@@ -152,6 +153,17 @@ func (l *loader) loadFinish(b *Body, at hcl.Range) {
 // limitKinds are the figures that a limit may bound.
 var limitKinds = []string{"delta_size", "replica_lag", "sessions", "copy_rate"}
 
+// LimitKinds names every kind of limit.
+func LimitKinds() []string { return slices.Clone(limitKinds) }
+
+// LimitThen is what a limit of a kind does when nothing else is said.
+func LimitThen(kind string) string {
+	if kind == "copy_rate" {
+		return "slow" // a rate is kept by going slower, not by stopping
+	}
+	return "pause"
+}
+
 func (l *loader) loadLimits(content *hcl.BodyContent) {
 	seen := map[string]hcl.Range{}
 	for _, block := range content.Blocks.OfType("limit") {
@@ -173,11 +185,7 @@ func (l *loader) loadLimits(content *hcl.BodyContent) {
 			}
 			limit.Value = value
 		}
-		standard := "pause"
-		if limit.Kind == "copy_rate" {
-			standard = "slow" // a rate is kept by going slower, not by stopping
-		}
-		limit.Then = b.Enum("then", standard, "slow", "pause", "stop")
+		limit.Then = b.Enum("then", LimitThen(limit.Kind), "slow", "pause", "stop")
 		key := limit.Kind + " " + limit.Then
 		if first, ok := seen[key]; ok {
 			l.errorf(block.DefRange, "Duplicate limit", "A limit %q that ends in %q stands at %s already. Remove one, or give it another then.", limit.Kind, limit.Then, first)

@@ -38,6 +38,19 @@ func ParseSize(text string) (int64, error) {
 	return int64(n), nil
 }
 
+// FormatSize writes bytes as ParseSize reads them, rounded.
+func FormatSize(bytes float64) string {
+	units := []string{"B", "KiB", "MiB", "GiB", "TiB", "PiB"}
+	i := 0
+	for ; bytes >= 1024 && i < len(units)-1; i++ {
+		bytes /= 1024
+	}
+	if i == 0 {
+		return strconv.FormatFloat(bytes, 'f', 0, 64) + units[i]
+	}
+	return strconv.FormatFloat(bytes, 'f', 1, 64) + units[i]
+}
+
 func unitHint(unit string) string {
 	if unit == "" {
 		return "the unit is missing"

@@ -164,7 +164,7 @@ func (s *catchUpStep) drain(ctx context.Context, limits *limits, cp engine.Check
 	defer func() { _ = passer.Close(context.WithoutCancel(ctx)) }()
 	res, err := passer.Drain(ctx, pass.DrainOptions{
 		Workers: s.env.Runbook.Copy.Workers, Until: lagToReach,
-		Control: func() (int, bool) { c := limits.control(); return c.Workers, c.Paused },
+		Control: limits.passes, Spent: limits.rate.Spent,
 	})
 	if err != nil {
 		return err

@@ -73,11 +73,15 @@ func follow(ctx context.Context, env *Env, limits *limits, cp engine.Checkpoint)
 		if tables, err = loaded(ctx, env); err != nil {
 			return err
 		}
-		if len(tables) == 0 || limits.pausedByPeople() {
+		if len(tables) == 0 || limits.passes().Paused {
 			continue
 		}
 		passer.SetTables(tables)
-		if _, err := passer.Exact(ctx, pass.Options{Patience: time.Minute}); err != nil {
+		res, err := passer.Exact(ctx, pass.Options{Patience: time.Minute})
+		if err != nil {
+			return err
+		}
+		if err := limits.rate.Spent(ctx, res.Bytes); err != nil {
 			return err
 		}
 	}

@@ -165,6 +165,11 @@ func (f *flipper) attempts(ctx context.Context) error {
 	}
 	var last error
 	for n := 1; n <= c.Attempts; n++ {
+		if f.to == engine.Target { // a way back in need waits for nobody
+			if err := f.env.unpaused(ctx, f.cp.Emit); err != nil {
+				return err
+			}
+		}
 		if err := waitForWindow(ctx, c.Window, f.cp, f.pass); err != nil {
 			return err
 		}

@@ -2,69 +2,92 @@ package steps
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"sync"
 	"time"
-
-	"github.com/jackc/pgx/v5"
 
 	"github.com/pgrunbook/pgrunbook/engine"
 	"github.com/pgrunbook/pgrunbook/internal/pg"
 	"github.com/pgrunbook/pgrunbook/runbook"
-	"github.com/pgrunbook/pgrunbook/steps/internal/capture"
 	"github.com/pgrunbook/pgrunbook/steps/internal/load"
+	"github.com/pgrunbook/pgrunbook/steps/internal/pass"
 )
 
-const limitsEvery = 2 * time.Second
+const (
+	limitsEvery = time.Second
+	saidAgain   = time.Minute // what holds for long is said again
+	// limitMark is the mark of every event that says what holds a load, or that nothing does any more.
+	limitMark = "limit"
+)
 
-// limits holds what people and the runbook's limit blocks allow a load at this moment. It measures
-// on a session of its own.
+// allowance is what people and limits allow at one moment.
+type allowance struct {
+	workers    int
+	rate       float64 // bytes per second, 0 is no limit
+	load       bool    // the load pauses
+	passes     bool    // passes pause
+	slowPasses bool
+}
+
+// limits holds what people and the runbook's limit blocks allow while rows are copied and caught
+// up. It measures on a session of its own.
 type limits struct {
-	env    *Env
-	cp     engine.Checkpoint
-	conn   *pgx.Conn
-	target *pgx.Conn // nil until its replicas are asked for
-	cancel context.CancelCauseFunc
-	done   chan struct{}
+	env     *Env
+	cp      engine.Checkpoint
+	cancel  context.CancelCauseFunc
+	done    chan struct{}
+	rate    *load.Rate
+	measure measurer
+	values  map[string]float64 // of every limit, as measured last
 
-	mu     sync.Mutex
-	now    load.Control
-	people bool // somebody said pause
-	// said is what was reported last, so that a state is reported once.
-	said string
+	mu   sync.Mutex
+	now  allowance
+	said string // what was reported last, without figures
+	told time.Time
 }
 
 // watchLimits begins to measure. The context that it returns ends with the cause when a limit says
 // stop.
 func watchLimits(ctx context.Context, env *Env, cp engine.Checkpoint) (context.Context, *limits, error) {
-	conn, err := env.Source.Connect(ctx, pg.Use{Name: "limits", Marked: true, ReadOnly: true})
+	conn, err := env.Source.Connect(ctx, limitsSession)
 	if err != nil {
 		return ctx, nil, err
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
-	l := &limits{env: env, cp: cp, conn: conn, cancel: cancel, done: make(chan struct{}), now: load.Control{Workers: env.Runbook.Copy.Workers}}
+	l := &limits{env: env, cp: cp, cancel: cancel, done: make(chan struct{}), rate: load.NewRate(0), values: map[string]float64{}}
+	l.measure = measurer{conn: conn, to: env.Target, rate: l.rate}
 	if err := l.look(ctx); err != nil {
 		cancel(err)
-		_ = conn.Close(context.WithoutCancel(ctx))
+		l.measure.close()
 		return ctx, nil, err
 	}
 	go l.watch(ctx)
 	return ctx, l, nil
 }
 
+var limitsSession = pg.Use{Name: "limits", Marked: true, ReadOnly: true}
+
 func (l *limits) close() {
 	l.cancel(nil)
 	<-l.done
-	_ = l.conn.Close(context.Background())
-	if l.target != nil {
-		_ = l.target.Close(context.Background())
-	}
+	l.measure.close()
 }
 
+// control is for a load.
 func (l *limits) control() load.Control {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.now
+	return load.Control{Workers: l.now.workers, Paused: l.now.load}
+}
+
+// passes is for passes. The size of the deltas never stops them: only they make it smaller.
+func (l *limits) passes() pass.Control {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return pass.Control{Workers: l.now.workers, Paused: l.now.passes, Slow: l.now.slowPasses}
 }
 
 func (l *limits) watch(ctx context.Context) {
@@ -75,152 +98,123 @@ func (l *limits) watch(ctx context.Context) {
 			return
 		case <-time.After(limitsEvery):
 		}
-		if l.conn.IsClosed() {
-			if conn, err := l.env.Source.Connect(ctx, pg.Use{Name: "limits", Marked: true, ReadOnly: true}); err == nil {
-				l.conn = conn
+		if l.measure.conn.IsClosed() {
+			if conn, err := l.env.Source.Connect(ctx, limitsSession); err == nil {
+				l.measure.conn = conn
 			}
 		}
-		// A look that fails leaves what was allowed: the load's own sessions find a lost server.
+		// The load's own sessions find a lost server.
 		if err := l.look(ctx); err != nil && ctx.Err() == nil {
 			l.env.Log.Debug("looking at limits", "err", err)
 		}
 	}
 }
 
-// look asks people's switches and measures every limit.
+// look asks people's switches and measures every limit. What cannot be measured stays as it was
+// measured last; what people said holds all the same.
 func (l *limits) look(ctx context.Context) error {
 	c, err := l.env.Journal.Control(ctx)
 	if err != nil {
 		return err
 	}
-	next := load.Control{Workers: l.env.Runbook.Copy.Workers, Paused: c.Paused}
+	next := allowance{workers: l.env.Runbook.Copy.Workers, load: c.Paused, passes: c.Paused}
 	if c.Workers > 0 {
-		next.Workers = c.Workers
+		next.workers = c.Workers
 	}
-	said := ""
+	var why reasons
 	if c.Paused {
-		said = "paused by " + c.By
+		why.add("paused by "+c.By, "")
 	}
-	for _, limit := range l.env.Runbook.Limits {
-		if limit.Kind == "copy_rate" {
-			next.BytesPerSecond = int64(limit.Value)
+	var errs []error
+	for _, limit := range inForce(l.env.Runbook.Limits, c.Settings) {
+		if limit.Kind == limitRate && limit.Then == "slow" {
+			next.rate = limit.Value
 			continue
 		}
-		value, err := l.measure(ctx, limit.Kind)
+		value, err := l.measure.value(ctx, limit)
+		if err == nil {
+			l.values[limit.Kind+limit.Then] = value
+		}
+		errs = append(errs, err)
+		if value = l.values[limit.Kind+limit.Then]; value > limit.Value {
+			errs = append(errs, l.over(ctx, &next, &why, limit, value))
+		}
+	}
+	l.rate.Set(next.rate)
+	l.set(next, why)
+	return errors.Join(errs...)
+}
+
+// over puts down what a limit that is exceeded asks for.
+func (l *limits) over(ctx context.Context, next *allowance, why *reasons, limit runbook.Limit, value float64) error {
+	deltas := limit.Kind == limitDelta
+	if deltas && limit.Then != "stop" {
+		// Only passes shrink the deltas: nothing may wait that they wait for.
+		shrinks, err := l.shrinks(ctx)
 		if err != nil {
 			return err
 		}
-		if value <= limit.Value {
-			continue
-		}
-		if limit.Kind == "delta_size" && limit.Then != "stop" {
-			// Only passes shrink the deltas: nothing may wait that they wait for.
-			shrinks, err := l.shrinks(ctx)
-			if err != nil {
-				return err
-			}
-			if !shrinks {
-				said = fmt.Sprintf("limit delta_size is over %s: only going on shrinks the deltas", limit.Max)
-				continue
-			}
-		}
-		said = fmt.Sprintf("limit %s is over %s: %s", limit.Kind, limit.Max, limit.Then)
-		switch limit.Then {
-		case "slow":
-			next.Workers = max(next.Workers/2, 1)
-		case "pause":
-			next.Paused = true
-		case "stop":
-			l.cancel(overLimit(limit, value))
+		if !shrinks {
+			why.add(fmt.Sprintf("limit delta_size is over %s: only going on shrinks the deltas", limit.Max), limitText(limit.Kind, value))
+			return nil
 		}
 	}
-	l.set(next, said, c.Paused)
+	why.add(fmt.Sprintf("limit %s is over %s: %s", limit.Kind, limit.Max, limit.Then), limitText(limit.Kind, value))
+	switch limit.Then {
+	case "slow":
+		next.workers = max(next.workers/2, 1)
+		next.slowPasses = next.slowPasses || !deltas
+	case "pause":
+		next.load = true
+		next.passes = next.passes || !deltas
+	case "stop":
+		l.cancel(overLimit(limit, value))
+	}
 	return nil
 }
 
-// shrinks reports whether changes of loaded tables wait, which passes work off while a load pauses.
-// What waits for a table that is still loading goes only when its load is over.
-func (l *limits) shrinks(ctx context.Context) (bool, error) {
-	tables, err := loaded(ctx, l.env)
-	if err != nil || len(tables) == len(captured(l.env)) {
-		return false, err // nothing loads any more
-	}
-	counts, err := capture.Pending(ctx, l.conn, 0)
-	for _, t := range tables {
-		if counts[t.ID].All() > 0 {
-			return true, err
-		}
-	}
-	return false, err
+// reasons are what holds a load, in words; figures change with every look and are left out where
+// two states are compared.
+type reasons struct{ texts, figures []string }
+
+func (r *reasons) add(text, figure string) {
+	r.texts, r.figures = append(r.texts, text), append(r.figures, figure)
 }
 
-// pausedByPeople reports whether somebody said pause, which holds for passes too.
-func (l *limits) pausedByPeople() bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.people
+func (r *reasons) key() string { return strings.Join(r.texts, "; ") }
+
+func (r *reasons) String() string {
+	out := slices.Clone(r.texts)
+	for i, f := range r.figures {
+		if f != "" {
+			out[i] += " (it is " + f + ")"
+		}
+	}
+	return strings.Join(out, "; ")
 }
 
 func overLimit(limit runbook.Limit, value float64) error {
 	return &engine.Error{
-		Op: "holding limit", Object: limit.Kind, Err: fmt.Errorf("it is %.0f, over %s", value, limit.Max),
-		Hint: "Wait until it has fallen, or raise the limit in the runbook; the same command goes on where this one stopped.",
+		Op: "holding limit", Object: limit.Kind, Err: fmt.Errorf("it is %s, over %s", limitText(limit.Kind, value), limit.Max),
+		Hint: "Wait until it has fallen, or raise the limit (in the runbook, or pgrunbook set " + limit.Kind + "=VALUE); the same command goes on where this one stopped.",
 	}
 }
 
-func (l *limits) set(next load.Control, said string, people bool) {
+func (l *limits) set(next allowance, why reasons) {
+	said := why.key()
 	l.mu.Lock()
 	changed := said != l.said
-	l.now, l.said, l.people = next, said, people
+	again := said != "" && time.Since(l.told) >= saidAgain
+	l.now, l.said = next, said
+	if changed || again {
+		l.told = time.Now()
+	}
 	l.mu.Unlock()
-	if !changed {
-		return
+	switch {
+	case !changed && !again:
+	case said == "":
+		l.cp.Emit(engine.Event{Kind: engine.EventNote, Mark: limitMark, Message: "nothing slows it down any more"})
+	default:
+		l.cp.Emit(engine.Event{Kind: engine.EventWaiting, Mark: limitMark, Reason: said, Message: why.String()})
 	}
-	if said == "" {
-		l.cp.Emit(engine.Event{Kind: engine.EventNote, Message: "the copy goes on at full speed"})
-		return
-	}
-	l.cp.Emit(engine.Event{Kind: engine.EventWaiting, Reason: said, Message: said})
-}
-
-const replicaLagSQL = `SELECT coalesce(extract(epoch FROM max(greatest(replay_lag, flush_lag))), 0)::float8 FROM pg_stat_replication`
-
-const sessionsSQL = `SELECT count(*)::float8 FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()
- AND application_name NOT LIKE 'pgrunbook %' AND state = 'active'`
-
-// replicaLag is that of the replica which is farthest behind, of either side.
-func (l *limits) replicaLag(ctx context.Context) (float64, error) {
-	if l.target == nil || l.target.IsClosed() {
-		conn, err := l.env.Target.Connect(ctx, pg.Use{Name: "limits", Marked: true, ReadOnly: true})
-		if err != nil {
-			return 0, err
-		}
-		l.target = conn
-	}
-	var worst float64
-	for _, conn := range []*pgx.Conn{l.conn, l.target} {
-		var lag float64
-		if err := conn.QueryRow(ctx, replicaLagSQL).Scan(&lag); err != nil {
-			return 0, err
-		}
-		worst = max(worst, lag)
-	}
-	return worst, nil
-}
-
-// measure gives a limit's value in base units.
-func (l *limits) measure(ctx context.Context, kind string) (value float64, err error) {
-	switch kind {
-	case "delta_size":
-		size, err := capture.Size(ctx, l.conn)
-		return float64(size), err
-	case "replica_lag":
-		value, err = l.replicaLag(ctx)
-	case "sessions":
-		err = l.conn.QueryRow(ctx, sessionsSQL).Scan(&value)
-	}
-	if err != nil {
-		return 0, fmt.Errorf("measuring limit %s: %w", kind, err)
-	}
-	return value, nil
 }

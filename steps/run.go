@@ -87,6 +87,7 @@ type WalkOptions struct {
 	Approve []engine.Approval // to record first; time and plan digest are filled in
 	Ask     engine.AskFunc    // nil: nobody can be asked
 	Show    engine.Sink
+	pauses  bool // pause holds it between its steps
 }
 
 // Walk walks the open run of env, from OpenRun. Events go to o.Show and into the journal.
@@ -99,6 +100,7 @@ func Walk(ctx context.Context, env *Env, o WalkOptions) ([]engine.Outcome, error
 	if err := reopenCatchUp(ctx, env, built, o.Until); err != nil {
 		return nil, err
 	}
+	o.pauses = true
 	return env.walk(ctx, env.Plan, built, o)
 }
 
@@ -124,6 +126,11 @@ func (e *Env) walk(ctx context.Context, p *engine.Plan, built []engine.Step, o W
 	ctx, cancel := e.Journal.Context(ctx)
 	defer cancel()
 	w := engine.Walk{Plan: p, Digest: e.Journal.Digest, Steps: built, Journal: e.Journal, Sink: e.Sink, Ask: o.Ask, Until: o.Until}
+	if o.pauses {
+		w.Hold = func(ctx context.Context, id engine.StepID) error {
+			return e.unpaused(ctx, e.Journal.Checkpoint(id, e.Sink).Emit)
+		}
+	}
 	e.Sink.Emit(engine.Event{Kind: engine.EventRunStarted, Message: "run " + e.Run.ID + " of " + e.Plan.Name})
 	outcomes, err := w.Run(ctx)
 	return outcomes, withCause(ctx, err)

@@ -45,6 +45,7 @@ type Status struct {
 
 	After *AfterFlip `json:"after_flip,omitempty"` // once a flip was made
 
+	Held     string   `json:"held,omitempty"`    // what slows or pauses a load or its passes
 	Waiting  string   `json:"waiting,omitempty"` // for what
 	Blockers []string `json:"blockers,omitempty"`
 	Error    string   `json:"error,omitempty"` // of the failed step
@@ -181,8 +182,16 @@ func tableStatus(t scope.Table, load journal.TableProgress, state string) TableS
 	return ts
 }
 
-// readWaiting finds the newest event that says what is waited for, unless something happened since.
+// readWaiting finds what holds a load that runs, and the newest event that says what is waited for,
+// unless something happened since.
 func (st *Status) readWaiting(ctx context.Context, run *journal.Run) error {
+	held, found, err := run.Marked(ctx, limitMark)
+	if err != nil {
+		return err
+	}
+	if found && held.Kind == engine.EventWaiting && held.Step == st.Step && st.running() {
+		st.Held = held.Message
+	}
 	events, err := run.Events(ctx, recentEvents)
 	if err != nil {
 		return err
@@ -192,6 +201,8 @@ func (st *Status) readWaiting(ctx context.Context, run *journal.Run) error {
 		switch {
 		case e.Step != "" && e.Step != st.Step:
 			return nil
+		case e.Kind == engine.EventWaiting && e.Mark == limitMark:
+			continue
 		case e.Kind == engine.EventWaiting:
 			st.Waiting, st.Blockers = e.Message, e.Blockers
 			return nil

@@ -93,6 +93,9 @@ func compareLive(ctx context.Context, env *Env, passer *pass.Passer, tables []sc
 		From: env.Source, To: env.Target, Tables: tables,
 		Mode: compare.Mode(env.Runbook.Verify.Mode), Workers: env.Runbook.Verify.Workers,
 		Pass: func(ctx context.Context) (compare.Snapshot, error) {
+			if err := env.unpaused(ctx, emit); err != nil {
+				return compare.Snapshot{}, err
+			}
 			res, err := passer.Exact(ctx, pass.Options{Snapshot: true, Patience: passPatience})
 			if err != nil {
 				return compare.Snapshot{}, err

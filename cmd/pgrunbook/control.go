@@ -51,7 +51,15 @@ func (a *app) pausing(use, short string, paused bool) *cobra.Command {
 func newSet(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "set NAME=VALUE... [RUNBOOK | PLAN]",
-		Short: "Change a tunable of the run while it works: workers",
+		Short: "Change a tunable of the run while it works: workers, or a limit",
+		Long: `Change a tunable of the run while it works; it takes effect within seconds.
+
+  workers       sessions on each side; 0 goes back to the runbook's number
+  copy_rate     bytes per second that are read from the source, such as 20MiB/s
+  delta_size, replica_lag, sessions
+                the max of this limit; it does what the runbook's limit does, or pauses
+
+A limit set to "off" is the runbook's again, one set to "unlimited" is none.`,
 		Args:  cobra.MinimumNArgs(1),
 		RunE:  func(cmd *cobra.Command, args []string) error { return a.set(cmd.Context(), args) },
 	}
@@ -61,16 +69,40 @@ func newSet(a *app) *cobra.Command {
 	return cmd
 }
 
-// tunables are what set may change, each with its check.
-var tunables = map[string]func(value string, c *journal.Control) error{
-	"workers": func(value string, c *journal.Control) error {
-		n, err := strconv.Atoi(value)
-		if err != nil || n < 0 || n > 256 {
-			return usageError("0 goes back to the runbook's number.", "workers is a number from 0 to 256, not %q", value)
-		}
-		c.Workers = n
+// tunables are what set may change, each with its check: the number of workers and the limits.
+func tunables() map[string]func(value string, c *journal.Control) error {
+	list := map[string]func(value string, c *journal.Control) error{"workers": setWorkers}
+	for _, kind := range runbook.LimitKinds() {
+		list[kind] = func(value string, c *journal.Control) error { return setLimit(kind, value, c) }
+	}
+	return list
+}
+
+func setWorkers(value string, c *journal.Control) error {
+	n, err := strconv.Atoi(value)
+	if err != nil || n < 0 || n > 64 {
+		return usageError("0 goes back to the runbook's number.", "workers is a number from 0 to 64, not %q", value)
+	}
+	c.Workers = n
+	return nil
+}
+
+func setLimit(kind, value string, c *journal.Control) error {
+	if c.Settings == nil {
+		c.Settings = map[string]string{}
+	}
+	switch value {
+	case "off", "0":
+		delete(c.Settings, kind)
 		return nil
-	},
+	case steps.Unlimited:
+	default:
+		if _, err := runbook.ParseLimit(kind, value); err != nil {
+			return usageError(`"off" goes back to the runbook's limit, "unlimited" is none.`, "%s: %w", kind, err)
+		}
+	}
+	c.Settings[kind] = value
+	return nil
 }
 
 func (a *app) set(ctx context.Context, args []string) error {
@@ -104,11 +136,12 @@ func (a *app) set(ctx context.Context, args []string) error {
 }
 
 func setAll(settings []string, c *journal.Control) error {
+	known := tunables()
 	for _, s := range settings {
 		name, value, _ := strings.Cut(s, "=")
-		set := tunables[name]
+		set := known[name]
 		if set == nil {
-			names := slices.Sorted(maps.Keys(tunables))
+			names := slices.Sorted(maps.Keys(known))
 			hint := "Tunables are: " + strings.Join(names, ", ") + ". Others change in the runbook; apply it again."
 			if near := runbook.SuggestKind(name, names); near != "" {
 				hint = fmt.Sprintf("Did you mean %q? %s", near, hint)

@@ -108,7 +108,7 @@ func statusView(st steps.Status) view.Status {
 	if st.Pending != nil {
 		v.Pending = *st.Pending
 	}
-	for _, note := range append([]string{st.Waiting, st.SourceNote}, st.Blockers...) {
+	for _, note := range append([]string{st.Held, st.Waiting, st.SourceNote}, st.Blockers...) {
 		if note != "" {
 			v.Notes = append(v.Notes, note)
 		}

@@ -254,3 +254,23 @@ func (r *Run) Events(ctx context.Context, limit int) ([]engine.Event, error) {
 	}
 	return out, nil
 }
+
+// Marked gives the newest event of the run that has a mark; false means that there is none.
+func (r *Run) Marked(ctx context.Context, mark string) (engine.Event, bool, error) {
+	var e engine.Event
+	var text string
+	err := r.do(ctx, func(conn *pgx.Conn) error {
+		return conn.QueryRow(ctx, `SELECT e.data::text FROM pgrunbook.event e
+			WHERE e.run = $1::text AND e.data ->> 'mark' = $2::text ORDER BY e.n DESC LIMIT 1`, r.ID, mark).Scan(&text)
+	})
+	if errors.Is(err, pgx.ErrNoRows) {
+		return e, false, nil
+	}
+	if err == nil {
+		err = json.Unmarshal([]byte(text), &e)
+	}
+	if err != nil {
+		return e, false, fmt.Errorf("reading the newest event with mark %q: %w", mark, err)
+	}
+	return e, true, nil
+}

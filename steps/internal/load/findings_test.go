@@ -27,8 +27,9 @@ func (p *pair) beforeCapture(sql string) {
 }
 
 // slowly makes a chunk stop in the middle until the test has done something.
-func (p *pair) slowly(bytesPerSecond int64) {
-	p.cfg.Control = func() Control { return Control{Workers: 2, BytesPerSecond: bytesPerSecond} }
+func (p *pair) slowly(bytesPerSecond float64) {
+	p.cfg.Control = func() Control { return Control{Workers: 2} }
+	p.cfg.Rate = NewRate(bytesPerSecond)
 }
 
 // D2: a COPY that queued behind DDL that rewrites reads an empty table, without an error.

@@ -22,9 +22,8 @@ type Builder interface {
 
 // Control is what people may change while a load runs.
 type Control struct {
-	Workers        int // chunks at the same time
-	Paused         bool
-	BytesPerSecond int64 // 0 is no limit
+	Workers int // chunks at the same time
+	Paused  bool
 }
 
 // Config is what a Loader is made of.
@@ -37,6 +36,8 @@ type Config struct {
 	Builder  Builder
 	// Control is polled at least every 2 s. Nil means 4 workers.
 	Control func() Control
+	// Rate slows the bytes of all workers down. Nil is no limit.
+	Rate *Rate
 	// Bulk loads whole tables by other means (pg_dump); its tables are empty when it is called.
 	Bulk func(ctx context.Context, tables []scope.Table) error
 	// Loaded says whether somebody else has loaded the tables of method external; an error is the
@@ -96,6 +97,9 @@ func New(cfg Config) *Loader {
 	}
 	if cfg.Control == nil {
 		cfg.Control = func() Control { return Control{Workers: 4} }
+	}
+	if cfg.Rate == nil {
+		cfg.Rate = NewRate(0)
 	}
 	l := &Loader{cfg: cfg, tables: map[int32]scope.Table{}, gate: newValve(cfg.Control), kick: make(chan struct{}, 1)}
 	for _, t := range cfg.Tables {

@@ -8,14 +8,13 @@ import (
 
 const pollControl = time.Second
 
-// valve applies the controls: how many workers run, and how fast bytes go.
+// valve applies the controls: how many workers run.
 type valve struct {
 	control func() Control
 
 	mu    sync.Mutex
 	now   Control
 	asked time.Time
-	free  time.Time // when the next byte may go
 }
 
 func newValve(control func() Control) *valve { return &valve{control: control} }
@@ -43,23 +42,4 @@ func (v *valve) admit(ctx context.Context, n int) error {
 			return err
 		}
 	}
-}
-
-// take waits until n bytes may go.
-func (v *valve) take(ctx context.Context, n int) error {
-	v.mu.Lock()
-	rate := v.ask().BytesPerSecond
-	var wait time.Duration
-	if now := time.Now(); rate > 0 {
-		if v.free.Before(now) {
-			v.free = now
-		}
-		wait = v.free.Sub(now)
-		v.free = v.free.Add(time.Duration(float64(n) / float64(rate) * float64(time.Second)))
-	}
-	v.mu.Unlock()
-	if wait <= 0 {
-		return nil
-	}
-	return sleep(ctx, min(wait, 5*time.Second))
 }

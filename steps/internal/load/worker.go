@@ -208,7 +208,7 @@ func (w *worker) chunk(ctx context.Context, tx pgx.Tx, t scope.Table, it journal
 	got, err := pg.Pipe(ctx, w.from, w.to, read, write, func(ctx context.Context, n int) error {
 		flown += int64(n)
 		w.l.report.flying(t, int64(n))
-		return w.l.gate.take(ctx, n)
+		return w.l.cfg.Rate.Take(ctx, n)
 	})
 	if err != nil {
 		return fmt.Errorf("copying %s: %w", lo.Relation, err)

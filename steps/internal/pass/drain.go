@@ -4,14 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
-	"sync/atomic"
 	"time"
 
-	"golang.org/x/sync/errgroup"
-
 	"github.com/pgrunbook/pgrunbook/engine"
-	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
 )
 
 // DrainOptions say how a backlog is worked off.
@@ -24,8 +19,18 @@ type DrainOptions struct {
 	Patience time.Duration
 	// GiveUp ends a drain that does not converge. Defaults to an hour.
 	GiveUp time.Duration
-	// Control is asked before each piece; nil means never paused.
-	Control func() (workers int, paused bool)
+	// Control is asked before each pass and each piece; nil leaves everything as it is above.
+	Control func() Control
+	// Spent hears, while nothing is locked, of the bytes that each pass and piece has read; it may
+	// wait. Nil never does.
+	Spent func(ctx context.Context, bytes int64) error
+}
+
+// Control is what people and limits allow a drain at this moment.
+type Control struct {
+	Workers int
+	Paused  bool
+	Slow    bool // half of the time
 }
 
 func (o *DrainOptions) fill() {
@@ -58,6 +63,11 @@ func (p *Passer) Drain(ctx context.Context, opts DrainOptions) (Result, error) {
 	rate := &rates{}
 	deadline := time.Now().Add(opts.GiveUp)
 	for good := 0; ; {
+		waited, err := opts.admitted(ctx)
+		if err != nil {
+			return Result{}, err
+		}
+		deadline = deadline.Add(waited)
 		backlog, err := p.Pending(ctx)
 		if err != nil {
 			if err = p.patiently(ctx, opts.Patience, func() error { backlog, err = p.Pending(ctx); return err }); err != nil {
@@ -83,6 +93,9 @@ func (p *Passer) Drain(ctx context.Context, opts DrainOptions) (Result, error) {
 		}
 		lag := time.Since(start)
 		rate.applied(backlog.Rows, lag)
+		if err := opts.after(ctx, res.Bytes, lag); err != nil {
+			return res, err
+		}
 		p.cfg.Emit(engine.Event{Kind: engine.EventLag, At: time.Now(), Lag: lag, Rows: res.Rows, Message: fmt.Sprintf("the %s is %s behind", p.cfg.To.Side(), lag.Round(time.Millisecond))})
 		if lag <= opts.Until {
 			if good++; good >= opts.Stable {
@@ -119,132 +132,6 @@ func (p *Passer) Pending(ctx context.Context) (Backlog, error) {
 		b.Tables[id] = t.keys + int64(len(t.marks))
 	}
 	return b, nil
-}
-
-// pieces gives every table of the backlog to one of several workers, the largest first.
-func (p *Passer) pieces(ctx context.Context, opts DrainOptions, backlog Backlog, rate *rates) error {
-	tables := p.following()
-	ids := make([]int32, 0, len(backlog.Tables))
-	for id := range backlog.Tables {
-		ids = append(ids, id)
-	}
-	slices.SortFunc(ids, func(a, b int32) int { return int(min(max(backlog.Tables[b]-backlog.Tables[a], -1), 1)) })
-	todo := make(chan scope.Table, len(ids))
-	for _, id := range ids {
-		todo <- tables[id]
-	}
-	close(todo)
-	var done atomic.Int64
-	start := time.Now()
-	g, gctx := errgroup.WithContext(ctx)
-	for range min(opts.Workers, len(ids)) {
-		g.Go(func() error {
-			w := New(p.cfg)
-			defer func() { _ = w.Close(context.WithoutCancel(ctx)) }()
-			for t := range todo {
-				err := w.table(gctx, t, backlog.Tables[t.ID], opts, func(n int64) {
-					p.cfg.Emit(engine.Event{Kind: engine.EventProgress, At: time.Now(), Rows: done.Add(n), RowsAll: backlog.Rows, Message: "applying captured changes"})
-				})
-				if err != nil {
-					return err
-				}
-			}
-			return nil
-		})
-	}
-	err := g.Wait()
-	rate.applied(done.Load(), time.Since(start))
-	return err
-}
-
-// table works off, piece by piece, what one table's delta held when it was counted. What comes in
-// meanwhile is for the next round, or a table that is written faster would keep a worker for ever.
-func (p *Passer) table(ctx context.Context, t scope.Table, backlog int64, opts DrainOptions, applied func(rows int64)) error {
-	p.SetTables([]scope.Table{t})
-	var done int64
-	rows := opts.PieceRows
-	for {
-		if err := paused(ctx, opts.Control); err != nil {
-			return err
-		}
-		var took int64
-		var last bool
-		err := p.patiently(ctx, opts.Patience, func() error {
-			var err error
-			took, last, err = p.piece(ctx, t, rows)
-			return err
-		})
-		switch {
-		case err != nil && clashes(err) && !last:
-			rows *= 8 // the whole backlog of a table cannot clash
-			continue
-		case err != nil:
-			return err
-		}
-		done += took
-		applied(took)
-		rows = opts.PieceRows
-		if last || done >= backlog {
-			return nil
-		}
-	}
-}
-
-// piece takes the oldest rows of one table's delta. last says that it took all there was.
-func (p *Passer) piece(ctx context.Context, t scope.Table, rows int64) (took int64, last bool, err error) {
-	from, err := p.prepare(ctx, 0)
-	if err != nil {
-		return 0, false, err
-	}
-	tables := map[int32]scope.Table{t.ID: t}
-	open, err := p.begin(ctx, from, tables, []int32{t.ID})
-	if err != nil {
-		return 0, false, err
-	}
-	defer open.Close(ctx)
-	found, err := from.look(ctx, tables)
-	if err != nil {
-		return 0, false, err
-	}
-	b := found.tables[t.ID]
-	if b == nil {
-		return 0, true, nil
-	}
-	w := work{table: t, span: span{low: from.low[t.ID]}, backlog: *b}
-	last = true
-	if keyed(t) && b.keys > rows {
-		cut, cutting, err := from.cutoff(ctx, t, rows)
-		if err != nil {
-			return 0, false, err
-		}
-		if cutting {
-			w.span.cut, last = cut, false
-		}
-	}
-	j := &job{p: p, from: from, found: found, work: []work{w}}
-	if _, err := j.do(ctx); err != nil {
-		abandon(ctx, p.toConn())
-		return 0, last, err
-	}
-	if last {
-		from.low[t.ID] = found.xmin
-		return b.keys, true, nil
-	}
-	return rows, false, nil
-}
-
-func paused(ctx context.Context, control func() (int, bool)) error {
-	for control != nil {
-		if _, stop := control(); !stop {
-			break
-		}
-		select {
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		case <-time.After(time.Second):
-		}
-	}
-	return ctx.Err()
 }
 
 // rates compares how fast the application writes with how fast rows are applied.

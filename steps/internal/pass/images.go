@@ -67,6 +67,7 @@ func (j *job) stageImages(ctx context.Context, w *work) error {
 	}
 	w.staged = got.Rows
 	j.res.Keys += got.Rows
+	j.res.Bytes += got.Bytes
 	return nil
 }
 

@@ -120,6 +120,7 @@ func (j *job) stageRows(ctx context.Context, w *work) error {
 	}
 	w.staged = got.Rows
 	j.res.Keys += got.Rows
+	j.res.Bytes += got.Bytes
 	if most {
 		return run(ctx, j.from.conn, "SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off; SET LOCAL enable_seqscan = off")
 	}

@@ -114,7 +114,7 @@ var mutants = []mutant{
 			for range 5 {
 				p.app(`INSERT INTO t SELECT coalesce((SELECT max(id) FROM t), 0) + g FROM generate_series(1, 10) g`)
 			}
-			_, _, err := p.passer.piece(p.ctx, p.tables[0], 10)
+			_, _, _, err := p.passer.piece(p.ctx, p.tables[0], 10)
 			return err
 		},
 	},

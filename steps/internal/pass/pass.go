@@ -52,6 +52,7 @@ type Result struct {
 	Keys       int64 // distinct keys and images taken
 	Rows       int64 // written on To
 	Deleted    int64 // deleted on To
+	Bytes      int64 // read on From
 	Tables     int   // that had anything to apply
 	SnapshotAt time.Time
 	Snapshot   string        // text of pg_current_snapshot()
@@ -88,6 +89,7 @@ type Passer struct {
 	lastPass  string    // id in To's watermark
 	marked    time.Time // when the watermark was written last
 	permanent map[int32]bool
+	worker    int // which one of a drain's
 }
 
 // New prepares a Passer; it does not connect.

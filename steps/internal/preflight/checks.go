@@ -53,6 +53,7 @@ var checks = []Check{
 	{"PRE160", "publications", publications},
 	{"PRE161", "subscriptions", subscriptions},
 	{"PRE162", "standbys", standbys},
+	{"PRE163", "limits", limits},
 
 	{"PRE170", "lock table", lockTable},
 	{"PRE171", "disk", disk},

@@ -54,3 +54,23 @@ func standbys(ctx context.Context, f *Facts) ([]engine.Finding, error) {
 	}
 	return out, nil
 }
+
+// limits: to a role without these rights other sessions and standbys look idle, and a limit would
+// never be over.
+func limits(ctx context.Context, f *Facts) ([]engine.Finding, error) {
+	var kinds []string
+	for _, l := range f.Runbook.Limits {
+		if l.Kind == "replica_lag" || l.Kind == "sessions" {
+			kinds = append(kinds, l.Kind)
+		}
+	}
+	if len(kinds) == 0 {
+		return nil, nil
+	}
+	blind, err := f.From.list(ctx, "SELECT $1::text WHERE NOT pg_has_role($1::text, 'pg_read_all_stats', 'USAGE')", f.From.Role)
+	if err != nil || len(blind) == 0 {
+		return nil, err
+	}
+	return one(finding(engine.SeverityError, engine.Source, kinds[0], "GRANT pg_monitor TO the role that applies, or take the limit out.",
+		"Role %s cannot see other roles' sessions and standbys, so these limits would never be over: %s.", blind[0], strings.Join(kinds, ", "))), nil
+}
