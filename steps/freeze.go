@@ -89,6 +89,7 @@ type flipper struct {
 	poolers *poolers
 	guard   *guardian
 	cert    *freeze.Certificate
+	final   pass.Result // of the last exact pass inside a freeze
 }
 
 func (s *freezeStep) build(ctx context.Context, cp engine.Checkpoint) (_ *flipper, err error) {
@@ -133,7 +134,7 @@ func (s *freezeStep) build(ctx context.Context, cp engine.Checkpoint) (_ *flippe
 			return nil
 		},
 		Compare: func(context.Context) (string, error) {
-			return fmt.Sprintf("row counts of both ends of every COPY, %d tables reloaded; contents by the live verification", len(f.reload.tables)), nil
+			return f.compared(), nil
 		},
 		LetGo: f.poolers.free,
 		Mark: func(name, message string) {
@@ -227,10 +228,10 @@ func (f *flipper) attempt(ctx context.Context, n int) (err error) {
 	return errors.Join(err, f.poolers.resume(ctx), f.switched(ctx))
 }
 
-// forGood tells errors that another attempt meets again: a missing right, table or function, or a
-// comparison that has to come first.
+// forGood tells errors that another attempt meets again: a missing right, table or function, a
+// comparison that has to come first, or rows that are changed on their way.
 func forGood(err error) bool {
-	return strings.HasPrefix(pg.SQLState(err), "42") || errors.Is(err, errMended)
+	return strings.HasPrefix(pg.SQLState(err), "42") || errors.Is(err, errMended) || engine.ClassOf(err) == engine.ClassDifferences
 }
 
 func blockerNames(err error) []string {
@@ -283,10 +284,11 @@ func (f *flipper) prepare(ctx context.Context) (freeze.Pass, error) {
 }
 
 func (p *finalPass) Run(ctx context.Context) (freeze.PassResult, error) {
-	res, err := p.open.Run(ctx, pass.Options{})
+	res, err := p.open.Run(ctx, pass.Options{Prove: proveRows})
 	if err != nil {
 		return freeze.PassResult{}, err
 	}
+	p.f.final = res
 	rows, err := p.f.reload.run(ctx)
 	return freeze.PassResult{ID: res.PassID, Rows: res.Rows + res.Deleted + rows}, err
 }

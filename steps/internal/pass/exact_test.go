@@ -1,7 +1,11 @@
 package pass
 
 import (
+	"fmt"
+	"strings"
 	"testing"
+
+	"github.com/pgrunbook/pgrunbook/engine"
 )
 
 const plainTable = `CREATE TABLE t (id int PRIMARY KEY, v text, at timestamptz DEFAULT now(), x double precision)`
@@ -78,4 +82,35 @@ func TestSnapshotOutlivesThePass(t *testing.T) {
 	if err := run(p.ctx, p.connect(p.source), "BEGIN ISOLATION LEVEL REPEATABLE READ; SET TRANSACTION SNAPSHOT '"+res.ExportedSnapshot+"'"); err == nil {
 		t.Error("the snapshot is still there after Release")
 	}
+}
+
+// A trigger on To that changes rows raises nothing and keeps none back: only the comparison sees it.
+func TestProveFindsRowsThatChangeOnTheirWay(t *testing.T) {
+	p := newPair(t, `CREATE DOMAIN short AS varchar(20) NOT NULL;
+		CREATE TABLE t (id int, part int, v text, s short, j json, n numeric(10,2), a int[], PRIMARY KEY (id, part))`)
+	const rows = `INSERT INTO t SELECT g, g %% 3, CASE WHEN g %% 5 > 0 THEN 'v' || g END, 's', '{"a": 1}', g / 3.0, ARRAY[g, NULL] FROM generate_series(%d, %d) g`
+	p.app(fmt.Sprintf(rows, 1, 100))
+	res, err := p.passer.Exact(p.ctx, Options{Prove: 1000})
+	if err != nil || res.Proved != 100 {
+		t.Fatalf("%d of 100 rows were compared: %v", res.Proved, err)
+	}
+	p.app(`DELETE FROM t WHERE id < 11; UPDATE t SET v = 'x' WHERE id > 95`)
+	if res, err = p.passer.Exact(p.ctx, Options{Prove: 1000}); err != nil || res.Proved != 15 {
+		t.Fatalf("%d of 15 keys were compared: %v", res.Proved, err)
+	}
+	p.exec(p.target, `CREATE FUNCTION meddle() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN NEW.n := NEW.n + 1; RETURN NEW; END $$;
+		CREATE TRIGGER meddle BEFORE INSERT OR UPDATE ON t FOR EACH ROW EXECUTE PROCEDURE meddle(); ALTER TABLE t ENABLE ALWAYS TRIGGER meddle`)
+	p.app(fmt.Sprintf(rows, 101, 103))
+	_, err = p.passer.Exact(p.ctx, Options{Prove: 1000})
+	if engine.ClassOf(err) != engine.ClassDifferences || !strings.Contains(err.Error(), "3 of 3 differ") {
+		t.Errorf("rows are changed on their way, and the pass says: %v", err)
+	}
+	if n := p.one(p.target, "SELECT count(*)::text FROM t WHERE id > 100"); n != "0" {
+		t.Errorf("%s changed rows were kept", n)
+	}
+	if res, err = p.passer.Exact(p.ctx, Options{}); err != nil || res.Proved != 0 { // the naive pass sees nothing
+		t.Errorf("without the comparison: %+v, %v", res, err)
+	}
+	p.exec(p.target, "DROP TRIGGER meddle ON t; UPDATE t SET n = n - 1 WHERE id > 100")
+	p.synced()
 }

@@ -197,7 +197,7 @@ func (j *job) applyKeyed(ctx context.Context, w *work) error {
 	if !j.p.permanent[t.ID] && !alwaysIdentity(t) {
 		err := apply(deleteKeys(t, w.stage, true), upsertRows(t, w.stage))
 		if err == nil {
-			return nil
+			return j.prove(ctx, w)
 		}
 		if !clashes(err) {
 			return fmt.Errorf("applying the changed rows of %s: %w", tableName(t), err)
@@ -210,7 +210,7 @@ func (j *job) applyKeyed(ctx context.Context, w *work) error {
 	if err := apply(deleteKeys(t, w.stage, false), insertRows(t, w.stage)); err != nil {
 		return fmt.Errorf("applying the changed rows of %s after deleting their keys: %w", tableName(t), err)
 	}
-	return nil
+	return j.prove(ctx, w)
 }
 
 func alwaysIdentity(t scope.Table) bool {

@@ -41,6 +41,9 @@ type Options struct {
 	Patience time.Duration
 	// Snapshot asks for the source snapshot of the pass to stay open for others.
 	Snapshot bool
+	// Prove compares the rows that were written on To with those that were read on From, for tables
+	// with up to so many changed keys in the pass. A difference fails the pass. 0 compares none.
+	Prove int64
 	// InTarget runs in the pass's transaction on To after its rows are in. From is in the pass's
 	// snapshot, with no table locked any more.
 	InTarget func(ctx context.Context, tx pgx.Tx, from *pgx.Conn) error
@@ -53,6 +56,7 @@ type Result struct {
 	Rows       int64 // written on To
 	Deleted    int64 // deleted on To
 	Bytes      int64 // read on From
+	Proved     int64 // keys whose rows were compared; see Options.Prove
 	Tables     int   // that had anything to apply
 	SnapshotAt time.Time
 	Snapshot   string        // text of pg_current_snapshot()

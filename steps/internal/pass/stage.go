@@ -19,6 +19,7 @@ type stage struct {
 	columns string // as COPY names them
 	row     string // of images: the type of a record of the carried columns
 	binary  bool
+	same    string // of keys: that the row t is the row s, bit by bit
 }
 
 // baseTypes gives the columns of a table with domains resolved to their base types: a domain that
@@ -53,6 +54,7 @@ func (s *toSession) stageFor(ctx context.Context, t scope.Table, fromVersion int
 	add := func(name, typ string) { defs, names = append(defs, name+" "+typ), append(names, name) }
 	st := stage{binary: versionsAgree(fromVersion, s.version)}
 	row := make([]string, 0, len(cols))
+	var there, staged []string
 	if keyed(t) {
 		st.name = fmt.Sprintf("pg_temp.stage_%d", t.ID)
 		for i, k := range t.Key.Columns {
@@ -80,10 +82,13 @@ func (s *toSession) stageFor(ctx context.Context, t scope.Table, fromVersion int
 			continue
 		}
 		add(fmt.Sprintf("c%d", i+1), typ.name)
+		there, staged = append(there, fmt.Sprintf("t.%s::%s", ident(c.Name), typ.name)), append(staged, fmt.Sprintf("s.c%d", i+1))
 		// Object ids of built-in types are the same everywhere; others may agree by chance.
 		st.binary = st.binary && c.Binary && typ.declared == c.TypeOID && c.TypeOID < 16384
 	}
 	st.columns = strings.Join(names, ", ")
+	// The image needs no equality operator, which json and others lack, and tells 1.0 from 1.00.
+	st.same = fmt.Sprintf("ROW(%s)::record OPERATOR(pg_catalog.*=) ROW(%s)::record", strings.Join(there, ", "), strings.Join(staged, ", "))
 	create := "CREATE TEMPORARY TABLE " + st.name + " (" + strings.Join(defs, ", ") + ") ON COMMIT DELETE ROWS"
 	if st.row != "" {
 		create += "; CREATE TEMPORARY TABLE " + st.row + " (" + strings.Join(row, ", ") + ")"
