@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"strconv"
 	"time"
 )
 
@@ -61,7 +62,29 @@ func (i Identity) Same(o Identity) bool {
 // Prediction is what the cutover is expected to cost.
 type Prediction struct {
 	WriteBlock time.Duration `json:"write_block,omitempty"`
+	Switch     time.Duration `json:"switch,omitempty"`   // of it: switch steps, at their timeouts
+	Budget     time.Duration `json:"budget,omitempty"`   // max_write_block
+	Measured   bool          `json:"measured,omitempty"` // by passes of the run; otherwise it is an estimate
 	Why        string        `json:"why,omitempty"`
+}
+
+// Over reports whether a freeze is not even tried. Timeouts of switch steps do not count: they are
+// limits, and the budget ends what reaches them.
+func (p Prediction) Over() bool { return p.Budget > 0 && p.WriteBlock-p.Switch > p.Budget }
+
+// String says it in a sentence's end: "predicted write block 0.2s of 2s (why)".
+func (p Prediction) String() string {
+	text := "predicted write block " + strconv.FormatFloat(p.WriteBlock.Round(10*time.Millisecond).Seconds(), 'f', -1, 64) + "s"
+	if p.Budget > 0 {
+		text += " of " + p.Budget.String()
+	}
+	if p.Over() {
+		text += ", OVER the budget: no freeze would begin"
+	}
+	if p.Why != "" {
+		text += " (" + p.Why + ")"
+	}
+	return text
 }
 
 // Severity of a finding.

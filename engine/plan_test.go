@@ -126,3 +126,15 @@ func TestErrorKeepsClassHintAndCauseUnderWrapping(t *testing.T) {
 		}
 	}
 }
+
+// TestPrediction: switch steps' timeouts are said and are no reason to refuse a freeze.
+func TestPrediction(t *testing.T) {
+	p := engine.Prediction{WriteBlock: 1250 * time.Millisecond, Switch: time.Second, Budget: time.Second, Why: "2 tables"}
+	if got := p.String(); p.Over() || got != "predicted write block 1.25s of 1s (2 tables)" {
+		t.Errorf("over %v: %s", p.Over(), got)
+	}
+	p.Switch = 0
+	if got := p.String(); !p.Over() || got != "predicted write block 1.25s of 1s, OVER the budget: no freeze would begin (2 tables)" {
+		t.Errorf("over %v: %s", p.Over(), got)
+	}
+}

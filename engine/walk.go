@@ -64,7 +64,9 @@ type Walk struct {
 	Steps   []Step // in the plan's order
 	Journal Journal
 	Sink    Sink
-	Ask     AskFunc          // nil: nobody can be asked
+	Ask     AskFunc // nil: nobody can be asked
+	// Predict says what the freeze that an approval is for would cost; nil or "" says nothing.
+	Predict func(ctx context.Context) string
 	Until   StepID           // inclusive; empty walks all, a name that is no step's is an error
 	// Hold is asked before each step that is not done; it may wait. Nil never does.
 	Hold func(ctx context.Context, id StepID) error
@@ -156,12 +158,19 @@ func (w *Walk) approve(ctx context.Context, s Step) error {
 		return nil
 	}
 	req := a.Approval()
+	predicted := ""
+	if w.Predict != nil && (s.Phase() == PhaseCutover || s.Phase() == PhaseRollback) {
+		if text := w.Predict(ctx); text != "" {
+			predicted = "; " + text
+			req.Message += " [" + text + "]"
+		}
+	}
 	got, found, err := w.Journal.Approval(ctx, req.Name, w.Digest)
 	if err != nil {
 		return err
 	}
 	if found && (req.Expires == 0 || w.Now().Sub(got.At) <= req.Expires) {
-		w.emit(Event{Kind: EventApproval, Step: s.ID(), Phase: s.Phase(), Message: fmt.Sprintf("%s approved by %s", req.Name, got.By)})
+		w.emit(Event{Kind: EventApproval, Step: s.ID(), Phase: s.Phase(), Message: fmt.Sprintf("%s approved by %s%s", req.Name, got.By, predicted)})
 		return nil
 	}
 	if w.Ask == nil {
@@ -176,7 +185,11 @@ func (w *Walk) approve(ctx context.Context, s Step) error {
 	if err != nil {
 		return err
 	}
-	return w.Journal.Approve(ctx, Approval{Name: req.Name, By: by, At: w.Now(), PlanDigest: w.Digest})
+	if err := w.Journal.Approve(ctx, Approval{Name: req.Name, By: by, At: w.Now(), PlanDigest: w.Digest}); err != nil {
+		return err
+	}
+	w.emit(Event{Kind: EventApproval, Step: s.ID(), Phase: s.Phase(), Message: fmt.Sprintf("%s approved by %s%s", req.Name, by, predicted)})
+	return nil
 }
 
 func (w *Walk) emit(e Event) {

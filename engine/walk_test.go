@@ -315,3 +315,31 @@ func TestApprovals(t *testing.T) {
 		})
 	}
 }
+
+// TestApprovalSaysPrediction: whoever is asked, at the terminal or by a job that ends, is told what
+// the freeze would cost, and so is who reads the events later.
+func TestApprovalSaysPrediction(t *testing.T) {
+	g := &gated{step: step{id: "go"}}
+	w, _ := newWalk(t, journal.NewMemory(), g)
+	w.Predict = func(context.Context) string { return "predicted write block 0.2s" }
+	_, err := w.Run(t.Context())
+	if err == nil || !strings.Contains(err.Error(), "Batch jobs stopped? [predicted write block 0.2s]") {
+		t.Errorf("without a terminal: %v", err)
+	}
+	asked, told := "", ""
+	w.Ask = func(_ context.Context, r engine.ApprovalRequest) (string, error) {
+		asked = r.Message
+		return "bert", nil
+	}
+	w.Sink = engine.SinkFunc(func(e engine.Event) {
+		if e.Kind == engine.EventApproval {
+			told = e.Message
+		}
+	})
+	if _, err := w.Run(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if asked != "Batch jobs stopped? [predicted write block 0.2s]" || told != "go approved by bert; predicted write block 0.2s" {
+		t.Errorf("asked %q, told %q", asked, told)
+	}
+}

@@ -21,6 +21,7 @@ type AbortOptions struct {
 	DropTarget    bool // drop what the schema phase made on the target, rows included
 	WithoutTarget bool // the target is gone: env needs the source alone
 	WithoutSource bool // the source is gone
+	Steal         bool // without the target: end the runner that holds the source
 }
 
 // Abort gives a run up while writes are on the source. The application is free at once (our
@@ -35,7 +36,7 @@ func Abort(ctx context.Context, env *Env, o AbortOptions) error {
 	}
 	emit := abortSink{env}
 	if o.WithoutTarget {
-		return abortSource(ctx, env, emit, true)
+		return abortSource(ctx, env, emit, true, o.Steal)
 	}
 	if !o.WithoutSource {
 		if err := settleFlip(ctx, env); err != nil {
@@ -54,7 +55,7 @@ func Abort(ctx context.Context, env *Env, o AbortOptions) error {
 		return &engine.Error{Op: "aborting", Err: errors.New("the target takes writes: leaving now would lose them"), Hint: "Go back with pgrunbook rollback, or end the migration with pgrunbook finish."}
 	}
 	if !o.WithoutSource {
-		if err := abortSource(ctx, env, emit, false); err != nil {
+		if err := abortSource(ctx, env, emit, false, false); err != nil {
 			return err
 		}
 	}
@@ -76,7 +77,7 @@ func (s abortSink) note(format string, args ...any) {
 
 // abortSource takes everything of ours off the source. A closed gate there means that the flip
 // happened, whatever a journal says.
-func abortSource(ctx context.Context, env *Env, emit abortSink, alone bool) error {
+func abortSource(ctx context.Context, env *Env, emit abortSink, alone, steal bool) error {
 	conn, err := env.Source.Connect(ctx, pg.Use{Name: "abort"})
 	if err != nil {
 		return &engine.Error{Op: "aborting", Err: err, Hint: "If the source is gone for good: pgrunbook abort --without-source"}
@@ -93,6 +94,11 @@ func abortSource(ctx context.Context, env *Env, emit abortSink, alone bool) erro
 			return nil
 		}
 		run = found
+		unlock, err := journal.LockAlone(ctx, env.Source, run.ID, run.Mark, steal)
+		if err != nil {
+			return err
+		}
+		defer unlock()
 		env.Source = env.Source.ForRun(run.ID, run.Mark)
 	}
 	if err := openForAbort(ctx, conn, run); err != nil {
@@ -132,7 +138,7 @@ func openForAbort(ctx context.Context, conn *pgx.Conn, run scope.Run) error {
 	}
 	return &engine.Error{
 		Class: engine.ClassAmbiguous, Op: "aborting", Err: errors.New("the source's gate is closed: the flip happened, and the target may have taken writes"),
-		Hint: "With the target at hand: pgrunbook status. If it is gone for good and its writes are given up, open the source by hand: ALTER SEQUENCE pgrunbook.gate_flag RESTART 0",
+		Hint: "With the target at hand: pgrunbook status. If it is gone for good and its writes are given up: pgrunbook rollback --without-target",
 	}
 }
 

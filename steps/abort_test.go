@@ -105,7 +105,7 @@ func TestAbortRefusesAfterTheFlip(t *testing.T) {
 // A runner that died after its decision and before the flip leaves nobody in doubt: the gates tell.
 func TestAbortSettlesAnOpenFlip(t *testing.T) {
 	r := ready(t)
-	r.must(r.env.Journal.DecideFlip(t.Context(), r.env.Run.Epoch, engine.Source, engine.Target))
+	r.must(r.env.Journal.DecideFlip(t.Context(), r.env.Run.Epoch, engine.Source, engine.Target, nil))
 	r.must(Abort(t.Context(), r.env, AbortOptions{}))
 	r.sameSource("after abort")
 	r.aborted()

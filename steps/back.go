@@ -21,7 +21,14 @@ func PlanBack(ctx context.Context, env *Env) (*engine.Plan, []engine.Step, error
 	if err != nil {
 		return nil, nil, err
 	}
+	owner, err := env.Journal.Owner(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
 	back, err := WayBack(ctx, env)
+	if err == nil {
+		back, err = back.dated(ctx, env, owner)
+	}
 	if err != nil {
 		return nil, nil, err
 	}
@@ -32,7 +39,10 @@ func PlanBack(ctx context.Context, env *Env) (*engine.Plan, []engine.Step, error
 		p.Predictions = engine.Prediction{Why: back.Why}
 		return p, built, nil
 	}
-	p.Predictions = engine.Prediction{WriteBlock: overhead, Why: fmt.Sprintf("%d rows to carry back before it, about %s", back.Pending, back.Estimate)}
+	if p.Predictions, err = predictNow(ctx, env.Journal, owner); err != nil {
+		return nil, nil, err
+	}
+	p.Predictions.Why += fmt.Sprintf("; %d rows to carry back before it, about %s", back.Pending, back.Estimate)
 	return p, built, nil
 }
 
@@ -73,7 +83,16 @@ func FollowBack(ctx context.Context, env *Env, show engine.Sink) error {
 	}
 	ctx, cancel := env.Journal.Context(ctx)
 	defer cancel()
-	return withCause(ctx, Follow(ctx, env, journal.NewMemory().Checkpoint("follow", env.Sink)))
+	err = Follow(ctx, env, journal.NewMemory().Checkpoint(followID, env.Sink))
+	if err != nil && ctx.Err() == nil { // perhaps because the way back is lost: then it is recorded at once
+		if back, lookErr := WayBack(ctx, env); lookErr == nil {
+			back, _ = back.dated(ctx, env, owner)
+			if !back.Possible && !back.Done && back.class == engine.ClassFailed && back.Why != "" {
+				err = &engine.Error{Op: "following", Err: errors.New(back.Why + back.when()), Hint: back.Hint}
+			}
+		}
+	}
+	return withCause(ctx, err)
 }
 
 // Rehearsal is what a freeze cost that was let go again.

@@ -201,7 +201,7 @@ func (r *rig) flipped() {
 	sides, err := openSides(ctx, r.env, "test")
 	r.must(err)
 	defer sides.close(context.Background())
-	r.must(r.env.Journal.DecideFlip(ctx, r.env.Run.Epoch, engine.Source, engine.Target))
+	r.must(r.env.Journal.DecideFlip(ctx, r.env.Run.Epoch, engine.Source, engine.Target, nil))
 	r.must(gate.CloseNow(ctx, sides.source, r.env.Run))
 	r.must(gate.OpenNow(ctx, sides.target, r.env.Run))
 	r.must(r.env.Journal.SetOwner(ctx, nil, engine.Target))

@@ -169,7 +169,7 @@ func (s *catchUpStep) drain(ctx context.Context, limits *limits, cp engine.Check
 	if err != nil {
 		return err
 	}
-	cp.Emit(engine.Event{Kind: engine.EventLag, Lag: res.Took, Rows: res.Rows, Message: fmt.Sprintf("the target follows, %s behind", res.Took.Round(time.Millisecond))})
+	cp.Emit(engine.Event{Kind: engine.EventLag, Lag: res.Took, Elapsed: res.Took, Rows: res.Rows, Message: fmt.Sprintf("the target follows, %s behind", res.Took.Round(time.Millisecond))})
 	return nil
 }
 

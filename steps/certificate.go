@@ -25,14 +25,18 @@ func ReadCertificate(ctx context.Context, target *pg.Server) (Certificate, error
 		return c, err
 	}
 	defer run.Close(ctx)
-	owner, err := run.Owner(ctx)
+	return certificateOf(ctx, run)
+}
+
+func certificateOf(ctx context.Context, run *journal.Run) (c Certificate, err error) {
+	text, err := run.Certificate(ctx)
 	if err != nil {
 		return c, err
 	}
-	if owner.Flip == nil || len(owner.Flip.Certificate) == 0 {
-		return c, &engine.Error{Op: "reading the freeze certificate", Err: errors.New("there is none: no flip was made, or another process ended it"), Hint: "pgrunbook status says who takes writes."}
+	if text == nil {
+		return c, &engine.Error{Op: "reading the freeze certificate", Err: errors.New("there is none: no flip was made"), Hint: "pgrunbook status says who takes writes."}
 	}
-	if err := json.Unmarshal(owner.Flip.Certificate, &c); err != nil {
+	if err := json.Unmarshal(text, &c); err != nil {
 		return c, fmt.Errorf("reading the freeze certificate: %w", err)
 	}
 	return c, nil
@@ -47,11 +51,19 @@ func (c Certificate) String() string {
 	ms := func(d time.Duration) time.Duration { return d.Round(100 * time.Microsecond) }
 	line("flip", "from %s to %s, epoch %d, attempt %d", c.From, c.To, c.Epoch, c.Attempt)
 	line("began", "%s", c.Began.UTC().Format(time.RFC3339Nano))
-	line("flipped", "%s", c.Flipped.UTC().Format(time.RFC3339Nano))
-	line("write block", "%s of %s", ms(c.Blocked), c.Budget)
-	line("drain", "%s until the gate was held", ms(c.Drain))
+	if c.Flipped.IsZero() {
+		line("flipped", "by another process, since this one died between the two COMMITs; status says since when")
+	} else {
+		line("flipped", "%s", c.Flipped.UTC().Format(time.RFC3339Nano))
+		line("write block", "%s of %s", ms(c.Blocked), c.Budget)
+	}
+	line("drain", "%s until the gate was held, for %d writers in flight", ms(c.Drain), len(c.Drained))
+	for _, d := range c.Drained {
+		line("  drained", "%s", d)
+	}
 	line("proof", "%s (look %d)", c.Proof.Text, c.Proof.Looks)
 	line("final pass", "%s, %d rows", c.Pass.ID, c.Pass.Rows)
+	line("position", "snapshot %s of the %s, at %s by its clock", c.Pass.Position, c.From, c.Pass.At.UTC().Format(time.RFC3339Nano))
 	line("left over", "%d changes", c.Pending)
 	line("gated", "%d tables", c.Tables)
 	line("sequences", "%d", c.Sequences)

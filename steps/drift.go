@@ -132,7 +132,7 @@ func Amend(ctx context.Context, env *Env, run *journal.Run, toolVersion string) 
 		}
 		p.Steps = append(p.Steps, sp)
 	}
-	p.Predictions = predict(env)
+	p.Predictions = predict(env, assumedRate)
 	return &p, nil
 }
 

@@ -176,9 +176,9 @@ func (s *finishStep) cleanSource(ctx context.Context, cp engine.Checkpoint) erro
 		return err
 	}
 	if !s.open() {
-		statement := gate.RemoveStatement()
-		if writable != "" { // a plain session would be refused the DROP itself
-			statement = "BEGIN READ WRITE; " + statement + "; " + writable + "; COMMIT"
+		statement, err := removeGate(ctx, conn, s.env.Scope.ReadOnlyDefault)
+		if err != nil {
+			return err
 		}
 		cp.Emit(engine.Event{
 			Kind: engine.EventNote, Hint: statement,
@@ -195,6 +195,16 @@ func (s *finishStep) cleanSource(ctx context.Context, cp engine.Checkpoint) erro
 		}
 	}
 	return nothingLeft(ctx, conn)
+}
+
+// removeGate is the one line that takes off what finish leaves on the source, and makes it writable.
+func removeGate(ctx context.Context, conn *pgx.Conn, own string) (string, error) {
+	writable, err := resetReadOnly(ctx, conn, own)
+	if err != nil || writable == "" {
+		return gate.RemoveStatement(), err
+	}
+	// A plain session would be refused the DROP itself.
+	return "BEGIN READ WRITE; " + gate.RemoveStatement() + "; " + writable + "; COMMIT", nil
 }
 
 const readOnlySQL = `

@@ -95,7 +95,7 @@ func TestFinishRefusesBeforeTheFlip(t *testing.T) {
 		t.Errorf("error is %v", err)
 	}
 	// A flip that was decided and did not happen changes nothing: the gates tell.
-	r.must(r.env.Journal.DecideFlip(t.Context(), r.env.Run.Epoch, engine.Source, engine.Target))
+	r.must(r.env.Journal.DecideFlip(t.Context(), r.env.Run.Epoch, engine.Source, engine.Target, nil))
 	err = r.walk(t.Context(), newFinish(r.env, FinishOptions{Now: true}))
 	if err == nil || !strings.Contains(err.Error(), "writes are on the source") {
 		t.Errorf("with an open flip the error is %v", err)

@@ -124,7 +124,9 @@ func (s *freezeStep) build(ctx context.Context, cp engine.Checkpoint) (_ *flippe
 		Sequences: f.sequences,
 		Pending:   f.pending,
 		Check:     f.check,
-		Decide:    func(ctx context.Context) error { return env.Journal.DecideFlip(ctx, env.Run.Epoch, f.from, f.to) },
+		Decide: func(ctx context.Context, cert *freeze.Certificate) error {
+			return env.Journal.DecideFlip(ctx, env.Run.Epoch, f.from, f.to, cert)
+		},
 		AtOpen: func(ctx context.Context, exec freeze.ExecFunc) error {
 			for _, sql := range atOpen {
 				if err := exec(ctx, sql); err != nil {
@@ -133,6 +135,7 @@ func (s *freezeStep) build(ctx context.Context, cp engine.Checkpoint) (_ *flippe
 			}
 			return nil
 		},
+		AtClose: f.atClose,
 		Compare: func(context.Context) (string, error) {
 			return f.compared(), nil
 		},
@@ -178,10 +181,10 @@ func (f *flipper) attempts(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if predicted > c.MaxWriteBlock {
-			last = fmt.Errorf("predicted write block of %s is over max_write_block %s", predicted.Round(time.Millisecond), c.MaxWriteBlock)
+		if predicted.Over() {
+			last = fmt.Errorf("predicted write block of %s is over max_write_block %s: %s", predicted.WriteBlock-predicted.Switch, c.MaxWriteBlock, predicted.Why)
 		} else {
-			f.note("freeze attempt %d of %d, predicted write block %s", n, c.Attempts, predicted.Round(time.Millisecond))
+			f.note("freeze attempt %d of %d, %s", n, c.Attempts, predicted)
 			if err = f.attempt(ctx, n); err == nil {
 				return nil
 			}
@@ -290,7 +293,7 @@ func (p *finalPass) Run(ctx context.Context) (freeze.PassResult, error) {
 	}
 	p.f.final = res
 	rows, err := p.f.reload.run(ctx)
-	return freeze.PassResult{ID: res.PassID, Rows: res.Rows + res.Deleted + rows}, err
+	return freeze.PassResult{ID: res.PassID, Rows: res.Rows + res.Deleted + rows, Position: res.Snapshot, At: res.SnapshotAt}, err
 }
 
 func (p *finalPass) Close(ctx context.Context) {

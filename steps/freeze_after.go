@@ -2,6 +2,7 @@ package steps
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 
 	"github.com/jackc/pgx/v5"
@@ -10,6 +11,8 @@ import (
 	"github.com/pgrunbook/pgrunbook/internal/failpoint"
 	"github.com/pgrunbook/pgrunbook/internal/pg"
 	"github.com/pgrunbook/pgrunbook/steps/internal/dump"
+	"github.com/pgrunbook/pgrunbook/steps/internal/freeze"
+	"github.com/pgrunbook/pgrunbook/steps/internal/gate"
 	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
 )
 
@@ -91,6 +94,7 @@ func (f *flipper) statementsAtOpen(ctx context.Context) ([]string, error) {
 	if writable != "" {
 		list = append(list, writable)
 	}
+	list = append(list, gate.OpenedSQL)
 	if f.to == engine.Source {
 		return list, nil
 	}
@@ -104,6 +108,17 @@ func (f *flipper) statementsAtOpen(ctx context.Context) ([]string, error) {
 		}
 	}
 	return list, nil
+}
+
+// atClose leaves on the side that is closed what a way back needs when the other one is gone with
+// the journal.
+func (f *flipper) atClose(ctx context.Context, exec freeze.ExecFunc) error {
+	note := gate.Note{Epoch: f.env.Run.Epoch, To: f.env.Server(f.to).Address(), Changes: f.cursor.Changes}
+	text, err := json.Marshal(note)
+	if err != nil {
+		return err
+	}
+	return exec(ctx, gate.ClosedSQL, string(text))
 }
 
 const populatedSQL = `

@@ -10,27 +10,25 @@ import (
 	"github.com/pgrunbook/pgrunbook/steps/internal/pass"
 )
 
-// overhead is what a freeze takes beside its pass: drain, proof, sequences, two COMMITs.
-const overhead = 50 * time.Millisecond
-
 // smallEnough is the pass that is not worth another one before the freeze.
 const smallEnough = 100 * time.Millisecond
 
 // drain makes passes until they stop getting shorter and predicts the write block from the last.
-func (f *flipper) drain(ctx context.Context) (predicted time.Duration, err error) {
+func (f *flipper) drain(ctx context.Context) (predicted engine.Prediction, err error) {
+	estimate := predict(f.env, f.reload.rate)
 	best := time.Duration(0)
 	for i := range 30 {
 		start := time.Now()
 		if err := f.pass(ctx); err != nil {
-			return 0, err
+			return estimate, err
 		}
 		took := time.Since(start)
 		if took <= smallEnough || (i >= 3 && took >= best) {
-			return took + f.reload.estimate() + overhead, nil
+			return measured{Pass: took}.on(estimate), nil
 		}
 		best = took
 	}
-	return best + f.reload.estimate() + overhead, nil
+	return measured{Pass: best}.on(estimate), nil
 }
 
 // pass makes one exact pass with patience for locks and lost connections.
@@ -39,7 +37,7 @@ func (f *flipper) pass(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("pass before the freeze: %w", err)
 	}
-	f.cp.Emit(engine.Event{Kind: engine.EventLag, Lag: res.Took, Rows: res.Rows + res.Deleted, Message: fmt.Sprintf("pass of %d rows in %s", res.Rows+res.Deleted, res.Took.Round(time.Millisecond))})
+	f.cp.Emit(engine.Event{Kind: engine.EventLag, Lag: res.Took, Elapsed: res.Took, Rows: res.Rows + res.Deleted, Message: fmt.Sprintf("pass of %d rows in %s", res.Rows+res.Deleted, res.Took.Round(time.Millisecond))})
 	return nil
 }
 

@@ -45,7 +45,7 @@ func MakePlan(ctx context.Context, env *Env, toolVersion string) (*engine.Plan, 
 		}
 		p.Steps = append(p.Steps, sp)
 	}
-	p.Predictions = predict(env)
+	p.Predictions = predict(env, assumedRate)
 	return p, nil
 }
 
@@ -179,44 +179,6 @@ func pinRunbook(rb *runbook.Runbook) engine.RunbookPin {
 		}
 	}
 	return pin
-}
-
-// What the parts of a freeze cost, from measurements on 2 cores with 2,000 tables and as many
-// sequences: rounded up, since a promise that is kept is worth more than a small number.
-const (
-	costBase       = 60 * time.Millisecond // hold, proof, last exact pass of a quiet database, both COMMITs
-	costTable      = 100 * time.Microsecond
-	costSequence   = 200 * time.Microsecond
-	reloadPerSec   = 40 << 20 // bytes of at_freeze tables
-	minReload      = 5 * time.Millisecond
-	roundPredicted = 10 * time.Millisecond
-)
-
-// predict estimates the write block. Switch steps count with their timeouts.
-func predict(env *Env) engine.Prediction {
-	block := costBase + time.Duration(len(env.Scope.Tables))*costTable + time.Duration(len(env.Scope.Sequences))*costSequence
-	var bytes int64
-	reloads := 0
-	for _, t := range env.Scope.Tables {
-		if t.Data == scope.AtFreeze {
-			reloads++
-			bytes += t.Bytes
-			block += minReload
-		}
-	}
-	block += time.Duration(float64(bytes) / reloadPerSec * float64(time.Second))
-	why := fmt.Sprintf("%d tables, %d sequences", len(env.Scope.Tables), len(env.Scope.Sequences))
-	if reloads > 0 {
-		why += fmt.Sprintf(", %d tables reloaded inside the freeze", reloads)
-	}
-	repoint, _ := people(env, Place{engine.PhaseCutover, Switch}, env.Runbook.Cutover.Switch)
-	for _, s := range switchSteps(env, repoint) {
-		block += s.Timeout
-	}
-	if len(repoint) > 0 {
-		why += fmt.Sprintf(", %d switch steps at their timeouts", len(repoint))
-	}
-	return engine.Prediction{WriteBlock: block.Round(roundPredicted), Why: why}
 }
 
 // LoadPlan reads the runbook that a plan carries, with the plan's variables and the environment's

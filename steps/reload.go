@@ -19,7 +19,6 @@ type reloader struct {
 	fence    func(ctx context.Context, tx pgx.Tx) error
 	tables   []scope.Table
 	from, to *pgx.Conn
-	bytes    int64
 	rate     float64 // bytes per second of the last reload
 }
 
@@ -31,7 +30,6 @@ func newReloader(ctx context.Context, env *Env, from, to *pg.Server) (*reloader,
 	for _, t := range env.Scope.Tables {
 		if t.Data == scope.AtFreeze {
 			r.tables = append(r.tables, t)
-			r.bytes += t.Bytes
 		}
 	}
 	if len(r.tables) == 0 {
@@ -46,11 +44,6 @@ func newReloader(ctx context.Context, env *Env, from, to *pg.Server) (*reloader,
 		return nil, err
 	}
 	return r, nil
-}
-
-// estimate is how long the reload will take inside the freeze.
-func (r *reloader) estimate() time.Duration {
-	return time.Duration(float64(r.bytes) / r.rate * float64(time.Second))
 }
 
 // prepare locks the tables on the source; no snapshot is taken.

@@ -125,7 +125,7 @@ func (e *Env) walk(ctx context.Context, p *engine.Plan, built []engine.Step, o W
 	}
 	ctx, cancel := e.Journal.Context(ctx)
 	defer cancel()
-	w := engine.Walk{Plan: p, Digest: e.Journal.Digest, Steps: built, Journal: e.Journal, Sink: e.Sink, Ask: o.Ask, Until: o.Until}
+	w := engine.Walk{Plan: p, Digest: e.Journal.Digest, Steps: built, Journal: e.Journal, Sink: e.Sink, Ask: o.Ask, Until: o.Until, Predict: e.predicted}
 	if o.pauses {
 		w.Hold = func(ctx context.Context, id engine.StepID) error {
 			return e.unpaused(ctx, e.Journal.Checkpoint(id, e.Sink).Emit)
@@ -134,6 +134,19 @@ func (e *Env) walk(ctx context.Context, p *engine.Plan, built []engine.Step, o W
 	e.Sink.Emit(engine.Event{Kind: engine.EventRunStarted, Message: "run " + e.Run.ID + " of " + e.Plan.Name})
 	outcomes, err := w.Run(ctx)
 	return outcomes, withCause(ctx, err)
+}
+
+// predicted is the prediction for a person who is asked.
+func (e *Env) predicted(ctx context.Context) string {
+	owner, err := e.Journal.Owner(ctx)
+	if err != nil {
+		return "" // the walk meets the same error and says it
+	}
+	p, err := predictNow(ctx, e.Journal, owner)
+	if err != nil {
+		return ""
+	}
+	return p.String()
 }
 
 // PlanFinish says what finish will do, as a plan.
@@ -170,6 +183,10 @@ func Finish(ctx context.Context, env *Env, f FinishOptions, o WalkOptions) ([]en
 	outcomes, err := env.walk(ctx, p, built, o)
 	if err != nil {
 		return outcomes, err
+	}
+	// The certificate goes with the journal: here it is for the last time.
+	if text, err := env.Journal.Certificate(ctx); err == nil && text != nil {
+		env.Sink.Emit(engine.Event{Kind: engine.EventNote, Message: "the freeze certificate, which goes with the journal: " + string(text)})
 	}
 	return outcomes, CloseRun(ctx, env)
 }

@@ -71,7 +71,7 @@ func OpenRun(ctx context.Context, env *Env, o OpenOptions) error {
 		Plan: env.Plan, ToolVersion: o.ToolVersion, Amend: o.Amend, Steal: o.Steal, Redact: o.Redact,
 	})
 	if err != nil {
-		return err
+		return goneHint(err, "If the target is gone for good: pgrunbook abort --without-target before the cutover, pgrunbook rollback --without-target after it.")
 	}
 	if err := env.adopt(run); err != nil {
 		run.Close(ctx)
@@ -80,9 +80,11 @@ func OpenRun(ctx context.Context, env *Env, o OpenOptions) error {
 	if o.WithoutSource {
 		return nil
 	}
-	if err = pinPlaces(ctx, env, o); err == nil {
+	err = pinPlaces(ctx, env, o)
+	if err == nil {
 		err = run.LockSource(ctx, env.Source, o.Steal)
 	}
+	err = goneHint(err, "If the source is gone for good: pgrunbook abort --without-source before the cutover, pgrunbook finish --without-source after it.")
 	if err == nil {
 		err = refreshScope(ctx, env)
 	}
@@ -90,6 +92,14 @@ func OpenRun(ctx context.Context, env *Env, o OpenOptions) error {
 		run.Close(ctx)
 	}
 	return err
+}
+
+// goneHint says what to type when a side that cannot be reached never comes back.
+func goneHint(err error, hint string) error {
+	if err == nil || engine.HintOf(err) != "" || !unreachable(err) {
+		return err
+	}
+	return &engine.Error{Class: engine.ClassOf(err), Op: "opening the run", Err: err, Hint: hint}
 }
 
 // adopt fills env with what the journal knows of the run.

@@ -43,7 +43,10 @@ type Status struct {
 	Pending    *int64   `json:"pending,omitempty"`     // rows in the deltas; needs the source
 	SourceNote string   `json:"source_note,omitempty"` // why the source could not be asked
 
-	After *AfterFlip `json:"after_flip,omitempty"` // once a flip was made
+	Predicted engine.Prediction `json:"predicted,omitzero"`   // of the next freeze, in either direction
+	After     *AfterFlip        `json:"after_flip,omitempty"` // once a flip was made
+	Back      *Back             `json:"rollback,omitempty"`   // while there is nothing to go back from
+	Apart     string            `json:"apart,omitempty"`      // why two sides may take writes
 
 	Held     string   `json:"held,omitempty"`    // what slows or pauses a load or its passes
 	Waiting  string   `json:"waiting,omitempty"` // for what
@@ -110,8 +113,13 @@ func ReadStatus(ctx context.Context, target, source *pg.Server) (Status, error) 
 	if err := st.readLag(ctx, target); err != nil {
 		return st, err
 	}
-	if source != nil && run.State == journal.Active {
-		st.readPending(ctx, source)
+	if run.State == journal.Active {
+		if source != nil {
+			st.readPending(ctx, source)
+		}
+		if st.Predicted, err = predictNow(ctx, run, owner); err != nil {
+			return st, err
+		}
 		st.readAfter(ctx, run, owner, target, source)
 	}
 	st.Type = st.next()
@@ -280,6 +288,8 @@ func (st *Status) next() string {
 		return "nothing: the run is finished"
 	case st.State == journal.Aborted:
 		return "pgrunbook plan: the run was aborted, a new one can begin"
+	case st.Apart != "":
+		return "nothing before one side is closed: ALTER SEQUENCE pgrunbook.gate_flag RESTART 1; then pgrunbook verify"
 	case st.Writes == journal.Unclear:
 		return "pgrunbook apply: it looks at both gates and settles who may write"
 	case st.Paused:

@@ -21,8 +21,7 @@ type AfterFlip struct {
 	Old       engine.Side  `json:"old_side"`
 	Refused   int64        `json:"refused_writes"` // by the old side's gate
 	Connected []OldClients `json:"still_connected,omitempty"`
-	Back      *Back        `json:"rollback,omitempty"`      // where the target takes writes
-	Proved    time.Time    `json:"last_possible,omitempty"` // the last time at which the way back was known to be possible
+	Back      *Back        `json:"rollback,omitempty"` // where the target takes writes
 }
 
 // OldClients are sessions of one application on the old side.
@@ -57,68 +56,135 @@ SELECT coalesce(usename::text, ''), coalesce(application_name, ''), coalesce(hos
 
 // readAfter looks at the side that was left, and for the way back. What cannot be asked is said.
 func (st *Status) readAfter(ctx context.Context, run *journal.Run, owner journal.Ownership, target, source *pg.Server) {
-	if owner.Flip == nil || owner.Flip.Outcome != journal.FlipDone || owner.Side == journal.Unclear {
+	if owner.Side == journal.Unclear {
+		st.Back = &Back{Why: "a flip is decided and not settled: it is not clear who takes writes", Hint: "pgrunbook apply settles it."}
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, pendingLimit)
 	defer cancel()
 	env := &Env{Source: source, Target: target, Runbook: &runbook.Runbook{Name: run.Name}}
-	err := env.adopt(run)
+	note := func(what string, err error) {
+		if err != nil {
+			st.SourceNote = strings.TrimPrefix(st.SourceNote+"; "+what+": "+err.Error(), "; ")
+		}
+	}
+	if err := env.adopt(run); err != nil {
+		note("the plan cannot be read", err)
+		return
+	}
+	_, env.Runbook.Rollback.Enabled = env.Plan.Step("reverse")
+	if owner.Side == engine.Source && (owner.Flip == nil || owner.Flip.Outcome != journal.FlipDone) {
+		back, err := WayBack(ctx, env)
+		note("the way back cannot be looked at", err)
+		st.Back = &back
+		return
+	}
+	if source != nil && st.SourceNote == "" {
+		note("its tables cannot be read", refreshScope(ctx, env))
+	}
+	st.After = &AfterFlip{Old: owner.Side.Other()}
+	if old := env.Server(st.After.Old); old != nil {
+		note(fmt.Sprintf("the %s cannot be looked at", st.After.Old), st.readOld(ctx, env, old))
+	}
+	if owner.Side != engine.Target {
+		return
+	}
+	back, err := WayBack(ctx, env)
 	if err == nil {
-		_, env.Runbook.Rollback.Enabled = env.Plan.Step("reverse")
-		err = refreshScope(ctx, env)
+		back, err = back.dated(ctx, env, owner)
 	}
-	if err == nil {
-		st.After, err = afterFlip(ctx, env, owner)
+	note("the way back cannot be looked at", err)
+	if back.class == engine.ClassAmbiguous {
+		st.Writes, st.Apart = journal.Unclear, back.Why
 	}
-	if err != nil {
-		st.SourceNote = strings.TrimPrefix(st.SourceNote+"; the way back cannot be looked at: "+err.Error(), "; ")
-	}
+	st.After.Back = &back
 }
 
-func afterFlip(ctx context.Context, env *Env, owner journal.Ownership) (*AfterFlip, error) {
-	a := &AfterFlip{Old: owner.Side.Other()}
-	conn, err := env.Server(a.Old).Connect(ctx, pg.Use{Name: "status", ReadOnly: true})
+// readOld reads who was refused by the old side and who is still there.
+func (st *Status) readOld(ctx context.Context, env *Env, old *pg.Server) error {
+	a := st.After
+	conn, err := old.Connect(ctx, pg.Use{Name: "status", ReadOnly: true})
+	if err != nil {
+		return err
+	}
+	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
+	if a.Refused, a.Connected, err = oldSide(ctx, conn); err != nil {
+		return err
+	}
+	if a.Old == engine.Source {
+		return nil // the way back looks at its gate
+	}
+	at, err := gate.State(ctx, conn, env.Run)
+	if err == nil && at != gate.Closed && at != gate.Held {
+		st.Writes, st.Apart = journal.Unclear, fmt.Sprintf("writes are on the source, and the target's gate is %s", at)
+	}
+	return err
+}
+
+func oldSide(ctx context.Context, conn *pgx.Conn) (refused int64, clients []OldClients, err error) {
+	if refused, err = gate.Refused(ctx, conn); err != nil {
+		return 0, nil, err
+	}
+	rows, err := conn.Query(ctx, oldClientsSQL)
+	if err == nil {
+		clients, err = pgx.CollectRows(rows, pgx.RowToStructByPos[OldClients])
+	}
+	if err != nil {
+		return refused, nil, fmt.Errorf("asking who is connected: %w", err)
+	}
+	return refused, clients, nil
+}
+
+// Left is what a source still holds of a run whose journal is not on the target: what finish
+// leaves, or, where the target was replaced, all of it.
+type Left struct {
+	Run       string       `json:"run"`
+	Finished  bool         `json:"finished"` // only the closed gate is there
+	Closed    bool         `json:"closed"`
+	Refused   int64        `json:"refused_writes"`
+	Connected []OldClients `json:"still_connected,omitempty"`
+	Remove    string       `json:"remove"` // the statement that takes it off, or the command
+}
+
+const leftOnSourceSQL = `
+SELECT substr(r.remark, length('pgrunbook run ') + 1), to_regclass('pgrunbook.side') IS NULL, to_regclass('pgrunbook.gate_flag') IS NOT NULL
+  FROM (SELECT coalesce(obj_description(to_regprocedure('pgrunbook.gate()'), 'pg_proc'),
+                        obj_description((SELECT oid FROM pg_namespace WHERE nspname = 'pgrunbook'), 'pg_namespace'), '') AS remark) r
+ WHERE r.remark LIKE 'pgrunbook run %'`
+
+// ReadLeft looks at a source whose target has no run; nil is nothing.
+func ReadLeft(ctx context.Context, source *pg.Server) (*Left, error) {
+	ctx, cancel := context.WithTimeout(ctx, pendingLimit)
+	defer cancel()
+	conn, err := source.Connect(ctx, pg.Use{Name: "status", ReadOnly: true})
 	if err != nil {
 		return nil, err
 	}
 	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
-	if a.Refused, err = gate.Refused(ctx, conn); err != nil {
-		return nil, err
-	}
-	rows, err := conn.Query(ctx, oldClientsSQL)
-	if err != nil {
-		return nil, fmt.Errorf("asking who is connected: %w", err)
-	}
-	if a.Connected, err = pgx.CollectRows(rows, pgx.RowToStructByPos[OldClients]); err != nil {
-		return nil, fmt.Errorf("asking who is connected: %w", err)
-	}
-	if owner.Side != engine.Target {
-		return a, nil
-	}
-	back, err := WayBack(ctx, env)
-	if err != nil {
-		return nil, err
-	}
-	a.Back = &back
-	if back.Possible || !env.Runbook.Rollback.Enabled {
-		return a, nil
-	}
-	a.Proved, err = lastReverse(ctx, conn)
-	if a.Proved.Before(owner.Since) {
-		a.Proved = owner.Since
-	}
-	return a, err
-}
-
-// lastReverse is when the last reverse pass ended: it looked at the tables before and after.
-func lastReverse(ctx context.Context, conn *pgx.Conn) (at time.Time, err error) {
-	err = conn.QueryRow(ctx, "SELECT w.at FROM pgrunbook.watermark w WHERE w.from_side = $1::text", string(engine.Target)).Scan(&at)
+	l := &Left{}
+	var gated bool
+	err = conn.QueryRow(ctx, leftOnSourceSQL).Scan(&l.Run, &l.Finished, &gated)
 	if errors.Is(err, pgx.ErrNoRows) {
-		return time.Time{}, nil
+		return nil, nil //nolint:nilnil // nothing of ours is there
 	}
 	if err != nil {
-		return at, fmt.Errorf("reading the last reverse pass: %w", err)
+		return nil, fmt.Errorf("looking for what a run left: %w", err)
 	}
-	return at, nil
+	if gated {
+		if l.Refused, l.Connected, err = oldSide(ctx, conn); err != nil {
+			return nil, err
+		}
+		if err := conn.QueryRow(ctx, "SELECT last_value <> 0 FROM pgrunbook.gate_flag").Scan(&l.Closed); err != nil {
+			return nil, fmt.Errorf("reading the gate: %w", err)
+		}
+	}
+	switch {
+	case !l.Finished && l.Closed:
+		l.Remove = "pgrunbook rollback --without-target, if that target is gone for good"
+	case !l.Finished:
+		l.Remove = "pgrunbook abort --without-target, if that target is gone for good"
+	default:
+		l.Remove, err = removeGate(ctx, conn, "")
+	}
+	return l, err
 }

@@ -34,6 +34,7 @@ func (a *app) abort(ctx context.Context, args []string, o steps.AbortOptions, ye
 		return err
 	}
 	if o.WithoutTarget {
+		o.Steal = steal
 		path, err := findRunbook(args)
 		if err != nil {
 			return err

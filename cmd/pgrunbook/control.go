@@ -60,8 +60,8 @@ func newSet(a *app) *cobra.Command {
                 the max of this limit; it does what the runbook's limit does, or pauses
 
 A limit set to "off" is the runbook's again, one set to "unlimited" is none.`,
-		Args:  cobra.MinimumNArgs(1),
-		RunE:  func(cmd *cobra.Command, args []string) error { return a.set(cmd.Context(), args) },
+		Args: cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error { return a.set(cmd.Context(), args) },
 	}
 	a.withVars(cmd)
 	a.withTarget(cmd)

@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"encoding/json"
+	"fmt"
 
 	"github.com/spf13/cobra"
 
@@ -15,6 +17,9 @@ type backFlags struct {
 	plan    bool
 	approve []string
 	by      string
+
+	alone  bool
+	accept bool
 }
 
 func newRollback(a *app) *cobra.Command {
@@ -23,7 +28,8 @@ func newRollback(a *app) *cobra.Command {
 		Use:   "rollback [RUNBOOK | PLAN]",
 		Short: "Let the source take writes again, with everything that was written to the target",
 		Long: "rollback is the cutover with the sides swapped: it carries back what was written to the target, holds writes\n" +
-			"for at most max_write_block, and flips. Where it is not possible it says why. Afterwards apply can cut over again.",
+			"for at most max_write_block, and flips. Where it is not possible it says why. Afterwards apply can cut over again.\n" +
+			"With --without-target it opens the source alone and gives up what was written to the target and not carried back.",
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error { return a.rollback(cmd.Context(), args, f) },
 	}
@@ -34,12 +40,20 @@ func newRollback(a *app) *cobra.Command {
 	cmd.Flags().BoolVar(&f.plan, "check", false, "say whether it is possible and what it would do, and do nothing")
 	cmd.Flags().StringArrayVar(&f.approve, "approve", nil, "record the approval NAME first; needs --by")
 	cmd.Flags().StringVar(&f.by, "by", "", "who approves")
+	cmd.Flags().BoolVar(&f.alone, "without-target", false, "the target is gone for good; give up what was written there")
+	cmd.Flags().BoolVar(&f.accept, "accept-loss", false, "with --without-target and --auto-approve: the loss is known and accepted")
 	return cmd
 }
 
 func (a *app) rollback(ctx context.Context, args []string, f backFlags) error {
 	if len(f.approve) > 0 && f.by == "" {
 		return usageError("Add --by WHO.", "--approve needs the name of the person")
+	}
+	if f.alone {
+		return a.rollbackAlone(ctx, args, f)
+	}
+	if f.accept {
+		return usageError("Leave it out: rollback loses nothing.", "--accept-loss is for --without-target")
 	}
 	s, err := a.openRun(ctx, args, steps.OpenOptions{})
 	if err != nil {
@@ -58,13 +72,7 @@ func (a *app) rollback(ctx context.Context, args []string, f backFlags) error {
 	if err := a.mayAct(ctx, f.yes, "Writes go back to the source. Only the word yes does it: "); err != nil {
 		return err
 	}
-	w := steps.WalkOptions{Show: a.show()}
-	for _, name := range f.approve {
-		w.Approve = append(w.Approve, engine.Approval{Name: name, By: f.by})
-	}
-	if a.interactive() && !a.json {
-		w.Ask = a.askApproval
-	}
+	w := a.walkBack(f)
 	a.summary.Outcomes, err = steps.Rollback(ctx, s.env, w)
 	if err != nil {
 		a.summary.Next = "pgrunbook rollback " + s.path
@@ -72,5 +80,57 @@ func (a *app) rollback(ctx context.Context, args []string, f backFlags) error {
 	}
 	a.summary.Message = "rolled back: the source takes writes"
 	a.summary.Next = "pgrunbook apply " + s.path + " cuts over again; pgrunbook abort gives the run up"
+	return nil
+}
+
+func (a *app) walkBack(f backFlags) steps.WalkOptions {
+	w := steps.WalkOptions{Show: a.show()}
+	for _, name := range f.approve {
+		w.Approve = append(w.Approve, engine.Approval{Name: name, By: f.by})
+	}
+	if a.interactive() && !a.json {
+		w.Ask = a.askApproval
+	}
+	return w
+}
+
+// rollbackAlone opens the source without the target.
+func (a *app) rollbackAlone(ctx context.Context, args []string, f backFlags) error {
+	asJSON := a.json
+	a.json = asJSON && !f.plan // what --check says is one object
+	path, err := findRunbook(args)
+	if err != nil {
+		return err
+	}
+	s, err := a.open(ctx, []string{path})
+	if err != nil {
+		return err
+	}
+	loss, err := steps.PlanWithoutTarget(ctx, s.env)
+	if err != nil {
+		return err
+	}
+	if f.plan && asJSON {
+		return json.NewEncoder(a.stdout).Encode(loss)
+	}
+	if !a.json {
+		fmt.Fprint(a.stdout, loss)
+	}
+	if f.plan {
+		return nil
+	}
+	if f.yes && !f.accept {
+		return engine.Errorf(engine.ClassApproval, "Read what rollback --without-target --check says; then add --accept-loss.", "--auto-approve does not accept a loss of data")
+	}
+	if err := a.mayAct(ctx, f.yes, "The target is gone for good, no application can reach it, and what is lost is accepted? Only the word yes does it: "); err != nil {
+		return err
+	}
+	a.summary.Outcomes, err = steps.RollbackWithoutTarget(ctx, s.env, a.walkBack(f))
+	if err != nil {
+		a.summary.Next = "pgrunbook rollback --without-target " + path
+		return err
+	}
+	a.summary.Message = "rolled back without the target: the source takes writes"
+	a.summary.Next = "pgrunbook abort --without-target " + path + " takes everything of ours off the source"
 	return nil
 }

@@ -46,6 +46,9 @@ func (a *app) status(ctx context.Context, args []string, watch bool) error {
 	}
 	for {
 		st, err := steps.ReadStatus(ctx, target, source)
+		if errors.Is(err, steps.ErrNoRun) && source != nil {
+			return a.left(ctx, source, asJSON, err)
+		}
 		if err != nil {
 			return noRun(err)
 		}
@@ -70,6 +73,33 @@ func (a *app) status(ctx context.Context, args []string, watch bool) error {
 		case <-time.After(watchEvery):
 		}
 	}
+}
+
+// left says what the source still holds of a run that the target knows nothing of: after finish its
+// closed gate.
+func (a *app) left(ctx context.Context, source *steps.Server, asJSON bool, cause error) error {
+	l, err := steps.ReadLeft(ctx, source)
+	if err != nil || l == nil {
+		return noRun(cause)
+	}
+	if asJSON {
+		return json.NewEncoder(a.stdout).Encode(l)
+	}
+	gate := "open"
+	if l.Closed {
+		gate = "closed"
+	}
+	if l.Finished {
+		fmt.Fprintf(a.stdout, "Run %s is finished; the source is %s.\n\n", l.Run, gate)
+	} else {
+		fmt.Fprintf(a.stdout, "The target has no run; the source holds run %s, and is %s.\n\n", l.Run, gate)
+	}
+	fmt.Fprintf(a.stdout, "  old side the source: %d writes refused\n", l.Refused)
+	for _, c := range l.Connected {
+		fmt.Fprintf(a.stdout, "  old side still connected to the source: %s\n", c)
+	}
+	_, err = fmt.Fprintf(a.stdout, "\nNext: %s\n", l.Remove)
+	return err
 }
 
 // certificate prints the record of the latest freeze.
@@ -108,7 +138,11 @@ func statusView(st steps.Status) view.Status {
 	if st.Pending != nil {
 		v.Pending = *st.Pending
 	}
-	for _, note := range append([]string{st.Held, st.Waiting, st.SourceNote}, st.Blockers...) {
+	if st.Predicted.WriteBlock > 0 {
+		v.Predicted = &st.Predicted
+	}
+	v.Back = backView(st.Back)
+	for _, note := range append([]string{st.Apart, st.Held, st.Waiting, st.SourceNote}, st.Blockers...) {
 		if note != "" {
 			v.Notes = append(v.Notes, note)
 		}
@@ -135,8 +169,16 @@ func afterView(a *steps.AfterFlip) *view.StatusAfter {
 	for _, c := range a.Connected {
 		v.Connected = append(v.Connected, c.String())
 	}
-	if b := a.Back; b != nil {
-		v.Back = &view.StatusBack{Possible: b.Possible, Why: b.Why, Hint: b.Hint, Rows: b.Pending, Takes: b.Estimate, Seconds: b.Estimate.Seconds(), Proved: a.Proved}
-	}
+	v.Back = backView(a.Back)
 	return v
+}
+
+func backView(b *steps.Back) *view.StatusBack {
+	if b == nil {
+		return nil
+	}
+	return &view.StatusBack{
+		Possible: b.Possible, Why: b.Why, Hint: b.Hint, Rows: b.Pending, Takes: b.Estimate, Seconds: b.Estimate.Seconds(),
+		Measured: b.Measured, Since: b.Since, Proved: b.Proved, Unasked: b.Unasked,
+	}
 }

@@ -49,6 +49,7 @@ type eventSink struct {
 
 	mu      sync.Mutex
 	lastLag time.Time
+	late    *engine.Event // the latest pass that was not stored: predictions rest on it
 	dropped int64
 	err     error
 }
@@ -102,9 +103,12 @@ func (s *eventSink) Emit(e engine.Event) {
 		return // items have it
 	case engine.EventLag:
 		if e.At.Sub(s.lastLag) < lagKept && !s.lastLag.IsZero() {
+			if e.Elapsed > 0 {
+				s.late = &e
+			}
 			return
 		}
-		s.lastLag = e.At
+		s.lastLag, s.late = e.At, nil
 	default:
 	}
 	select {
@@ -162,6 +166,11 @@ func (s *eventSink) loop() {
 				}
 				break
 			}
+			s.mu.Lock()
+			if s.late != nil {
+				batch = append(batch, *s.late)
+			}
+			s.mu.Unlock()
 			flush()
 			return
 		}
@@ -208,6 +217,26 @@ func (s *eventSink) store(conn **pgx.Conn, batch []engine.Event) error {
 	})
 }
 
+// Record stores one event at once, from a run that was opened or attached. The sink is for the rest.
+func (r *Run) Record(ctx context.Context, e engine.Event) error {
+	e.Run = r.ID
+	b, err := json.Marshal((&eventSink{run: r}).cleaned(e))
+	if err != nil {
+		return fmt.Errorf("writing an event as JSON: %w", err)
+	}
+	err = r.fenced(ctx, func(tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, storeEventsSQL, r.ID, []time.Time{e.At}, []string{string(e.Kind)}, []string{string(e.Step)}, []string{string(b)})
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("storing an event: %w", err)
+	}
+	return nil
+}
+
+// ReadOnly reports whether the run was opened only to be read.
+func (r *Run) ReadOnly() bool { return r.use.ReadOnly }
+
 // cleaned redacts every text that can come from outside.
 func (s *eventSink) cleaned(e engine.Event) engine.Event {
 	for _, p := range []*string{&e.Message, &e.Object, &e.Reason, &e.Hint} {
@@ -228,10 +257,15 @@ func (s *eventSink) cleaned(e engine.Event) engine.Event {
 
 // Events reads the newest events of the run, oldest first, at most limit.
 func (r *Run) Events(ctx context.Context, limit int) ([]engine.Event, error) {
+	return r.EventsOf(ctx, "", limit)
+}
+
+// EventsOf reads the newest events of one kind; "" is every kind.
+func (r *Run) EventsOf(ctx context.Context, kind engine.EventKind, limit int) ([]engine.Event, error) {
 	var out []engine.Event
 	err := r.do(ctx, func(conn *pgx.Conn) error {
 		rows, err := conn.Query(ctx, `SELECT e.data::text FROM
-			(SELECT n, data FROM pgrunbook.event WHERE run = $1::text ORDER BY n DESC LIMIT $2::int) e ORDER BY e.n`, r.ID, limit)
+			(SELECT n, data FROM pgrunbook.event WHERE run = $1::text AND ($3::text = '' OR kind = $3::text) ORDER BY n DESC LIMIT $2::int) e ORDER BY e.n`, r.ID, limit, string(kind))
 		if err != nil {
 			return err
 		}

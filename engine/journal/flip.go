@@ -42,14 +42,19 @@ type Ownership struct {
 
 // DecideFlip records durably that the flip is decided, just before the hold's COMMIT. Deciding
 // the same flip again is harmless; with another one open it is an error of ClassAmbiguous. epoch
-// is the run's.
-func (r *Run) DecideFlip(ctx context.Context, epoch int64, from, to engine.Side) error {
-	err := r.write(ctx, func(tx pgx.Tx) error {
+// is the run's. certificate is what is known of the freeze by then; it stays when this process dies
+// and another one ends the flip.
+func (r *Run) DecideFlip(ctx context.Context, epoch int64, from, to engine.Side, certificate any) error {
+	text, err := json.Marshal(certificate)
+	if err != nil {
+		return fmt.Errorf("writing the freeze certificate as JSON: %w", err)
+	}
+	err = r.write(ctx, func(tx pgx.Tx) error {
 		if err := Fence(ctx, tx, r.ID, epoch); err != nil {
 			return err
 		}
-		tag, err := tx.Exec(ctx, `INSERT INTO pgrunbook.flip (run, epoch, from_side, to_side) VALUES ($1::text, $2::bigint, $3::text, $4::text)
-			ON CONFLICT (run) WHERE settled IS NULL DO NOTHING`, r.ID, epoch, string(from), string(to))
+		tag, err := tx.Exec(ctx, `INSERT INTO pgrunbook.flip (run, epoch, from_side, to_side, certificate) VALUES ($1::text, $2::bigint, $3::text, $4::text, nullif($5::jsonb, 'null'))
+			ON CONFLICT (run) WHERE settled IS NULL DO NOTHING`, r.ID, epoch, string(from), string(to), string(text))
 		if err != nil || tag.RowsAffected() == 1 {
 			return err
 		}
@@ -167,4 +172,20 @@ func (r *Run) SaveCertificate(ctx context.Context, certificate any) error {
 		return fmt.Errorf("storing the freeze certificate: %w", err)
 	}
 	return nil
+}
+
+// Certificate gives the freeze certificate of the latest flip that took place; nil is none.
+func (r *Run) Certificate(ctx context.Context) (json.RawMessage, error) {
+	var text string
+	err := r.do(ctx, func(conn *pgx.Conn) error {
+		return conn.QueryRow(ctx, `SELECT certificate::text FROM pgrunbook.flip
+			WHERE run = $1::text AND outcome = 'done' AND certificate IS NOT NULL ORDER BY n DESC LIMIT 1`, r.ID).Scan(&text)
+	})
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading the freeze certificate: %w", err)
+	}
+	return json.RawMessage(text), nil
 }

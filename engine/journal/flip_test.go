@@ -34,15 +34,15 @@ func TestFlipIsUnclearUntilSettled(t *testing.T) {
 		t.Error("a certificate without a flip was stored")
 	}
 	for range 2 { // the second after a lost acknowledgement
-		if err := r.DecideFlip(ctx, r.Epoch, engine.Source, engine.Target); err != nil {
+		if err := r.DecideFlip(ctx, r.Epoch, engine.Source, engine.Target, nil); err != nil {
 			t.Fatal(err)
 		}
 	}
 	owner(Unclear, "")
-	if err := r.DecideFlip(ctx, r.Epoch, engine.Target, engine.Source); engine.ClassOf(err) != engine.ClassAmbiguous {
+	if err := r.DecideFlip(ctx, r.Epoch, engine.Target, engine.Source, nil); engine.ClassOf(err) != engine.ClassAmbiguous {
 		t.Errorf("another decision while one is open: %v", err)
 	}
-	if err := r.DecideFlip(ctx, r.Epoch-1, engine.Source, engine.Target); engine.ClassOf(err) != engine.ClassHeld {
+	if err := r.DecideFlip(ctx, r.Epoch-1, engine.Source, engine.Target, nil); engine.ClassOf(err) != engine.ClassHeld {
 		t.Errorf("a decision of an older epoch: %v", err)
 	}
 	if err := r.SetOwner(ctx, nil, engine.Source); err != nil { // the hold was lost
@@ -52,7 +52,7 @@ func TestFlipIsUnclearUntilSettled(t *testing.T) {
 
 	r.Close(ctx)
 	r = open(t, url, OpenOptions{Plan: plan})
-	if err := r.DecideFlip(ctx, r.Epoch, engine.Source, engine.Target); err != nil {
+	if err := r.DecideFlip(ctx, r.Epoch, engine.Source, engine.Target, nil); err != nil {
 		t.Fatal(err)
 	}
 	rolledBack := errors.New("lost")
@@ -248,7 +248,7 @@ func TestRollbackUsesUpApprovals(t *testing.T) {
 		return ok
 	}
 	flip := func(from, to engine.Side) {
-		if err := errors.Join(r.DecideFlip(ctx, r.Epoch, from, to), r.SetOwner(ctx, nil, to)); err != nil {
+		if err := errors.Join(r.DecideFlip(ctx, r.Epoch, from, to, nil), r.SetOwner(ctx, nil, to)); err != nil {
 			t.Fatal(err)
 		}
 	}

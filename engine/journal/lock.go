@@ -254,3 +254,22 @@ func (r *Run) LockSource(ctx context.Context, source *pg.Server, steal bool) err
 	r.source = l
 	return nil
 }
+
+// LockAlone takes a run's lock on the source for a command that has no journal, since the target
+// is gone: a runner that still works somewhere is found by it. Sessions that a dead one left are
+// ended. The lock lives until unlock, or as long as the session.
+func LockAlone(ctx context.Context, source *pg.Server, runID, mark string, steal bool) (unlock func(), err error) {
+	l, err := takeLock(ctx, source, sourceKey, steal)
+	if err != nil {
+		return nil, err
+	}
+	unlock = func() { l.close(context.WithoutCancel(ctx)) }
+	if err = l.name(ctx, runID); err == nil {
+		_, err = source.ForRun(runID, mark).TerminateLeftovers(ctx, l.conn)
+	}
+	if err != nil {
+		unlock()
+		return nil, err
+	}
+	return unlock, nil
+}

@@ -107,12 +107,12 @@ func TestUnknownCommitOutcomes(t *testing.T) {
 			t.Errorf("item: %t, %v; want %t", got, err, c.want)
 		}
 
-		cut(c.how, func() error { return r.DecideFlip(ctx, r.Epoch, engine.Source, engine.Target) })
+		cut(c.how, func() error { return r.DecideFlip(ctx, r.Epoch, engine.Source, engine.Target, nil) })
 		o, err := r.Owner(ctx)
 		if err != nil || (o.Side == Unclear) != c.want {
 			t.Errorf("owner after the decision: %+v, %v", o, err)
 		}
-		if err := r.DecideFlip(ctx, r.Epoch, engine.Source, engine.Target); err != nil {
+		if err := r.DecideFlip(ctx, r.Epoch, engine.Source, engine.Target, nil); err != nil {
 			t.Errorf("deciding again: %v", err)
 		}
 		cut(c.how, func() error { return r.SetOwner(ctx, nil, engine.Source) })

@@ -73,8 +73,10 @@ func (r *rig) killed(point string, args []string, from, to int, moved bool) {
 }
 
 // state is a process's letter in /proc: T is stopped.
-func (p *process) state() string {
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.cmd.Process.Pid))
+func (p *process) state() string { return stateOf(p.cmd.Process.Pid) }
+
+func stateOf(pid int) string {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return "Z"
 	}

@@ -1,10 +1,13 @@
 package cutover_test
 
 import (
+	"context"
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -24,12 +27,16 @@ cutover {
 rollback { keep_for = "1h" }
 `
 
+// waitingForGate counts who waits for the gate's key: the hold, behind writers in flight.
+const waitingForGate = "SELECT count(*)::text FROM pg_locks, pgrunbook.side WHERE locktype = 'advisory' AND objsubid = 1 AND NOT granted AND mode = 'ExclusiveLock' AND ((classid::int8 << 32) | objid::int8) = gate_key"
+
 // TestRehearse makes the freeze and lets it go: phases are printed, the source takes writes, nothing
 // has moved, and a certificate is there only after the cutover.
 func TestRehearse(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, plain)
-	r.want(0, "apply", "-y", "--until", "arm")
+	r.says(r.want(0, "apply", "-y", "--until", "arm"), "predicted: writes wait in the cutover for", "of 5s")
+	r.says(r.want(0, "status"), "freeze predicted: writes wait for", "of 5s", "the last pass took", "rollback not possible: there was no cutover yet")
 	p := r.start("", "rehearse")
 	if o := p.end(); o.code != 0 || p.passed("freeze.sequences") != 1 || p.passed("freeze.decided") != 0 {
 		t.Errorf("rehearse ended with %d\n%s", o.code, o.text)
@@ -52,29 +59,51 @@ func TestRehearse(t *testing.T) {
 	}
 	r.writing(onSource)
 
-	r.want(0, "apply", "-y")
+	// A writer that is in flight when the hold begins is drained, and named.
+	late := r.connect(r.source)
+	_, err := late.Exec(context.Background(), "SET application_name = 'late order'")
+	r.must(err)
+	run := r.start("freeze.prepared@1:stop", "apply", "-y")
+	r.eventually("stopped before the hold", func() bool { return run.passed("freeze.prepared") == 1 && run.state() == "T" })
+	_, err = late.Exec(context.Background(), "BEGIN; UPDATE app.item SET net = 8 WHERE id = 8")
+	r.must(err)
+	run.signal(syscall.SIGCONT)
+	// Its transaction is open until the freeze has looked who is there.
+	r.eventually("the hold waits for it, or gave this attempt up", func() bool {
+		return r.ask(r.source, waitingForGate) != "0" || strings.Contains(run.said(), "attempt 1:")
+	})
+	_, err = late.Exec(context.Background(), "COMMIT")
+	r.must(err)
+	if o := run.end(); o.code != 0 {
+		t.Fatalf("apply ended with %d\n%s", o.code, o.text)
+	}
 	r.writing(onTarget)
 	r.same()
 	r.says(r.want(0, "status", "--certificate"),
+		"position snapshot ", "until the gate was held, for ", "writers in flight",
 		"flip from source to target", "write block", "drain", "proof pg_locks shows no transaction that wrote", "final pass", "left over 0 changes", "gated 8 tables", "sequences 2", "compared")
 	var cert struct {
 		From, To string
 		Pending  int64
 		Tables   int
 		Proof    struct{ Looks int }
-		Pass     struct{ ID string }
+		Pass     struct{ ID, Position string }
+		Drained  []struct{ Application string }
 		Marks    []struct{ Name string }
 	}
 	r.must(json.Unmarshal([]byte(r.stdout("status", "--certificate", "--json")), &cert))
-	if cert.From != "source" || cert.To != "target" || cert.Pending != 0 || cert.Tables != 8 || cert.Proof.Looks < 1 || cert.Pass.ID == "" || len(cert.Marks) < 5 {
+	if cert.From != "source" || cert.To != "target" || cert.Pending != 0 || cert.Tables != 8 || cert.Proof.Looks < 1 || cert.Pass.ID == "" || cert.Pass.Position == "" || len(cert.Marks) < 5 {
 		t.Errorf("the certificate as JSON: %+v", cert)
+	}
+	if !strings.Contains(run.said(), "attempt 1:") && !slices.ContainsFunc(cert.Drained, func(d struct{ Application string }) bool { return d.Application == "late order" }) {
+		t.Errorf("the certificate does not name who was drained: %+v", cert.Drained)
 	}
 	if on := r.ask(r.target, "SELECT pass::text FROM pgrunbook.watermark WHERE from_side = 'source'"); on != cert.Pass.ID {
 		t.Errorf("the certificate names pass %s, the target's watermark %s", cert.Pass.ID, on)
 	}
 	r.says(r.want(1, "rehearse"), "gate is closed already")
 	r.want(0, "rollback", "-y")
-	r.says(r.want(0, "status", "--certificate"), "flip from target to source")
+	r.says(r.want(0, "status", "--certificate"), "flip from target to source", "write block", "drain", "proof pg_locks", "position snapshot", "of the target, at 20", "left over 0 changes", "compared")
 	r.balance(r.source)
 }
 
@@ -95,14 +124,14 @@ func (r *rig) stdout(args ...string) string {
 func TestApproval(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, strings.Replace(asking, "EXPIRES", "1h", 1))
-	r.says(r.want(14, "apply", "-y"), "Batch jobs stopped?", "pgrunbook approve go --by WHO")
+	r.says(r.want(14, "apply", "-y"), "Batch jobs stopped? [predicted write block ", "of 5s", "pgrunbook approve go --by WHO")
 	r.writing(onSource)
 	r.says(r.want(0, "status"), "Next: pgrunbook approve go --by")
 	r.want(14, "apply", "-y")
 	r.says(r.want(4, "approve", "reports", "--by", "me"), "The runbook asks for: go.")
 	r.want(4, "approve", "go")
 	r.want(0, "approve", "go", "--by", "Ada")
-	r.says(r.want(0, "apply", "-y"), "go approved by Ada")
+	r.says(r.want(0, "apply", "-y"), "go approved by Ada; predicted write block ")
 	r.writing(onTarget)
 	r.same()
 

@@ -96,18 +96,27 @@ func newIdleRig(t *testing.T) *rig {
 	t.Helper()
 	slots <- struct{}{}
 	t.Cleanup(func() { <-slots })
-	r := &rig{t: t, dir: t.TempDir(), ledger: testpg.NewLedger(testpg.LedgerOptions{Accounts: 100, Pause: 10 * time.Millisecond, TxTimeout: 20 * time.Second})}
-	r.source, r.target = testpg.Pair(t)
-	testpg.NoLeaks(t, r.source, r.target)
+	source, target := testpg.Pair(t)
+	testpg.NoLeaks(t, source, target)
 	_, newest, err := testpg.PairMajors()
-	r.must(err)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return rigOn(t, schemaSQL, source, target, newest)
+}
+
+// rigOn is a rig on two databases, the newer one's major at hand.
+func rigOn(t *testing.T, schema, source, target string, newest int) *rig {
+	t.Helper()
+	r := &rig{t: t, dir: t.TempDir(), ledger: testpg.NewLedger(testpg.LedgerOptions{Accounts: 100, Pause: 10 * time.Millisecond, TxTimeout: 20 * time.Second})}
+	r.source, r.target = source, target
 	bin, err := testpg.ClientBinDir(t.Context(), newest)
 	r.must(err)
 	r.env = []string{
 		"PATH=" + bin + ":" + os.Getenv("PATH"), "HOME=" + t.TempDir(), "LANG=C.UTF-8",
 		"PGRUNBOOK_PG_BIN_DIRS=" + bin, "SOURCE_URL=" + r.source, "TARGET_URL=" + r.target,
 	}
-	r.sql(r.source, schemaSQL)
+	r.sql(r.source, schema)
 	r.must(r.ledger.Setup(t.Context(), r.source))
 	t.Cleanup(func() {
 		if t.Failed() {

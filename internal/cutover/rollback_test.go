@@ -1,6 +1,7 @@
 package cutover_test
 
 import (
+	"os/exec"
 	"strings"
 	"syscall"
 	"testing"
@@ -38,10 +39,15 @@ func TestThereAndBack(t *testing.T) {
 	r.ahead(r.target, r.source)
 	r.refused(r.source, "25006")
 
-	r.sql(r.target, burst)
+	many := burst
+	if soak() {
+		many = strings.Replace(burst, "generate_series(1, 50000)", "generate_series(1, 1000000)", 1)
+	}
+	r.sql(r.target, many)
 	r.writing(onTarget)
 	check := r.want(0, "rollback", "--check")
-	r.says(check, "rows to carry back")
+	r.says(check, "rows to carry back", "predicted: writes wait in the cutover for", "of 5s")
+	r.says(r.want(0, "status"), "way back possible, after", "rate", "freeze predicted: writes wait for")
 	if strings.Contains(check, " 0 rows to carry back") {
 		t.Errorf("50,000 rows are waiting, and rollback --check says:\n%s", check)
 	}
@@ -51,15 +57,19 @@ func TestThereAndBack(t *testing.T) {
 	r.same()
 	r.ahead(r.source, r.target)
 	r.refused(r.target, "25006")
+	r.says(r.want(0, "status"), "The source takes writes", "old side the target:", "writes refused")
 	r.sql(r.source, "INSERT INTO app.item (name, net) VALUES ('an id that nobody has', 1); INSERT INTO app.bag VALUES (7, 'again')")
 
 	r.want(0, "apply", "-y")
 	r.writing(onTarget)
 	r.same()
-	r.want(0, "finish", "-y", "--now")
+	r.says(r.want(0, "finish", "-y", "--now"), `the freeze certificate, which goes with the journal: {`)
 	r.writing(onTarget)
 	r.balance(r.target)
 	r.refused(r.source, "25006")
+	forgotten := r.connect(r.source)
+	r.must(forgotten.Ping(t.Context()))
+	r.says(r.want(0, "status"), "is finished; the source is closed", "writes refused", "still connected to the source: 1 session of user postgres", "Next: BEGIN READ WRITE; DROP SCHEMA pgrunbook CASCADE;")
 }
 
 // TestFollowThenBack lets reverse passes run before the rollback, and ends them with Ctrl-C.
@@ -98,12 +108,15 @@ func TestNoWayBack(t *testing.T) {
 	r.want(0, "apply", "-y")
 	r.writing(onTarget)
 	r.says(r.want(0, "status"), "way back possible")
+	r.says(r.alone("status"), "way back possible as far as the target knows", "PGRUNBOOK_SOURCE_URL")
 
 	no := func(parts ...string) {
 		t.Helper()
 		parts = append(parts, "the target's tables changed", `"app"."part"`)
 		r.says(r.want(1, "rollback", "--check"), parts...)
-		r.says(r.want(0, "status"), append(parts, "way back not possible", "it was possible at 20")...)
+		text := r.want(0, "status")
+		r.says(text, append(parts, "way back not possible since 20", "at the latest", "it was possible at 20")...)
+		r.says(r.alone("status"), append(parts, "way back not possible since "+since(text))...) // from the target alone, and the same time
 		r.says(r.want(1, "rollback", "-y"), parts...)
 		r.writing(onTarget)
 	}
@@ -114,11 +127,30 @@ func TestNoWayBack(t *testing.T) {
 	r.says(r.want(0, "status"), "way back possible")
 
 	r.sql(r.target, "ALTER TABLE app.part ALTER COLUMN note TYPE varchar(200)")
+	follow := r.start("", "follow").end() // whoever sees it first records it
+	if follow.code != 1 {
+		t.Errorf("follow went on over a changed table: %d\n%s", follow.code, follow.text)
+	}
+	if n := r.ask(r.target, "SELECT count(*)::text FROM pgrunbook.event WHERE data -> 'finding' ->> 'code' LIKE 'BCK%'"); n != "3" {
+		t.Errorf("the way back was lost, found and lost again, and %s changes are recorded", n)
+	}
 	no("note")
 	r.sql(r.target, "ALTER TABLE app.part ALTER COLUMN note TYPE text")
 	no("was rewritten", "without a trace")
 	r.want(0, "finish", "-y", "--now")
 	r.balance(r.target)
+}
+
+// alone runs a command with the target's address and no runbook.
+func (r *rig) alone(command string) string {
+	r.t.Helper()
+	cmd := exec.Command(program, command)
+	cmd.Dir, cmd.Env = r.t.TempDir(), append(r.env, "PGRUNBOOK_TARGET_URL="+r.target)
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		r.t.Fatalf("pgrunbook %s with the target alone: %v\n%s", command, err, out)
+	}
+	return string(out)
 }
 
 // TestNoWayBackAskedFor: without reverse capture the commands say that there never was a way.

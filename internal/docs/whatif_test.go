@@ -134,9 +134,15 @@ func walk(t *testing.T, l *lines) {
 	p.want(0, "apply", p.file)
 
 	twoSides(t, p, l)
+	thereAndBack(t, p, l)
 
 	p.want(0, "finish", p.file, "--now", "--auto-approve")
 	p.refuses(p.sourceURL, "25006", "after finish")
+	for _, say := range []string{"is finished; the source is closed", "writes refused", "DROP SCHEMA pgrunbook CASCADE"} {
+		if out := p.want(0, "status", p.file); !strings.Contains(out, say) {
+			t.Errorf("after finish status does not say %q:\n%s", say, out)
+		}
+	}
 	p.psql(p.sourceURL, l.of(t, "remove-source-gate"))
 	p.takes(p.sourceURL, "without its gate")
 }
@@ -147,12 +153,47 @@ func twoSides(t *testing.T, p *pair, l *lines) {
 	p.psql(p.sourceURL, l.of(t, "open-source"))
 	p.takes(p.sourceURL, "when the target was given up")
 	p.takes(p.targetURL, "with two sides open")
-	if out, code := p.run(nil, "rollback", p.file, "--auto-approve"); code == 0 {
-		t.Errorf("rollback took place between two writable sides:\n%s", out)
+	if out, code := p.run(nil, "rollback", p.file, "--auto-approve"); code != 15 {
+		t.Errorf("rollback between two writable sides ended with %d:\n%s", code, out)
+	}
+	if out := p.want(0, "status", p.file); !strings.HasPrefix(out, "Who may write is UNCLEAR") || !strings.Contains(out, "this target was given up") {
+		t.Errorf("with two writable sides status says:\n%s", out)
 	}
 	p.psql(p.sourceURL, l.of(t, "close-source"))
 	p.refuses(p.sourceURL, "25006", "closed by hand")
 	p.takes(p.targetURL, "with the source closed by hand")
+}
+
+// thereAndBack dies in follow and between the two COMMITs of a rollback, and goes to the target again.
+func thereAndBack(t *testing.T, p *pair, l *lines) {
+	if got := p.psql(p.sourceURL, l.of(t, "carried-back")); got != "" {
+		t.Errorf("before the first reverse pass carried-back says %q", got)
+	}
+	if got := p.psql(p.targetURL, l.of(t, "pending-back")); got == "0" || got == "" {
+		t.Errorf("with writes on the target pending-back says %q", got)
+	}
+	kill := []string{"PGRUNBOOK_FAILPOINTS=pass.committed@1:kill"}
+	if out, code := p.run(kill, "follow", p.file); code != -1 {
+		t.Fatalf("follow was not killed, it ended with %d:\n%s", code, out)
+	}
+	p.takes(p.targetURL, "after a death in follow")
+	p.refuses(p.sourceURL, "25006", "after a death in follow")
+	if got := p.psql(p.sourceURL, l.of(t, "carried-back")); got == "" {
+		t.Error("after a reverse pass carried-back says nothing")
+	}
+	kill = []string{"PGRUNBOOK_FAILPOINTS=freeze.between@1:kill;freeze.resolving@1:kill"}
+	if out, code := p.run(kill, "rollback", p.file, "--auto-approve"); code != -1 {
+		t.Fatalf("rollback was not killed, it ended with %d:\n%s", code, out)
+	}
+	p.gates(l, "closed", "closed")
+	p.psql(p.sourceURL, l.of(t, "finish-flip-back"))
+	p.takes(p.sourceURL, "once the source is opened by hand")
+	p.psql(p.targetURL, l.of(t, "settle-flip-back"))
+	p.refuses(p.targetURL, "25006", "after the way back")
+	p.gates(l, "open", "closed")
+	p.want(0, "rollback", p.file, "--auto-approve")
+	p.want(0, "apply", p.file, "--auto-approve", "--approve", "go", "--by", "anna")
+	p.takes(p.targetURL, "after the second cutover")
 }
 
 // giveUp leaves by hand before the flip, with the target gone: the source is what it was.

@@ -60,10 +60,11 @@ func Owned(ctx context.Context, conn *pgx.Conn, run scope.Run) (there bool, err 
 }
 
 // baseSQL makes the objects that a side has once. The sentinel gets its row only when it is made:
-// a crash empties it, and that must stay visible.
+// a crash empties it, and that must stay visible. The last columns of side are what package gate keeps of a flip.
 const baseSQL = `
 CREATE TABLE pgrunbook.side (
-  run text PRIMARY KEY, mark text NOT NULL, gate_key bigint NOT NULL, created timestamptz NOT NULL DEFAULT pg_catalog.now());
+  run text PRIMARY KEY, mark text NOT NULL, gate_key bigint NOT NULL, created timestamptz NOT NULL DEFAULT pg_catalog.now(),
+  closed timestamptz, note jsonb, given_up timestamptz);
 CREATE TABLE pgrunbook.captured (
   id int PRIMARY KEY, schema_name text NOT NULL, table_name text NOT NULL, rel oid NOT NULL, mode text NOT NULL, shape text NOT NULL,
   fingerprint jsonb NOT NULL, members oid[] NOT NULL, sums bigint[] NOT NULL, installed timestamptz NOT NULL DEFAULT pg_catalog.now());

@@ -43,15 +43,16 @@ type Freeze struct {
 	// and measured, then the hold is let go.
 	Rehearsal bool
 
-	Prepare   func(ctx context.Context) (Pass, error)        // before the hold
-	Sequences func(ctx context.Context) (int, error)         // sets to's sequences from from's; returns how many
-	Pending   func(ctx context.Context) (int64, error)       // rows left in from's deltas; must be 0
-	Check     func(ctx context.Context) error                // fingerprints of from's catalog
-	Decide    func(ctx context.Context) error                // durable: "flip of epoch e decided"
-	AtOpen    func(ctx context.Context, exec ExecFunc) error // statements in to's hold, committed with its opening
-	Mark      func(name, message string)                     // progress
-	LetGo     func(ctx context.Context)                      // a side takes writes again, or the other one does
-	Compare   func(ctx context.Context) (string, error)      // what changed since the live verification
+	Prepare   func(ctx context.Context) (Pass, error)         // before the hold
+	Sequences func(ctx context.Context) (int, error)          // sets to's sequences from from's; returns how many
+	Pending   func(ctx context.Context) (int64, error)        // rows left in from's deltas; must be 0
+	Check     func(ctx context.Context) error                 // fingerprints of from's catalog
+	Decide    func(ctx context.Context, c *Certificate) error // durable: "flip of epoch e decided", with what is known by then
+	AtOpen    func(ctx context.Context, exec ExecFunc) error  // statements in to's hold, committed with its opening
+	AtClose   func(ctx context.Context, exec ExecFunc) error  // statements in from's hold, committed with its closing; nil is none
+	Mark      func(name, message string)                      // progress
+	LetGo     func(ctx context.Context)                       // a side takes writes again, or the other one does
+	Compare   func(ctx context.Context) (string, error)       // what changed since the live verification
 }
 
 // ExecFunc runs one short statement.
@@ -112,6 +113,10 @@ func (f *Freeze) Attempt(ctx context.Context, n int) (_ *Certificate, err error)
 		return nil, fmt.Errorf("%w: %w", ErrNotNow, err)
 	}
 	defer toHold.Release(ctx)
+	// Just before the hold, which waits for exactly these: the look costs no writer anything.
+	if cert.Drained, err = blockers(ctx, c.look, inFlightSQL, f.Run.GateKey); err != nil {
+		return nil, err
+	}
 	hold, err := take(ctx, c.from, f.From.Side(), f.Run, flagClosed)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrNotNow, err)
@@ -158,7 +163,7 @@ func (f *Freeze) held(ctx context.Context, c *conns, hold, toHold *Hold, pass Pa
 	}
 	undo, err := f.repoint(ctx, mark)
 	if err == nil {
-		err = f.ready(ctx, c, cert)
+		err = f.ready(ctx, c, hold, cert)
 	}
 	if err != nil {
 		undo()

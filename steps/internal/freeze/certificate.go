@@ -13,7 +13,8 @@ type Certificate struct {
 	Flipped   time.Time     `json:"flipped"` // to's COMMIT returned
 	Blocked   time.Duration `json:"write_block"`
 	Budget    time.Duration `json:"budget"`
-	Drain     time.Duration `json:"drain"` // until the gate was held
+	Drain     time.Duration `json:"drain"`   // until the gate was held
+	Drained   []Blocker     `json:"drained"` // who had passed the gate and was waited for, at most 100
 	Proof     Proof         `json:"proof"`
 	Pass      PassResult    `json:"pass"`
 	Pending   int64         `json:"pending"` // rows left in the deltas after the exact pass: 0
@@ -37,8 +38,10 @@ type Proof struct {
 
 // PassResult is what the final exact pass carried.
 type PassResult struct {
-	ID   string `json:"id"`
-	Rows int64  `json:"rows"` // rows and deletions applied
+	ID       string    `json:"id"`
+	Rows     int64     `json:"rows"`               // rows and deletions applied
+	Position string    `json:"position,omitempty"` // from's snapshot: whatever was committed by then is on to
+	At       time.Time `json:"at,omitzero"`        // of the snapshot, by from's clock
 }
 
 // Mark is one boundary of the freeze with its distance from Began.

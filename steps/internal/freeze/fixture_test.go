@@ -73,7 +73,7 @@ func pairOf(t *testing.T, source, target string) *pair {
 		Sequences: func(context.Context) (int, error) { return 0, nil },
 		Pending:   func(context.Context) (int64, error) { return 0, nil },
 		Check:     func(context.Context) error { return nil },
-		Decide:    func(context.Context) error { return nil },
+		Decide:    func(context.Context, *Certificate) error { return nil },
 		AtOpen:    func(context.Context, ExecFunc) error { return nil },
 		Compare:   func(context.Context) (string, error) { return "nothing", nil },
 		Mark:      func(name, _ string) { p.marks = append(p.marks, name) },

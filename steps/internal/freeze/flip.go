@@ -26,9 +26,14 @@ SELECT pid, coalesce(application_name, ''), pg_terminate_backend(pid)
    AND xact_start < now()`
 
 // ready does what must stand between the last switch step and the two COMMITs.
-func (f *Freeze) ready(ctx context.Context, c *conns, cert *Certificate) error {
+func (f *Freeze) ready(ctx context.Context, c *conns, hold *Hold, cert *Certificate) error {
 	if err := f.Check(ctx); err != nil {
 		return err
+	}
+	if f.AtClose != nil {
+		if err := f.AtClose(ctx, hold.Exec); err != nil {
+			return fmt.Errorf("preparing the closing of the %s: %w", f.From.Side(), err)
+		}
 	}
 	old := oldSnapshotsSQL
 	if failpoint.Mutant("freeze.old_snapshots") {
@@ -48,7 +53,7 @@ func (f *Freeze) ready(ctx context.Context, c *conns, cert *Certificate) error {
 	if err != nil {
 		return fmt.Errorf("ending sessions on the %s that have an old snapshot: %w", f.To.Side(), err)
 	}
-	if err := f.Decide(ctx); err != nil {
+	if err := f.Decide(ctx, cert); err != nil {
 		return fmt.Errorf("recording the decision: %w", err)
 	}
 	failpoint.Hit("freeze.decided")

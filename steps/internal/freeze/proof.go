@@ -60,6 +60,16 @@ SELECT l.pid, 'DDL on ' || l.relation::regclass::text, coalesce(a.usename, ''), 
    AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
    AND l.relation = ANY ($3::oid[]) AND l.pid IS DISTINCT FROM pg_backend_pid()`
 
+// inFlightSQL names the writers that have passed the gate and not ended: the hold drains them.
+const inFlightSQL = `
+SELECT l.pid, 'a writer in flight', coalesce(a.usename, ''), coalesce(a.application_name, ''),
+       extract(epoch FROM clock_timestamp() - a.xact_start)::float8
+  FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
+ WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted
+   AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+   AND ((l.classid::int8 << 32) | l.objid::int8) = $1
+ ORDER BY a.xact_start LIMIT 100`
+
 // oldWriter is the age from which a writer is named instead of waited for.
 const oldWriter = time.Second
 

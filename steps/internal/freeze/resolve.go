@@ -65,10 +65,7 @@ func (f *Freeze) Resolve(ctx context.Context) (opened bool, err error) {
 		return false, err
 	}
 	defer func() { _ = from.Close(context.WithoutCancel(ctx)) }()
-	flag, err := readFlag(ctx, from, f.Run.GateKey)
-	if failpoint.Mutant("freeze.trust_journal") {
-		flag = flagClosed
-	}
+	flag, err := f.fromFlag(ctx, from)
 	if err != nil || flag == flagOpen {
 		return false, err
 	}
@@ -80,7 +77,7 @@ func (f *Freeze) Resolve(ctx context.Context) (opened bool, err error) {
 		return false, fmt.Errorf("the %s is in recovery: it cannot prove that it is closed for good", f.From.Side())
 	}
 	failpoint.Hit("freeze.resolving")
-	return true, f.openTo(ctx, to)
+	return f.openTo(ctx, from, to)
 }
 
 // resolver opens a session that keeps nothing locked for long when its process stands still or is
@@ -98,15 +95,26 @@ func resolver(ctx context.Context, srv *pg.Server, use pg.Use) (*pgx.Conn, error
 	return conn, nil
 }
 
-// openTo opens to's gate in one transaction, with what belongs to the opening.
-func (f *Freeze) openTo(ctx context.Context, to *pgx.Conn) error {
+// fromFlag reads whether from's COMMIT happened.
+func (f *Freeze) fromFlag(ctx context.Context, from *pgx.Conn) (int64, error) {
+	flag, err := readFlag(ctx, from, f.Run.GateKey)
+	if failpoint.Mutant("freeze.trust_journal") {
+		flag = flagClosed
+	}
+	return flag, err
+}
+
+// openTo opens to's gate in one transaction, with what belongs to the opening. With to's key in hand
+// it looks at from once more: whoever gave to up meanwhile held that key while from was opened.
+func (f *Freeze) openTo(ctx context.Context, from, to *pgx.Conn) (opened bool, err error) {
 	flag, err := readFlag(ctx, to, f.Run.GateKey)
 	if err != nil || flag == flagOpen {
-		return err
+		return err == nil, err
 	}
+	fail := func(err error) (bool, error) { return false, fmt.Errorf("opening the %s: %w", f.To.Side(), err) }
 	tx, err := to.Begin(ctx)
 	if err != nil {
-		return fmt.Errorf("opening the %s: %w", f.To.Side(), err)
+		return fail(err)
 	}
 	defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }()
 	exec := func(ctx context.Context, sql string, args ...any) error {
@@ -115,17 +123,20 @@ func (f *Freeze) openTo(ctx context.Context, to *pgx.Conn) error {
 	}
 	// Table locks before the key: a client that waits at the gate for the key holds its table.
 	if err := f.AtOpen(ctx, exec); err != nil {
-		return fmt.Errorf("opening the %s: %w", f.To.Side(), err)
+		return fail(err)
 	}
 	if err := exec(ctx, fmt.Sprintf("ALTER SEQUENCE pgrunbook.gate_flag RESTART %d", flagOpen)); err != nil {
-		return fmt.Errorf("opening the %s: %w", f.To.Side(), err)
+		return fail(err)
 	}
 	if err := exec(ctx, "SELECT pg_advisory_xact_lock($1)", f.Run.GateKey); err != nil {
-		return fmt.Errorf("opening the %s: %w", f.To.Side(), err)
+		return fail(err)
+	}
+	if flag, err = f.fromFlag(ctx, from); err != nil || flag == flagOpen {
+		return false, err
 	}
 	failpoint.Hit("freeze.resolved")
 	if err := tx.Commit(ctx); err != nil {
-		return fmt.Errorf("opening the %s: %w", f.To.Side(), err)
+		return fail(err)
 	}
-	return nil
+	return true, nil
 }

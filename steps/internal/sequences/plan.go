@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math/big"
+	"slices"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
@@ -192,4 +193,26 @@ func Carry(ctx context.Context, from, to *pgx.Conn, seqs []scope.Sequence, margi
 	}
 	failpoint.Hit("sequences.planned")
 	return changes, Apply(ctx, to, changes)
+}
+
+// Raise sets a side's sequences margin calls ahead of where they stand there, also those that were
+// never called: for a side that goes on without the one that has handed out numbers since.
+func Raise(ctx context.Context, conn *pgx.Conn, seqs []scope.Sequence, margin int64) error {
+	now, err := Read(ctx, conn, seqs)
+	if err != nil {
+		return err
+	}
+	used, err := Columns(ctx, conn, seqs)
+	if err != nil {
+		return err
+	}
+	called := slices.Clone(now)
+	for i := range called {
+		called[i].Called = true
+	}
+	changes, err := Plan(called, now, used, margin)
+	if err != nil {
+		return err
+	}
+	return Apply(ctx, conn, changes)
 }

@@ -186,3 +186,20 @@ func TestR15TheGatesSequenceIsNotCarried(t *testing.T) {
 		t.Error("a sequence that is not there was read")
 	}
 }
+
+// TestRaise: a side that goes on alone hands out nothing that the lost one may have handed out, also
+// of a sequence that was not called here.
+func TestRaise(t *testing.T) {
+	conn, _ := pair(t)
+	run(t, conn, `CREATE SEQUENCE public.called; CREATE SEQUENCE public.fresh START 500; CREATE SEQUENCE public.down INCREMENT -5;
+SELECT setval('public.called', 70); SELECT nextval('public.down'); CREATE TABLE public.t (id serial PRIMARY KEY); INSERT INTO public.t VALUES (9000)`)
+	seqs := []scope.Sequence{seq("called"), seq("fresh"), seq("down"), seq("t_id_seq", "t", "id")}
+	if err := Raise(testContext(t), conn, seqs, 100); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]string{"called": "171", "fresh": "601", "down": "-506", "t_id_seq": "9001"} {
+		if got := nextval(t, conn, "public."+name); got != want {
+			t.Errorf("%s hands out %s, want %s", name, got, want)
+		}
+	}
+}

@@ -51,7 +51,7 @@ func markdownHead(p *engine.Plan, scope planScope) []string {
 		fmt.Sprintf("%s to %s: %s, about %s rows, %s.", server(p.Source), server(p.Target), plural(len(scope.Tables), "table"), countText(rows), bytesText(bytes)),
 	}
 	if p.Predictions.WriteBlock > 0 {
-		out = append(out, "Writes wait in the cutover for about **"+durationText(p.Predictions.WriteBlock)+"**"+md(because(p.Predictions.Why))+".")
+		out = append(out, "Predicted: writes wait in the cutover for **"+predicted(p.Predictions)+"**"+md(because(p.Predictions.Why))+".")
 	}
 	return append(out, "Digest `"+p.Digest()+"`", "")
 }

@@ -161,9 +161,21 @@ func (w *planWriter) head(p *engine.Plan, scope planScope) {
 	rows, bytes, chunks := scope.total()
 	w.line("  moves   %s, %s, about %s rows, %s in %s", plural(len(scope.Tables), "table"), plural(len(scope.Sequences), "sequence"), countText(rows), bytesText(bytes), plural(int(chunks), "chunk"))
 	if p.Predictions.WriteBlock > 0 {
-		w.text("  writes wait in the cutover for about ", durationText(p.Predictions.WriteBlock)+because(p.Predictions.Why))
+		w.text("  predicted: writes wait in the cutover for ", predicted(p.Predictions)+because(p.Predictions.Why))
 	}
 	w.line("  digest  %s", p.Digest())
+}
+
+// predicted gives "180ms of 2s".
+func predicted(p engine.Prediction) string {
+	text := durationText(p.WriteBlock)
+	if p.Budget > 0 {
+		text += " of " + p.Budget.String()
+	}
+	if p.Over() {
+		text += ", OVER the budget"
+	}
+	return text
 }
 
 func because(why string) string {

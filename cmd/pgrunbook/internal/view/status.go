@@ -28,6 +28,9 @@ type Status struct {
 	Notes    []string      `json:"notes,omitempty"` // approvals that wait, foreign holders of the gate's lock
 	After    *StatusAfter  `json:"after_flip,omitempty"`
 	Next     string        `json:"next"` // what to type
+
+	Predicted *engine.Prediction `json:"-"`                  // of the next freeze
+	Back      *StatusBack        `json:"rollback,omitempty"` // before the flip, when there is nothing to go back from
 }
 
 // StatusAfter is what a flip left behind: the old side, and the way back.
@@ -46,7 +49,10 @@ type StatusBack struct {
 	Rows     int64         `json:"pending_rows"` // to carry back first
 	Takes    time.Duration `json:"-"`
 	Seconds  float64       `json:"estimate_seconds"`
+	Measured bool          `json:"measured"`               // the estimate, by passes of this run
+	Since    time.Time     `json:"since,omitzero"`         // not possible: when that was first seen
 	Proved   time.Time     `json:"last_possible,omitzero"` // when it was last known to be possible
+	Unasked  string        `json:"unasked,omitempty"`      // what was not looked at
 }
 
 // StatusStep is one step of the plan.
@@ -98,8 +104,14 @@ func WriteStatus(out io.Writer, s Status, o PlanOptions) error {
 	if s.LagKnown {
 		w.line("  lag      %s, %s rows pending", durationText(s.Lag), countText(s.Pending))
 	}
+	if s.Predicted != nil {
+		w.text("  freeze   predicted: writes wait for ", predicted(*s.Predicted)+because(s.Predicted.Why))
+	}
 	if s.After != nil {
 		w.after(s.After)
+	}
+	if s.Back != nil {
+		w.text("  rollback not possible: ", strings.TrimSpace(s.Back.Why+". "+s.Back.Hint))
 	}
 	for _, n := range s.Notes {
 		w.text("  note     ", n)
@@ -144,9 +156,20 @@ func (w *planWriter) after(a *StatusAfter) {
 	switch {
 	case b == nil:
 	case b.Possible:
-		w.line("  way back possible, after %s rows, about %s", countText(b.Rows), durationText(b.Takes))
+		rate := "assumed rate"
+		if b.Measured {
+			rate = "measured rate"
+		}
+		text := fmt.Sprintf("possible, after %s rows, about %s at the %s", countText(b.Rows), durationText(b.Takes), rate)
+		if b.Unasked != "" {
+			text = "possible as far as the target knows, after " + countText(b.Rows) + " rows, about " + durationText(b.Takes) + " at the " + rate + "; " + b.Unasked
+		}
+		w.text("  way back ", text)
 	default:
 		text := "not possible: " + b.Why
+		if !b.Since.IsZero() {
+			text = "not possible since " + b.Since.UTC().Format(time.RFC3339) + " at the latest: " + b.Why
+		}
 		if !b.Proved.IsZero() {
 			text += "; it was possible at " + b.Proved.UTC().Format(time.RFC3339)
 		}
@@ -155,6 +178,15 @@ func (w *planWriter) after(a *StatusAfter) {
 		}
 		w.text("  way back ", text)
 	}
+}
+
+// predictedLine is a prediction with its durations in seconds.
+type predictedLine struct {
+	WriteBlock float64 `json:"write_block_seconds"`
+	Budget     float64 `json:"budget_seconds"`
+	Measured   bool    `json:"measured"`
+	Over       bool    `json:"over_budget"`
+	Why        string  `json:"why,omitempty"`
 }
 
 // WriteStatusJSON writes a status as one line of JSON, in the envelope of the event stream.
@@ -170,8 +202,9 @@ func WriteStatusJSON(out io.Writer, s Status, now time.Time) error {
 	line := struct {
 		envelope
 		Status
-		Steps []step   `json:"steps"`
-		Lag   *float64 `json:"lag_seconds,omitempty"`
+		Steps     []step         `json:"steps"`
+		Lag       *float64       `json:"lag_seconds,omitempty"`
+		Predicted *predictedLine `json:"predicted,omitempty"`
 	}{envelope: (&jsonView{}).head("info", "the "+s.Writes+" takes writes", "status", now), Status: s, Steps: steps}
 	if s.Writes == "unclear" {
 		line.Message = "who may write is unclear"
@@ -179,6 +212,9 @@ func WriteStatusJSON(out io.Writer, s Status, now time.Time) error {
 	if s.LagKnown {
 		lag := seconds(s.Lag)
 		line.Lag = &lag
+	}
+	if p := s.Predicted; p != nil {
+		line.Predicted = &predictedLine{WriteBlock: seconds(p.WriteBlock), Budget: seconds(p.Budget), Measured: p.Measured, Over: p.Over(), Why: p.Why}
 	}
 	if err := json.NewEncoder(out).Encode(line); err != nil {
 		return fmt.Errorf("writing the status: %w", err)

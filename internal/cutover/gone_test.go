@@ -1,0 +1,98 @@
+package cutover_test
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/pgrunbook/pgrunbook/internal/testpg"
+)
+
+// TestOneSideGone: each side's server dies before the flip and the source's after it. The other one
+// is left clean, by commands that are killed at their boundaries and repeated, and the application
+// writes on where it did.
+func TestOneSideGone(t *testing.T) {
+	t.Parallel()
+	r, source, target := ownServers(t)
+	r.write(plain)
+	r.begin(r.source, r.target)
+	schema, set := r.dump(r.source), r.ask(r.source, settings)
+	asFound := func(when string) {
+		t.Helper()
+		if now := r.dump(r.source); now != schema {
+			t.Errorf("%s the source differs:\n%s", when, firstDifference(schema, now))
+		}
+		if now := r.ask(r.source, settings); now != set {
+			t.Errorf("%s the source's settings differ:\n%s", when, firstDifference(set, now))
+		}
+		r.writing(onSource)
+	}
+	r.want(0, "apply", "-y", "--until", "arm")
+	empty := "" // of the target, but for the journal
+
+	r.must(target.Stop(t.Context(), testpg.Immediate))
+	r.writing(onSource)
+	r.says(r.want(1, "abort", "-y"), "pgrunbook abort --without-target")
+	args := []string{"abort", "-y", "--without-target"}
+	for _, point := range []string{"abort.disarmed", "gate.untriggered", "gate.removed", "capture.dropped", "abort.source"} {
+		r.killedAt(point, args...)
+		r.writing(onSource)
+	}
+	r.want(0, args...)
+	asFound("without its target")
+	r.want(0, args...) // nothing is left to do
+	r.must(target.Start(t.Context()))
+	r.want(0, "abort", "-y", "--drop-target") // it knows of the run still
+	r.sql(r.target, "DROP SCHEMA pgrunbook CASCADE")
+	empty = r.dump(r.target)
+	asFound("after the target came back")
+
+	r.want(0, "apply", "-y", "--until", "arm")
+	r.must(source.Stop(t.Context(), testpg.Immediate))
+	r.says(r.want(1, "abort", "-y"), "pgrunbook abort --without-source")
+	args = []string{"abort", "-y", "--without-source", "--drop-target"}
+	for _, point := range []string{"abort.schema", "gate.removed", "abort.target"} {
+		r.killedAt(point, args...)
+	}
+	r.want(0, args...)
+	r.sql(r.target, "DROP SCHEMA pgrunbook CASCADE")
+	if now := r.dump(r.target); now != empty {
+		t.Errorf("without its source the target differs:\n%s", firstDifference(empty, now))
+	}
+	r.must(source.Start(t.Context())) // it has capture and an open gate of a run that is no more
+	r.writing(onSource)
+	r.says(r.want(13, "apply", "-y"), "pgrunbook run")
+	r.says(r.want(0, "status"), "the source holds run", "and is open", "pgrunbook abort --without-target")
+	r.want(0, "abort", "-y", "--without-target")
+	asFound("after the source came back")
+
+	r.want(0, "apply", "-y")
+	r.writing(onTarget)
+	r.says(r.want(15, "abort", "-y", "--without-target"), "the flip happened", "pgrunbook rollback --without-target")
+	r.dies(source)
+	r.writing(onTarget)
+	text := r.want(0, "status")
+	r.says(text, "The target takes writes", "way back not possible since 20", "it was possible at 20", "finish --without-source")
+	if again := r.want(0, "status"); since(again) != since(text) {
+		t.Errorf("since when there is no way back is said in two ways:\n%s\n%s", since(text), since(again))
+	}
+	r.says(r.want(1, "rollback", "-y"), "connecting to the source")
+	r.says(r.want(1, "finish", "-y", "--now"), "pgrunbook finish --without-source")
+	args = []string{"finish", "-y", "--now", "--without-source"}
+	for _, point := range []string{"gate.untriggered", "gate.removed", "finish.target", "finish.walked"} {
+		r.killedAt(point, args...)
+		r.writing(onTarget)
+	}
+	r.want(0, args...)
+	if left := r.ask(r.target, ours); left != "" {
+		t.Errorf("left on the target: %s", left)
+	}
+	r.writing(onTarget)
+	r.balance(r.target)
+}
+
+// since cuts out of a status since when there is no way back.
+func since(status string) string {
+	_, rest, _ := strings.Cut(strings.Join(strings.Fields(status), " "), "not possible since ")
+	at, _, _ := strings.Cut(rest, " ")
+	return at
+}
