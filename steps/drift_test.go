@@ -1,8 +1,11 @@
 package steps
 
 import (
+	"context"
 	"encoding/json"
+	"fmt"
 	"log/slog"
+	"os/exec"
 	"slices"
 	"strings"
 	"testing"
@@ -10,6 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/pgrunbook/pgrunbook/engine"
+	"github.com/pgrunbook/pgrunbook/internal/pg"
 	"github.com/pgrunbook/pgrunbook/internal/testpg"
 )
 
@@ -173,5 +177,95 @@ func TestF07AmendTakesTunablesAndRefusesScope(t *testing.T) {
 	_, err = AmendRun(t.Context(), change("copy {", "table \"public.item\" { data = \"none\" }\ncopy {"), "dev")
 	if engine.ClassOf(err) != engine.ClassStale {
 		t.Errorf("error is %v", err)
+	}
+}
+
+// planner is a step whose Plan does something with its servers.
+type planner struct {
+	engine.Step
+	plan func(ctx context.Context) error
+}
+
+func (p planner) ID() engine.StepID   { return "planner" }
+func (p planner) Phase() engine.Phase { return engine.PhaseSchema }
+func (p planner) Plan(ctx context.Context) (engine.StepPlan, error) {
+	return engine.StepPlan{}, p.plan(ctx)
+}
+
+// Whatever a step's Plan connects with, it cannot write, and afterwards the servers are as before.
+func TestPlanOfAStepCannotWrite(t *testing.T) {
+	env, source, target := planned(t, twoTables, "")
+	env.Source, env.Target = env.Source.ForRun("run", "mark"), env.Target.ForRun("run", "mark")
+	env.Plan = &engine.Plan{}
+	const write = "CREATE TABLE public.written (id int)"
+	into := func(server **pg.Server, use pg.Use) func(context.Context) error {
+		return func(ctx context.Context) error {
+			conn, err := (*server).Connect(ctx, use)
+			if err != nil {
+				return err
+			}
+			defer func() { _ = conn.Close(ctx) }()
+			_, err = conn.Exec(ctx, write)
+			return err
+		}
+	}
+	program := func(ctx context.Context) error {
+		vars, err := env.Target.LibpqEnv(ctx, "plan", nil)
+		if err != nil {
+			return err
+		}
+		cmd := exec.CommandContext(ctx, "psql", "-X", "-v", "VERBOSITY=sqlstate", "-c", write)
+		cmd.Env = vars
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("%w: %s", err, out)
+		}
+		return nil
+	}
+	for name, try := range map[string]func(context.Context) error{
+		"source":         into(&env.Source, pg.Use{}),
+		"target":         into(&env.Target, pg.Use{}),
+		"marked session": into(&env.Target, pg.Use{Marked: true, Replica: true, AsyncCommit: true}),
+		"program":        program,
+		"both sides": func(ctx context.Context) error {
+			sides, err := openSides(ctx, env, "plan")
+			if err != nil {
+				return err
+			}
+			defer sides.close(ctx)
+			_, err = sides.source.Exec(ctx, "UPDATE public.orders SET note = note")
+			return err
+		},
+	} {
+		if _, err := planOf(t.Context(), env, []engine.Step{planner{plan: try}}); err == nil || !strings.Contains(err.Error(), "25006") {
+			t.Errorf("%s: planning wrote, or failed otherwise: %v", name, err)
+		}
+	}
+	for _, url := range []string{source, target} {
+		if n := query(t, url, "SELECT count(*) FROM pg_class WHERE relname = 'written'"); n != "0" {
+			t.Error("planning made a table")
+		}
+	}
+	if err := into(&env.Source, pg.Use{})(t.Context()); err != nil {
+		t.Errorf("after planning: %v", err)
+	}
+}
+
+func TestReadOnlyDefaultIsSaidAndNotCarried(t *testing.T) {
+	env, source, _ := planned(t, twoTables, "")
+	query(t, source, `DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET default_transaction_read_only = true', current_database());
+EXECUTE format('ALTER DATABASE %I SET work_mem = 5120', current_database()); END $$`)
+	p, err := MakePlan(t.Context(), env, "test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if env.Scope.ReadOnlyDefault != "true" || !slices.ContainsFunc(p.Findings, func(f engine.Finding) bool { return f.Code == "PRE183" }) {
+		t.Errorf("the source's default is %q, findings: %+v", env.Scope.ReadOnlyDefault, p.Findings)
+	}
+	carried := ""
+	for _, a := range p.Steps[0].Actions {
+		carried += a.SQL + "\n"
+	}
+	if !strings.Contains(carried, "work_mem") || strings.Contains(carried, "default_transaction_read_only") {
+		t.Errorf("carried to the target: %s", carried)
 	}
 }

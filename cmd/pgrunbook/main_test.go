@@ -40,7 +40,7 @@ func (t tests) Run() int {
 }
 
 func TestMain(m *testing.M) {
-	testscript.Main(tests{m}, map[string]func(){"pgrunbook": main})
+	testscript.Main(tests{m}, map[string]func(){"pgrunbook": scripted})
 }
 
 func TestScripts(t *testing.T) {

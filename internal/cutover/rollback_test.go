@@ -76,7 +76,13 @@ func TestThereAndBack(t *testing.T) {
 func TestFollowThenBack(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, plain)
+	// What the owner set himself, for whatever reason, is there again after the way back.
+	r.sql(r.source, "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET default_transaction_read_only = off', current_database()); END $$")
+	const own = "SELECT coalesce((SELECT setconfig::text FROM pg_db_role_setting WHERE setrole = 0 AND setdatabase = (SELECT oid FROM pg_database WHERE datname = current_database())), '')"
 	r.want(0, "apply", "-y")
+	if got := r.ask(r.source, own); got != "{default_transaction_read_only=on}" {
+		t.Errorf("the closed source has the settings %s", got)
+	}
 	r.sql(r.target, burst)
 	r.writing(onTarget)
 
@@ -94,6 +100,9 @@ func TestFollowThenBack(t *testing.T) {
 	}
 	r.want(0, "rollback", "-y")
 	r.writing(onSource)
+	if got := r.ask(r.source, own); got != "{default_transaction_read_only=off}" {
+		t.Errorf("after the way back the source has the settings %s", got)
+	}
 	r.same()
 	r.balance(r.source)
 }

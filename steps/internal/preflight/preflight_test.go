@@ -397,6 +397,9 @@ func TestR22TimeoutsAndSwallowedErrors(t *testing.T) {
 	p.source("DROP FUNCTION public.careless", "CREATE FUNCTION public.e() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN END'",
 		"CREATE EVENT TRIGGER et_"+database(t, p.from)+" ON ddl_command_end EXECUTE FUNCTION public.e()")
 	p.want("PRE182 warning source")
+	p.source("ALTER DATABASE " + db + " SET default_transaction_read_only = true")
+	p.target("ALTER DATABASE " + ident(database(t, p.to)) + " SET default_transaction_read_only = on")
+	p.want("PRE182 warning source", "PRE183 warning source", "PRE183 warning target")
 }
 
 func TestGuc(t *testing.T) {
