@@ -23,8 +23,8 @@ import (
 const lockedSetup = `
 CREATE SCHEMA shop;
 CREATE TABLE shop.lock (id int PRIMARY KEY);
-CREATE TABLE shop.customer (id int PRIMARY KEY, name text NOT NULL);
-CREATE TABLE shop.invoice (id int PRIMARY KEY, customer int REFERENCES shop.customer, pad text);
+CREATE TABLE shop.customer (id int PRIMARY KEY, name text NOT NULL) WITH (autovacuum_enabled = off);
+CREATE TABLE shop.invoice (id int PRIMARY KEY, customer int REFERENCES shop.customer, pad text) WITH (autovacuum_enabled = off);
 CREATE MATERIALIZED VIEW shop.total AS SELECT count(*) AS n FROM shop.customer;
 INSERT INTO shop.customer SELECT g, 'c' || g FROM generate_series(1, 4000) g;
 INSERT INTO shop.invoice SELECT g, g FROM generate_series(1, 50) g;`
@@ -226,8 +226,8 @@ func (b *lockBench) lockSteps() []lockStep {
 		{"capture for the way back", engine.Target, "shop.customer", false, apply(newReverse(env)), uncapture(engine.Target)},
 		{"remove that capture", engine.Target, "shop.customer", true, uncapture(engine.Target), apply(newReverse(env))},
 		{"remove the target's gate", engine.Target, "shop.customer", true, ungate(engine.Target), regate},
-		{"a foreign key", engine.Target, "shop.customer", false, apply(newConstraints(env)), sql("ALTER TABLE shop.invoice DROP CONSTRAINT invoice_customer_fkey")},
-		{"a carried column", engine.Target, "shop.customer", true, column, sql("ALTER TABLE shop.customer DROP COLUMN extra")},
+		{"a foreign key", engine.Target, "shop.customer", false, apply(newConstraints(env)), sql("ALTER TABLE shop.invoice DROP CONSTRAINT IF EXISTS invoice_customer_fkey")},
+		{"a carried column", engine.Target, "shop.customer", true, column, sql("ALTER TABLE shop.customer DROP COLUMN IF EXISTS extra")},
 		{"a materialized view", engine.Target, "shop.total", true, func(ctx context.Context) error { return refreshMaterialized(ctx, target, b.cp) }, nil},
 	}
 }
@@ -326,7 +326,7 @@ func (b *lockBench) againstAutovacuum(s lockStep, alone time.Duration) {
 	b.t.Helper()
 	b.must(s.again(b.t.Context()))
 	url := b.url(s.on)
-	b.exec(url, "ALTER TABLE "+s.table+" SET (autovacuum_vacuum_threshold = 1, autovacuum_vacuum_scale_factor = 0); SET pgrunbook.mark = '"+b.env.Run.Mark+"'; UPDATE "+s.table+" SET name = name || '.'")
+	b.exec(url, "ALTER TABLE "+s.table+" SET (autovacuum_enabled = on, autovacuum_vacuum_threshold = 1, autovacuum_vacuum_scale_factor = 0); SET pgrunbook.mark = '"+b.env.Run.Mark+"'; UPDATE "+s.table+" SET name = name || '.'")
 	conn := b.connect(url)
 	defer func() { _ = conn.Close(context.Background()) }()
 	for deadline := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) {
