@@ -11,7 +11,7 @@ LINT := .cache/bin/golangci-lint-$(GOLANGCI_LINT_VERSION)
 MAJORS ?= 12 15 18
 # Packages tested at the same time: each may run several servers.
 TEST_PROCS ?= 2
-TEST_TIMEOUT ?= 20m
+TEST_TIMEOUT ?= 40m
 SOAK_TIMEOUT ?= 26h
 PKG ?= ./...
 # Packages whose tests run the built program: the race detector would look at the harness alone.

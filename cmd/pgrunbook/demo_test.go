@@ -36,7 +36,7 @@ func plant() error {
 	defer cancel()
 	for url, sql := range map[string]string{
 		os.Getenv("TARGET_URL"): "DELETE FROM ledger.entry WHERE (client, seq) = (SELECT client, seq FROM ledger.entry ORDER BY seq, client LIMIT 1)",
-		os.Getenv("SOURCE_URL"): `SET default_transaction_read_only = off; BEGIN; ALTER TABLE shop.product DISABLE TRIGGER USER;
+		os.Getenv("SOURCE_URL"): `BEGIN READ WRITE; ALTER TABLE shop.product DISABLE TRIGGER USER;
 			INSERT INTO shop.product (title, net) VALUES ('planted', 1); ALTER TABLE shop.product ENABLE TRIGGER USER; COMMIT`,
 	} {
 		conn, err := pgx.Connect(ctx, url)
