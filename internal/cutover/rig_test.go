@@ -349,7 +349,7 @@ func (r *rig) writing(side int) {
 // refused demands that a side refuses a write, whatever its database's default is, and returns the words.
 func (r *rig) refused(url, state string) string {
 	r.t.Helper()
-	err := r.try(url, "SET default_transaction_read_only = off; INSERT INTO app.bag VALUES (1, 'by mistake')")
+	err := r.try(url, "BEGIN READ WRITE; INSERT INTO app.bag VALUES (1, 'by mistake'); COMMIT")
 	if sqlState(err) != state {
 		r.t.Errorf("a write: %v, want it refused with %s", err, state)
 	}

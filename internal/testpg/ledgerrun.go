@@ -155,7 +155,8 @@ func (w *writer) note(ctx context.Context, err error) {
 	w.l.stats.Errors[kind]++
 	w.l.mu.Unlock()
 	switch {
-	case kind == "25006", kind == "57P01", kind == "57P02", kind == "57P03", kind == "connection", w.conn == nil, w.conn.IsClosed():
+	case kind == "25006", kind == "57P01", kind == "57P02", kind == "57P03", kind == "connection", kind == "42P01", // 42P01: an abort took the tables away
+		w.conn == nil, w.conn.IsClosed():
 		w.drop()
 		w.server = (w.server + 1) % len(w.servers)
 	}

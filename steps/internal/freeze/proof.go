@@ -54,7 +54,7 @@ SELECT NULL, 'the prepared transaction ' || quote_literal(gid), owner, '', extra
   FROM pg_prepared_xacts WHERE database = current_database()
 UNION ALL
 SELECT l.pid, 'DDL on ' || l.relation::regclass::text, coalesce(a.usename, ''), coalesce(a.application_name, ''),
-       extract(epoch FROM now() - a.xact_start)::float8
+       coalesce(extract(epoch FROM now() - a.xact_start), 0)::float8
   FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid
  WHERE l.locktype = 'relation' AND l.mode = 'AccessExclusiveLock'
    AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
@@ -63,7 +63,7 @@ SELECT l.pid, 'DDL on ' || l.relation::regclass::text, coalesce(a.usename, ''), 
 // inFlightSQL names the writers that have passed the gate and not ended: the hold drains them.
 const inFlightSQL = `
 SELECT l.pid, 'a writer in flight', coalesce(a.usename, ''), coalesce(a.application_name, ''),
-       extract(epoch FROM clock_timestamp() - a.xact_start)::float8
+       coalesce(extract(epoch FROM clock_timestamp() - a.xact_start), 0)::float8
   FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
  WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted
    AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
