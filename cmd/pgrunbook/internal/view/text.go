@@ -168,12 +168,17 @@ func plural(n int, noun string) string {
 }
 
 // wrap breaks a text into lines of at most width columns; the first has prefix, the others as many
+// noBreak stands for a hyphen while lines are wrapped: a command that was torn apart in its flags
+// cannot be pasted.
+const noBreak = "\ue000"
+
 // blanks.
 func wrap(prefix, text string, width int) []string {
 	indent := strings.Repeat(" ", ansi.StringWidth(prefix))
 	room := max(20, width-ansi.StringWidth(prefix))
 	var out []string
-	for i, l := range strings.Split(ansi.Wrap(printable(text), room, ""), "\n") {
+	whole := strings.ReplaceAll(printable(text), "-", noBreak)
+	for i, l := range strings.Split(strings.ReplaceAll(ansi.Wrap(whole, room, ""), noBreak, "-"), "\n") {
 		if i == 0 {
 			out = append(out, prefix+l)
 		} else {
