@@ -3,6 +3,7 @@ package freeze
 import (
 	"context"
 	"errors"
+	"fmt"
 	"testing"
 	"time"
 
@@ -172,6 +173,25 @@ func TestR17CommitThatWaitsForAStandby(t *testing.T) {
 	p.exec(p.source, "SELECT pg_reload_conf()")
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
+	watch := p.connect(p.source)
+	waits := func(conn *pgx.Conn) (yes bool) {
+		for deadline := time.Now().Add(2 * time.Second); !yes && time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+			err := watch.QueryRow(ctx, "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE pid = $1 AND wait_event = 'SyncRep')", int32(conn.PgConn().PID())).Scan(&yes)
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		return yes
+	}
+	// The checkpointer tells the others of the setting, at its leisure.
+	for n, known := 0, false; !known; n++ {
+		probe := p.connect(p.source)
+		go func() { _, _ = probe.Exec(ctx, fmt.Sprintf("CREATE TABLE public.probe_%d ()", n)) }()
+		if known = waits(probe); n == 20 {
+			t.Fatal("no COMMIT waits for a standby")
+		}
+		p.run(watch, fmt.Sprintf("SELECT pg_terminate_backend(%d)", probe.PgConn().PID()))
+	}
 	committed := make(chan error, 1)
 	hold.mu.Lock() // no heartbeat is under way
 	hold.ended = true
@@ -181,14 +201,8 @@ func TestR17CommitThatWaitsForAStandby(t *testing.T) {
 		_, err := hold.conn.Exec(ctx, "COMMIT")
 		committed <- err
 	}()
-	watch := p.connect(p.source)
-	for waiting, deadline := false, time.Now().Add(20*time.Second); !waiting; time.Sleep(5 * time.Millisecond) {
-		if err := watch.QueryRow(ctx, "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE wait_event = 'SyncRep')").Scan(&waiting); err != nil {
-			t.Fatal(err)
-		}
-		if time.Now().After(deadline) {
-			t.Fatal("the COMMIT does not wait for a standby")
-		}
+	if !waits(hold.conn) {
+		t.Fatal("the COMMIT does not wait for a standby")
 	}
 	var plain int64
 	if err := watch.QueryRow(ctx, readFlagSQL).Scan(&plain); err != nil || plain != flagOpen {
