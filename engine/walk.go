@@ -67,7 +67,7 @@ type Walk struct {
 	Ask     AskFunc // nil: nobody can be asked
 	// Predict says what the freeze that an approval is for would cost; nil or "" says nothing.
 	Predict func(ctx context.Context) string
-	Until   StepID           // inclusive; empty walks all, a name that is no step's is an error
+	Until   StepID // inclusive; empty walks all, a name that is no step's is an error
 	// Hold is asked before each step that is not done; it may wait. Nil never does.
 	Hold func(ctx context.Context, id StepID) error
 	Now  func() time.Time // Defaults to time.Now
