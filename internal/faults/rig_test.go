@@ -277,7 +277,7 @@ func (p *process) hits() (names []string, count map[string]int) {
 // passed waits until the process, or its guardian, has passed a failpoint n times; false where both
 // are gone.
 func (p *process) passed(name string, n int) bool {
-	const guardian = 10 * time.Second // longer than it needs to find that its runner is gone
+	const guardian = time.Minute // longer than it needs, also on a busy machine, to find that its runner is gone
 	for deadline := time.Now().Add(3 * time.Minute); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
 		if _, count := p.hits(); count[name] >= n {
 			return true
