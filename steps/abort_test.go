@@ -92,6 +92,7 @@ func TestAbortRefusesAfterTheFlip(t *testing.T) {
 	if err := Abort(t.Context(), r.env, AbortOptions{}); err == nil || !strings.Contains(engine.HintOf(err), "rollback") {
 		t.Errorf("after the flip: %v", err)
 	}
+	r.env.Journal.Close(t.Context()) // its runner is dead
 	if err := Abort(t.Context(), r.env, AbortOptions{WithoutTarget: true}); engine.ClassOf(err) != engine.ClassAmbiguous {
 		t.Errorf("without the target after the flip: %v", err)
 	}
@@ -115,6 +116,10 @@ func TestAbortWithoutTheTarget(t *testing.T) {
 	r := ready(t)
 	alone, err := NewServer(engine.Source, r.source, "")
 	r.must(err)
+	if err := Abort(t.Context(), &Env{Source: alone, Sink: r.env.Sink}, AbortOptions{WithoutTarget: true}); engine.ClassOf(err) != engine.ClassHeld {
+		t.Errorf("beside a runner: %v", err)
+	}
+	r.env.Journal.Close(t.Context())
 	for range 2 {
 		r.must(Abort(t.Context(), &Env{Source: alone, Sink: r.env.Sink}, AbortOptions{WithoutTarget: true}))
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/pgrunbook/pgrunbook/engine"
 	"github.com/pgrunbook/pgrunbook/internal/pg"
+	"github.com/pgrunbook/pgrunbook/internal/testpg"
 	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
 )
 
@@ -62,7 +64,13 @@ func TestFindSaysWhatToInstall(t *testing.T) {
 func TestProgramsGetNoPasswordAndDieWithUs(t *testing.T) {
 	dir := t.TempDir()
 	program(t, dir, "pg_dump", fmt.Sprintf(`echo "$@" > %[1]s/args; env > %[1]s/env; sleep 1000 & echo $! > %[1]s/child; wait`, dir))
-	s, err := pg.New(pg.Config{Side: "source", URL: "postgresql://al%20ice:s3cr%20et@/db?host=%2Fno%20where&port=1&sslmode=disable", RunID: "r"})
+	cluster := testpg.Shared(t, 15)
+	if err := cluster.Exec(testContext(t), "postgres", `CREATE ROLE "al ice" LOGIN PASSWORD 's3cr et'`); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = cluster.Exec(context.Background(), "postgres", `DROP ROLE "al ice"`) })
+	port := strconv.Itoa(cluster.Port)
+	s, err := pg.New(pg.Config{Side: "source", URL: "postgresql://al%20ice:s3cr%20et@/postgres?host=127.0.0.1&port=" + port + "&sslmode=disable", RunID: "r"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -72,7 +80,7 @@ func TestProgramsGetNoPasswordAndDieWithUs(t *testing.T) {
 		_, err := Dump(ctx, Tools{Dir: dir, Major: 18}, s, Options{Scope: &scope.Scope{}})
 		done <- err
 	}()
-	child := waitFor(t, filepath.Join(dir, "child"))
+	child := waitFor(t, filepath.Join(dir, "child"), done)
 	cancel()
 	if err := <-done; !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)
@@ -86,27 +94,31 @@ func TestProgramsGetNoPasswordAndDieWithUs(t *testing.T) {
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
-	args, env := waitFor(t, filepath.Join(dir, "args")), waitFor(t, filepath.Join(dir, "env"))
+	args, env := waitFor(t, filepath.Join(dir, "args"), nil), waitFor(t, filepath.Join(dir, "env"), nil)
 	if strings.Contains(args, "s3cr") || strings.Contains(args, "al ice") {
 		t.Errorf("arguments are %s", args)
 	}
-	for _, want := range []string{"PGPASSWORD=s3cr et\n", "PGUSER=al ice\n", "PGHOST=/no where\n", "PGPORT=1\n", "PGDATABASE=db\n", "PGSSLMODE=disable\n", "PGAPPNAME=pgrunbook r dump"} {
+	for _, want := range []string{"PGPASSWORD=s3cr et\n", "PGUSER=al ice\n", "PGHOST=127.0.0.1\n", "PGPORT=" + port + "\n", "PGDATABASE=postgres\n", "PGSSLMODE=disable\n", "PGAPPNAME=pgrunbook r dump"} {
 		if !strings.Contains(env+"\n", want) {
 			t.Errorf("%q is not in the environment:\n%s", want, env)
 		}
 	}
 }
 
-func waitFor(t *testing.T, path string) string {
+// waitFor reads a file that a program writes; it ends with the program's own end.
+func waitFor(t *testing.T, path string, ended <-chan error) string {
 	t.Helper()
 	for {
 		if b, err := os.ReadFile(path); err == nil && len(b) > 0 {
 			return strings.TrimSpace(string(b))
 		}
-		if err := t.Context().Err(); err != nil {
-			t.Fatal(err)
+		select {
+		case err := <-ended:
+			t.Fatalf("the program ended before it wrote %s: %v", path, err)
+		case <-t.Context().Done():
+			t.Fatal(t.Context().Err())
+		case <-time.After(10 * time.Millisecond):
 		}
-		time.Sleep(10 * time.Millisecond)
 	}
 }
 
