@@ -8,6 +8,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/hashicorp/hcl/v2"
 	"github.com/jackc/pgx/v5"
 
 	"github.com/pgrunbook/pgrunbook/engine"
@@ -184,13 +185,7 @@ func pinRunbook(rb *runbook.Runbook) engine.RunbookPin {
 // LoadPlan reads the runbook that a plan carries, with the plan's variables and the environment's
 // sensitive ones. A file beside the runbook that is not the reviewed one is an error of ClassStale.
 func LoadPlan(p *engine.Plan, getenv func(string) (string, bool)) (*runbook.Runbook, error) {
-	vars := map[string]string{}
-	for name, v := range p.Runbook.Variables {
-		if v != sensitiveValue {
-			vars[name] = v
-		}
-	}
-	rb, diags := runbook.Parse(p.Runbook.Path, []byte(p.Runbook.Text), runbook.Options{Vars: vars, Getenv: getenv, ToolVersion: p.ToolVersion})
+	rb, diags := ParsePlan(p, runbook.Options{Getenv: getenv})
 	diags = append(diags, Check(rb)...)
 	if diags.HasErrors() {
 		return rb, &engine.Error{
@@ -202,6 +197,17 @@ func LoadPlan(p *engine.Plan, getenv func(string) (string, bool)) (*runbook.Runb
 		return rb, stale(changes)
 	}
 	return rb, nil
+}
+
+// ParsePlan reads the runbook that a plan carries, with the plan's variables.
+func ParsePlan(p *engine.Plan, o runbook.Options) (*runbook.Runbook, hcl.Diagnostics) {
+	o.Vars, o.ToolVersion = map[string]string{}, p.ToolVersion
+	for name, v := range p.Runbook.Variables {
+		if v != sensitiveValue {
+			o.Vars[name] = v
+		}
+	}
+	return runbook.Parse(p.Runbook.Path, []byte(p.Runbook.Text), o)
 }
 
 func fileChanges(was, is engine.RunbookPin) []string {

@@ -52,6 +52,21 @@ func NewServer(side engine.Side, url, service string) (*pg.Server, error) {
 	return server, nil
 }
 
+// Servers prepares the servers of a runbook that was read with Validate, as far as their addresses
+// are known; a side whose address is not is nil.
+func Servers(rb *runbook.Runbook) (target, source *Server, err error) {
+	prepare := func(side engine.Side, s runbook.Server) *Server {
+		if err != nil || !s.URLKnown && s.Service == "" && !s.InheritEnv {
+			return nil
+		}
+		var server *Server
+		server, err = serverOf(rb, side, s)
+		return server
+	}
+	target, source = prepare(engine.Target, rb.Target), prepare(engine.Source, rb.Source)
+	return target, source, err
+}
+
 // OpenOptions say how a run is opened.
 type OpenOptions struct {
 	ToolVersion string

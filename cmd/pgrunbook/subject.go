@@ -108,7 +108,7 @@ func (a *app) open(ctx context.Context, args []string) (*subject, error) {
 	}
 	if s.plan != nil {
 		if len(a.vars)+len(a.varFiles) > 0 {
-			return nil, usageError("Leave --var out, or plan again with it.", "a saved plan has its variables already")
+			return nil, errVarsOfPlan()
 		}
 		if s.rb, err = steps.LoadPlan(s.plan, a.getenv); s.rb != nil {
 			a.hide(s.rb.Secrets()...)
@@ -123,6 +123,10 @@ func (a *app) open(ctx context.Context, args []string) (*subject, error) {
 		s.env.Guardian = guardianCommand()
 	}
 	return s, err
+}
+
+func errVarsOfPlan() error {
+	return usageError("Leave --var out, or plan again with it.", "a saved plan has its variables already")
 }
 
 // useTarget reports whether the target alone says what to work on.
@@ -231,35 +235,4 @@ func writePlan(path string, p *engine.Plan) error {
 		return fmt.Errorf("saving the plan: %w", err)
 	}
 	return nil
-}
-
-// openServer gives the target alone: of --target, of a runbook or of a saved plan.
-func (a *app) openServer(ctx context.Context, args []string) (*steps.Server, error) {
-	target, _, err := a.openServers(ctx, args)
-	return target, err
-}
-
-// openServers gives the target, and the source where it is known; neither is connected to. With
-// --target the source comes from PGRUNBOOK_SOURCE_URL, and may be nil.
-func (a *app) openServers(ctx context.Context, args []string) (target, source *steps.Server, err error) {
-	if !a.useTarget(args) {
-		s, err := a.open(ctx, args)
-		if err != nil {
-			return nil, nil, err
-		}
-		return s.env.Target, s.env.Source, nil
-	}
-	url, err := a.targetURL()
-	if err != nil {
-		return nil, nil, err
-	}
-	if target, err = steps.NewServer(engine.Target, url, ""); err != nil {
-		return nil, nil, err
-	}
-	if from := a.env("PGRUNBOOK_SOURCE_URL"); from != "" {
-		a.hide(steps.Passwords(from)...)
-		source, err = steps.NewServer(engine.Source, from, "")
-	}
-	a.show()
-	return target, source, err
 }

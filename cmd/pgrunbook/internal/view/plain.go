@@ -24,7 +24,8 @@ type plain struct {
 	every   time.Duration
 	last    time.Time // of the last line
 	lastLag time.Time
-	lastEq  time.Time // of the last table that was found equal
+	lag     *engine.Event // the latest that was held back
+	lastEq  time.Time     // of the last table that was found equal
 }
 
 func newPlain(o Options, lo LogOptions) *plain {
@@ -42,10 +43,16 @@ func (p *plain) event(e engine.Event, now time.Time) {
 		p.progress(now, p.every)
 		return
 	case engine.EventLag:
-		if now.Sub(p.lastLag) < p.every {
+		if p.lag = nil; now.Sub(p.lastLag) < p.every {
+			p.lag = &e
 			return
 		}
 		p.lastLag = now
+	case engine.EventStepDone: // with where it stands, not where it stood some seconds ago
+		if p.lag != nil && p.lag.Step == e.Step {
+			logEvent(p.handler, *p.lag)
+		}
+		p.lag = nil
 	case engine.EventVerify: // equal tables come by the hundred; one that differs is always named
 		if levelOf(e) == slog.LevelInfo && !p.o.Verbose {
 			if now.Sub(p.lastEq) < plainFastest {

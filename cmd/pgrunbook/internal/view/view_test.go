@@ -221,6 +221,23 @@ func TestPlainProgressIsNeitherFloodNorSilence(t *testing.T) {
 	}
 }
 
+func TestStepEndsWithItsLatestLag(t *testing.T) {
+	s := newStage(t, Options{}, false, nil)
+	for _, lag := range []string{"9.8s", "2s", "40ms"} {
+		s.Emit(engine.Event{Kind: engine.EventLag, Step: "catch_up", Message: "the target is " + lag + " behind"})
+		s.clock.add(100 * time.Millisecond)
+	}
+	s.Emit(engine.Event{Kind: engine.EventStepDone, Step: "catch_up"})
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	out := s.stderr.String()
+	first, last, done := strings.Index(out, "9.8s behind"), strings.Index(out, "40ms behind"), strings.Index(out, "✓ catch_up")
+	if first < 0 || last < first || done < last || strings.Contains(out, "2s behind") {
+		t.Errorf("the step does not end with where the target stands:\n%s", out)
+	}
+}
+
 func TestEqualTablesDoNotFloodAndDifferencesAreNamed(t *testing.T) {
 	s := newStage(t, Options{}, false, nil)
 	for i := range 500 {
