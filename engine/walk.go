@@ -181,6 +181,7 @@ func (w *Walk) approve(ctx context.Context, s Step) error {
 		}
 		return &Error{Class: ClassApproval, Hint: hint, Err: cause}
 	}
+	w.emit(Event{Kind: EventWaiting, Step: s.ID(), Phase: s.Phase(), Reason: "approval " + req.Name, Message: "waiting for a person at this terminal: approval " + req.Name})
 	by, err := w.Ask(ctx, req)
 	if err != nil {
 		return err

@@ -326,18 +326,27 @@ func TestApprovalSaysPrediction(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "Batch jobs stopped? [predicted write block 0.2s]") {
 		t.Errorf("without a terminal: %v", err)
 	}
-	asked, told := "", ""
+	asked, told, waiting := "", "", ""
 	w.Ask = func(_ context.Context, r engine.ApprovalRequest) (string, error) {
-		asked = r.Message
+		if asked = r.Message; waiting == "" {
+			t.Error("nothing was told before the question: status elsewhere cannot know of it")
+		}
 		return "bert", nil
 	}
 	w.Sink = engine.SinkFunc(func(e engine.Event) {
-		if e.Kind == engine.EventApproval {
+		switch e.Kind {
+		case engine.EventApproval:
 			told = e.Message
+		case engine.EventWaiting:
+			waiting = e.Reason
+		default:
 		}
 	})
 	if _, err := w.Run(t.Context()); err != nil {
 		t.Fatal(err)
+	}
+	if waiting != "approval go" {
+		t.Errorf("waiting for %q", waiting)
 	}
 	if asked != "Batch jobs stopped? [predicted write block 0.2s]" || told != "go approved by bert; predicted write block 0.2s" {
 		t.Errorf("asked %q, told %q", asked, told)

@@ -7,6 +7,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/pgrunbook/pgrunbook/engine"
+	"github.com/pgrunbook/pgrunbook/engine/journal"
 	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
 )
 
@@ -54,5 +55,17 @@ finish {
 	p.Scope = nil
 	if diff := cmp.Diff([]string{"back", "gone", "go"}, approvalsOf(p)); diff != "" {
 		t.Error(diff)
+	}
+}
+
+// TestNextWhileAPersonIsAsked: who looks from another shell is told where the answer belongs.
+func TestNextWhileAPersonIsAsked(t *testing.T) {
+	st := Status{State: journal.Active, Writes: engine.Source, Step: "cutover.before.approve.go"}
+	if got := st.next(); got != "pgrunbook approve go --by WHO" {
+		t.Errorf("without a runner: %q", got)
+	}
+	st.Holder = &journal.Holder{PID: 12, User: "dba", Host: "ops1", Alive: true}
+	if got := st.next(); got != "yes, where the runner asks (process 12 of dba on ops1); or stop it and pgrunbook approve go --by WHO" {
+		t.Errorf("with a runner that asks: %q", got)
 	}
 }

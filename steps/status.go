@@ -296,6 +296,8 @@ func (st *Status) next() string {
 		return "pgrunbook unpause"
 	case needs && !st.running():
 		return "pgrunbook approve " + approval + " --by WHO"
+	case needs: // the runner asks on its terminal, else it would have ended
+		return fmt.Sprintf("yes, where the runner asks (process %d of %s on %s); or stop it and pgrunbook approve %s --by WHO", st.Holder.PID, st.Holder.User, st.Holder.Host, approval)
 	case st.running():
 		return "nothing: it is running. pgrunbook status --watch follows it"
 	case st.Step == "":
