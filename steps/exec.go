@@ -100,7 +100,35 @@ func (s *execStep) Plan(context.Context) (engine.StepPlan, error) {
 		p.Why = "killed with its children after " + s.timeout.String()
 	}
 	p.Hazards = []engine.Hazard{{Kind: engine.HazardExternal, Object: s.argv[0], Text: "runs a command; after a crash in the middle it runs again"}}
+	for _, argv := range [][]string{s.argv, s.undo} {
+		if why := s.missing(argv); why != "" {
+			p.Hazards = append(p.Hazards, engine.Hazard{Kind: engine.HazardExternal, Object: argv[0], Text: "not here now, so the step would fail: " + why})
+		}
+	}
 	return p, nil
+}
+
+// missing says why the program could not be run here; a plan may be made on another machine than
+// the one that applies it, so it is no error.
+func (s *execStep) missing(argv []string) string {
+	if len(argv) == 0 {
+		return ""
+	}
+	name := argv[0]
+	if strings.Contains(name, "/") && !filepath.IsAbs(name) {
+		name = filepath.Join(s.dir, name)
+		if abs, err := filepath.Abs(name); err == nil {
+			name = abs
+		}
+	}
+	if _, err := exec.LookPath(name); err != nil {
+		var e *exec.Error
+		if errors.As(err, &e) {
+			err = e.Err // without the path, which differs from machine to machine
+		}
+		return s.redact.String(err.Error())
+	}
+	return ""
 }
 
 // Apply runs the command.

@@ -41,6 +41,35 @@ func TestExecRunsBesideTheRunbookWithACleanEnvironment(t *testing.T) {
 	}
 }
 
+// A program that is not there would be noticed in the freeze, at the worst time.
+func TestExecPlanNamesAProgramThatIsNotThere(t *testing.T) {
+	dir := t.TempDir()
+	writeScript(t, dir, "here.sh", "true\n")
+	if err := os.WriteFile(filepath.Join(dir, "plain.sh"), []byte("true\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for command, want := range map[string]string{
+		`["./here.sh"]`:         "",
+		`["true"]`:              "",
+		`["./nowhere.sh"]`:      "no such file or directory",
+		`["./plain.sh"]`:        "permission denied",
+		`["no-such-program-x"]`: "not found",
+	} {
+		s := oneStep(t, &Env{}, Before, dir, "step \"exec\" \"x\" {\n command = "+command+"\n undo = [\"./here.sh\"]\n }", nil)
+		p, err := s.Plan(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		var all []string
+		for _, h := range p.Hazards[1:] {
+			all = append(all, h.Text)
+		}
+		if got := strings.Join(all, "; "); (got == "") != (want == "") || !strings.Contains(got, want) {
+			t.Errorf("%s: hazards %q, want %q", command, got, want)
+		}
+	}
+}
+
 func TestExecTellsWhyItFailed(t *testing.T) {
 	dir := t.TempDir()
 	writeScript(t, dir, "fail.sh", "echo 'no route for hunter22' >&2; exit 3\n")

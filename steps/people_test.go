@@ -203,6 +203,7 @@ func TestCheck(t *testing.T) {
 		{"same name twice", "copy {\n before {\n  step \"wait\" \"x\" { duration = \"1s\" }\n  step \"wait\" \"x\" { duration = \"1s\" }\n }\n}", "Two steps"},
 		{"approval named twice", "copy {\n before {\n  step \"approve\" \"x\" { message = \"m\" }\n }\n}\nverify {\n before {\n  step \"approve\" \"x\" { message = \"m\" }\n }\n}", "Two steps"},
 		{"our environment", "copy {\n before {\n  step \"exec\" \"x\" {\n command = [\"true\"]\n env = { PGRUNBOOK_RUN = \"1\" }\n }\n }\n}", "cannot be set here"},
+		{"no shell", "copy {\n before {\n  step \"exec\" \"x\" { command = \"ls -l\" }\n }\n}", "must be a list of text"},
 		{"no address", "copy {\n before {\n  step \"http\" \"x\" { url = \"shop.example.com\" }\n }\n}", "Bad address"},
 	}
 	for _, c := range cases {

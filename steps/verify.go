@@ -154,6 +154,6 @@ func differences(res compare.Result) error {
 	return &engine.Error{
 		Class: engine.ClassDifferences, Op: "comparing both sides", Object: bad[0].Schema + "." + bad[0].Name.Name,
 		Err:  fmt.Errorf("%d of %d tables differ: %s", len(bad), len(res.Tables), strings.Join(cut(texts, 10), "\n")),
-		Hint: "Find out who wrote to the target or changed the source unseen, and mend the rows or begin again with pgrunbook abort; then run the same command again.",
+		Hint: "Find out who wrote to the target or changed the source unseen. A row that is written again on the source (UPDATE ... SET c = c; for an extra one INSERT, then DELETE) is carried anew by pgrunbook apply; else begin again with pgrunbook abort.",
 	}
 }

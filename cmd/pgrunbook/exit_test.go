@@ -14,6 +14,7 @@ import (
 	"github.com/hashicorp/hcl/v2"
 
 	"github.com/pgrunbook/pgrunbook/engine"
+	"github.com/pgrunbook/pgrunbook/steps"
 )
 
 func TestEveryClassHasACodeOfTheTable(t *testing.T) {
@@ -79,5 +80,12 @@ func TestAnnotationEscapes(t *testing.T) {
 	want := "::warning file=x%2Cy.hcl,line=3,col=7,title=a%2C b%3A 100%25::two%0Alines: 5%25"
 	if got := annotation(d); got != want {
 		t.Errorf("got %s", got)
+	}
+}
+
+func TestStatusNamesABlockerOnce(t *testing.T) {
+	st := steps.Status{Waiting: "waiting to gate a table: no lock on t, in the way: pid 7 (app)", Blockers: []string{"pid 7 (app)", "pid 8 (batch)"}}
+	if got := statusView(st).Notes; len(got) != 2 || got[0] != st.Waiting || got[1] != "pid 8 (batch)" {
+		t.Errorf("notes are %q", got)
 	}
 }

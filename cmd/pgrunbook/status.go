@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -143,7 +144,7 @@ func statusView(st steps.Status) view.Status {
 	}
 	v.Back = backView(st.Back)
 	for _, note := range append([]string{st.Apart, st.Held, st.Waiting, st.SourceNote}, st.Blockers...) {
-		if note != "" {
+		if note != "" && (note == st.Waiting || !strings.Contains(st.Waiting, note)) { // who is in the way is mostly named there
 			v.Notes = append(v.Notes, note)
 		}
 	}

@@ -202,8 +202,9 @@ type model struct {
 	run     string
 	step    *stepState
 	tables  map[string]*tableState
-	done    int // tables
-	waiting string
+	done    int      // tables
+	waiting string   // for what
+	inWay   []string // who is in the way
 	lag     string
 }
 
@@ -212,7 +213,7 @@ func (m *model) event(e engine.Event, now time.Time) {
 		m.run = e.Run
 	}
 	if e.Kind != engine.EventWaiting && e.Kind != engine.EventLag {
-		m.waiting = ""
+		m.waiting, m.inWay = "", nil
 	}
 	switch e.Kind {
 	case engine.EventStepStarted:
@@ -226,7 +227,7 @@ func (m *model) event(e engine.Event, now time.Time) {
 	case engine.EventTable:
 		m.table(e, now)
 	case engine.EventWaiting:
-		m.waiting = strings.Join(slices.DeleteFunc([]string{e.Message, e.Reason, strings.Join(e.Blockers, "; ")}, func(s string) bool { return s == "" }), ": ")
+		m.waiting, m.inWay = waitingFor(e), e.Blockers
 	case engine.EventLag:
 		m.lag = e.Message
 	default:
@@ -263,4 +264,15 @@ func (m *model) active(most int) []*tableState {
 	all = all[:min(most, len(all))]
 	slices.SortFunc(all, func(a, b *tableState) int { return cmp.Compare(a.name, b.name) })
 	return all
+}
+
+// waitingFor says for what an event waits, without those in the way and without saying twice that
+// it waits: they have lines of their own, and on a narrow terminal a long one is cut.
+func waitingFor(e engine.Event) string {
+	message, _, _ := strings.Cut(e.Message, ", in the way: ")
+	message = strings.TrimPrefix(strings.TrimPrefix(message, "waiting "), "for ")
+	if message == "" || e.Reason != "" && !strings.Contains(message, e.Reason) && len(e.Blockers) > 0 {
+		message = strings.TrimPrefix(message+": "+e.Reason, ": ")
+	}
+	return message
 }

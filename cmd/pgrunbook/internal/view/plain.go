@@ -92,7 +92,7 @@ func (p *plain) progress(now time.Time, every time.Duration) {
 		attrs = append(attrs, slog.String("tables", printable(strings.Join(names, ", "))))
 	}
 	if p.model.waiting != "" {
-		attrs = append(attrs, slog.String("waiting", printable(p.model.waiting)))
+		attrs = append(attrs, slog.String("waiting", printable(strings.Join(append([]string{p.model.waiting}, p.model.inWay...), "; "))))
 	}
 	attrs = append(attrs, slog.String("elapsed", durationText(now.Sub(s.started))))
 	logLine(p.handler, now, slog.LevelInfo, line, attrs...)

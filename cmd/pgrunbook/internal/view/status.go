@@ -105,7 +105,7 @@ func WriteStatus(out io.Writer, s Status, o PlanOptions) error {
 		w.line("  lag      %s, %s rows pending", durationText(s.Lag), countText(s.Pending))
 	}
 	if s.Predicted != nil {
-		w.text("  freeze   predicted: writes wait for ", predicted(*s.Predicted)+because(s.Predicted.Why))
+		w.text("  freeze   ", "predicted: writes wait for "+predicted(*s.Predicted)+because(s.Predicted.Why))
 	}
 	if s.After != nil {
 		w.after(s.After)

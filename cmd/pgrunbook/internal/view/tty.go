@@ -16,6 +16,9 @@ import (
 // liveTables is how many tables the live block shows.
 const liveTables = 8
 
+// liveBlockers is how many of those in the way have a line in it.
+const liveBlockers = 3
+
 // narrow is the width below which bars are short, so that the figures have room.
 const narrow = 80
 
@@ -144,6 +147,9 @@ func (t *tty) block(now time.Time) []string {
 	}
 	if t.model.waiting != "" {
 		line("  " + t.yellow("waiting: "+printable(t.model.waiting)))
+		for _, who := range t.model.inWay[:min(liveBlockers, len(t.model.inWay))] {
+			line("    " + t.yellow("in the way: "+printable(who)))
+		}
 	}
 	return out
 }

@@ -221,6 +221,24 @@ func TestPlainProgressIsNeitherFloodNorSilence(t *testing.T) {
 	}
 }
 
+// Who is in the way is what a person can do something about: it is not cut off behind the rest.
+func TestBlockersHaveTheirOwnLines(t *testing.T) {
+	s := newStage(t, Options{Width: 80}, true, map[string]string{"TERM": "xterm", "NO_COLOR": "1"})
+	s.Emit(engine.Event{Kind: engine.EventStepStarted, Step: "capture", Message: "capture changes"})
+	who := "pid 22814 (postgres, batchjob, from 127.0.0.1): active"
+	s.Emit(engine.Event{
+		Kind: engine.EventWaiting, Step: "capture", Reason: "lock", Blockers: []string{who, "pid 2", "pid 3", "pid 4"},
+		Message: "waiting to install capture on the source: no lock on \"public\".\"big\" at attempt 6, in the way: " + who + "; pid 2; pid 3; pid 4",
+	})
+	out := s.stderr.String()
+	if !strings.Contains(out, "  waiting: to install capture on the source") || !strings.Contains(out, "    in the way: "+who+"\n") || !strings.Contains(out, "pid 3\n") || strings.Contains(out, "pid 4\n") {
+		t.Errorf("the block is\n%s", out)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestStepEndsWithItsLatestLag(t *testing.T) {
 	s := newStage(t, Options{}, false, nil)
 	for _, lag := range []string{"9.8s", "2s", "40ms"} {
