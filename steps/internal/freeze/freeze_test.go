@@ -3,8 +3,11 @@ package freeze
 import (
 	"context"
 	"errors"
+	"net/url"
 	"testing"
 	"time"
+
+	"github.com/pgrunbook/pgrunbook/internal/testpg"
 )
 
 func TestFlip(t *testing.T) {
@@ -220,4 +223,35 @@ func TestRehearsalLetsGo(t *testing.T) {
 		}
 		p.wantSide("source")
 	}
+}
+
+// A target that falls silent while its hold works holds up the source's writers no longer than one
+// statement may take: heartbeats wait behind the statement and would not notice.
+func TestF14SilentTargetInItsHold(t *testing.T) {
+	p := newPair(t)
+	u, err := url.Parse(p.target)
+	if err != nil {
+		t.Fatal(err)
+	}
+	proxy, err := testpg.Listen(context.Background(), u.Host)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = proxy.Close() })
+	p.freeze.To, p.freeze.Budget = server(t, "target", proxy.URL(p.target)), 10*time.Minute
+	p.freeze.AtOpen = func(ctx context.Context, exec ExecFunc) error {
+		proxy.BlackHole(true)
+		return exec(ctx, "SELECT 1")
+	}
+	ctx, cancel := context.WithTimeoutCause(context.Background(), time.Minute, errors.New("the source was held for a minute"))
+	defer cancel()
+	_, err = p.freeze.Attempt(ctx, 1)
+	if !errors.Is(err, ErrNotNow) || ctx.Err() != nil {
+		t.Errorf("got %v, %v", err, context.Cause(ctx))
+	}
+	if proxy.Fired(testpg.FaultBlackHole) == 0 {
+		t.Error("nothing was held back")
+	}
+	proxy.Heal()
+	p.wantSide("source")
 }

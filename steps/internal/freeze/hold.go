@@ -130,13 +130,16 @@ func (h *Hold) Cause() error {
 	}
 }
 
-// Exec runs one short statement in the hold's transaction.
+// Exec runs one short statement in the hold's transaction. Heartbeats wait for it, so it must notice
+// a network that has fallen silent by itself; the server gives it up at that time as well.
 func (h *Hold) Exec(ctx context.Context, sql string, args ...any) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.ended {
 		return fmt.Errorf("the hold on the %s has ended", h.side)
 	}
+	ctx, cancel := context.WithTimeout(ctx, answerWait)
+	defer cancel()
 	_, err := h.conn.Exec(ctx, sql, args...)
 	return err
 }
