@@ -22,11 +22,18 @@ import (
 // freezeStep changes the write owner: passes until little is left, then attempts at the freeze
 // within the budget, then what follows a flip.
 type freezeStep struct {
-	env     *Env
-	id      engine.StepID
-	phase   engine.Phase
-	from    engine.Side
-	repoint []freeze.SwitchStep
+	env      *Env
+	id       engine.StepID
+	phase    engine.Phase
+	from     engine.Side
+	repoint  []freeze.SwitchStep
+	inherits *inherited // nil: the whole freeze
+}
+
+// inherited is a freeze that only ends what another process began: it opens no session that it does
+// not need for that, and reads no catalog, since nobody may write meanwhile.
+type inherited struct {
+	AtOpen []string // what that process would have run in to's hold
 }
 
 func newFreeze(env *Env, switchSteps []freeze.SwitchStep) engine.Step {
@@ -88,6 +95,7 @@ type flipper struct {
 	reload  *reloader
 	poolers *poolers
 	guard   *guardian
+	atOpen  []string // statements in the hold that opens to
 	cert    *freeze.Certificate
 	final   pass.Result // of the last exact pass inside a freeze
 }
@@ -100,11 +108,13 @@ func (s *freezeStep) build(ctx context.Context, cp engine.Checkpoint) (_ *flippe
 			f.close(ctx)
 		}
 	}()
-	if f.looks, err = openSides(ctx, env, "freeze"); err != nil {
-		return nil, err
-	}
-	if f.reload, err = newReloader(ctx, env, from, to); err != nil {
-		return nil, err
+	if s.inherits == nil {
+		if f.looks, err = openSides(ctx, env, "freeze"); err != nil {
+			return nil, err
+		}
+		if f.reload, err = newReloader(ctx, env, from, to); err != nil {
+			return nil, err
+		}
 	}
 	f.cursor = &freezeCursor{}
 	if _, err = cp.Load(ctx, f.cursor); err != nil {
@@ -113,8 +123,9 @@ func (s *freezeStep) build(ctx context.Context, cp engine.Checkpoint) (_ *flippe
 	if f.poolers, err = newPoolers(ctx, env, cp, f.to == engine.Source, f.cursor); err != nil {
 		return nil, err
 	}
-	atOpen, err := f.statementsAtOpen(ctx)
-	if err != nil {
+	if s.inherits != nil {
+		f.atOpen = s.inherits.AtOpen
+	} else if f.atOpen, err = f.statementsAtOpen(ctx); err != nil {
 		return nil, err
 	}
 	f.Freeze = &freeze.Freeze{
@@ -128,7 +139,7 @@ func (s *freezeStep) build(ctx context.Context, cp engine.Checkpoint) (_ *flippe
 			return env.Journal.DecideFlip(ctx, env.Run.Epoch, f.from, f.to, cert)
 		},
 		AtOpen: func(ctx context.Context, exec freeze.ExecFunc) error {
-			for _, sql := range atOpen {
+			for _, sql := range f.atOpen {
 				if err := exec(ctx, sql); err != nil {
 					return fmt.Errorf("%s: %w", sql, err)
 				}

@@ -38,6 +38,7 @@ type brief struct {
 	From           engine.Side
 	Step           engine.StepID
 	Cutover        runbook.Cutover
+	Inherited      inherited
 }
 
 // guardian is the runner's end of the pipe.
@@ -58,7 +59,7 @@ func (f *flipper) startGuardian(step engine.StepID) (*guardian, error) {
 	cutover.Switch = nil
 	text, err := json.Marshal(brief{
 		Source: f.env.Source.Config(), Target: f.env.Target.Config(), Run: f.env.Run, Scope: f.env.Scope,
-		From: f.from, Step: step, Cutover: cutover,
+		From: f.from, Step: step, Cutover: cutover, Inherited: inherited{AtOpen: f.atOpen},
 	})
 	if err != nil {
 		return nil, fmt.Errorf("starting the guardian: %w", err)
@@ -209,7 +210,7 @@ func (b brief) settle(ctx context.Context, env *Env) (opened bool, err error) {
 		return false, err
 	}
 	defer env.Journal.Close(context.WithoutCancel(ctx))
-	step := &freezeStep{env: env, id: b.Step, from: b.From}
+	step := &freezeStep{env: env, id: b.Step, from: b.From, inherits: &b.Inherited}
 	f, err := step.build(ctx, env.Journal.Checkpoint(b.Step, env.Sink))
 	if err != nil {
 		return false, err
