@@ -94,7 +94,7 @@ func (f *flipper) compared() string {
 	if f.final.Proved < f.final.Keys {
 		text += fmt.Sprintf(" (the others by their number: their tables have no key, or more than %d changed rows)", proveRows)
 	}
-	text += fmt.Sprintf("; row counts of both ends of every COPY; %d tables reloaded", len(f.reload.tables))
+	text += "; row counts of both ends of every COPY; " + engine.Plural(len(f.reload.tables), "table") + " reloaded"
 	if f.env.Runbook.Verify.Enabled {
 		text += "; all other contents by the live verification"
 	}

@@ -24,7 +24,7 @@ func (s *freezeStep) Plan(context.Context) (engine.StepPlan, error) {
 	}
 	add(s.from, "BEGIN; SET LOCAL idle_in_transaction_session_timeout = '1s', lock_timeout = '250ms', statement_timeout = '1s'; ALTER SEQUENCE pgrunbook.gate_flag RESTART 1; SELECT pg_advisory_xact_lock(K)", "the hold: ended by the server itself within a second when we die")
 	add(s.from, "SELECT ... FROM pg_locks", "proof that no older writer is left")
-	add(to, fmt.Sprintf("the final exact pass, tables reloaded at the freeze, ALTER SEQUENCE ... RESTART for %d sequences", len(s.env.Scope.Sequences)), fmt.Sprintf("the %s equals the %s", to, s.from))
+	add(to, "the final exact pass, tables reloaded at the freeze, ALTER SEQUENCE ... RESTART for "+engine.Plural(len(s.env.Scope.Sequences), "sequence"), fmt.Sprintf("the %s equals the %s", to, s.from))
 	for _, p := range c.Poolers {
 		add(engine.Runner, fmt.Sprintf("pooler %s: PAUSE %s before the hold; file and RELOAD in the switch; RESUME once a side is open", p.Name, p.Database), "clients wait instead of failing")
 	}

@@ -36,16 +36,16 @@ func predict(env *Env, rate float64) engine.Prediction {
 		}
 	}
 	block += time.Duration(float64(bytes) / rate * float64(time.Second))
-	p := engine.Prediction{Budget: env.Runbook.Cutover.MaxWriteBlock, Why: fmt.Sprintf("%d tables, %d sequences", len(env.Scope.Tables), len(env.Scope.Sequences))}
+	p := engine.Prediction{Budget: env.Runbook.Cutover.MaxWriteBlock, Why: engine.Plural(len(env.Scope.Tables), "table") + ", " + engine.Plural(len(env.Scope.Sequences), "sequence")}
 	if reloads > 0 {
-		p.Why += fmt.Sprintf(", %d tables reloaded inside the freeze", reloads)
+		p.Why += ", " + engine.Plural(reloads, "table") + " reloaded inside the freeze"
 	}
 	repoint, _ := people(env, Place{engine.PhaseCutover, Switch}, env.Runbook.Cutover.Switch)
 	for _, s := range switchSteps(env, repoint) {
 		p.Switch += s.Timeout
 	}
 	if len(repoint) > 0 {
-		p.Why += fmt.Sprintf(", %d switch steps at their timeouts", len(repoint))
+		p.Why += ", " + engine.Plural(len(repoint), "switch step") + " at the full timeout"
 	}
 	p.WriteBlock = (block + p.Switch).Round(roundPredicted)
 	return p

@@ -8,6 +8,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/pgrunbook/pgrunbook/engine"
 	"github.com/pgrunbook/pgrunbook/internal/failpoint"
 	"github.com/pgrunbook/pgrunbook/internal/pg"
 	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
@@ -218,7 +219,7 @@ func (f *Freeze) carry(ctx context.Context, c *conns, pass Pass, cert *Certifica
 	if cert.Sequences, err = f.Sequences(ctx); err != nil {
 		return fmt.Errorf("setting the sequences: %w", err)
 	}
-	mark("sequences", fmt.Sprintf("%d sequences set", cert.Sequences))
+	mark("sequences", engine.Plural(cert.Sequences, "sequence")+" set")
 	failpoint.Hit("freeze.sequences")
 	cert.Compared, err = f.Compare(ctx)
 	return err
