@@ -173,6 +173,9 @@ func (f *flipper) attempts(ctx context.Context) error {
 	if err := f.loaded(ctx); err != nil {
 		return err
 	}
+	if err := f.standbys(ctx, false); err != nil {
+		return err
+	}
 	if f.to == engine.Target {
 		if err := refreshMaterialized(ctx, f.looks, f.cp); err != nil {
 			return err

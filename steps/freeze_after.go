@@ -58,6 +58,9 @@ func (f *flipper) after(ctx context.Context) error {
 	if err := f.lateSequences(ctx); err != nil {
 		warn(fmt.Sprintf("sequences of the %s", f.from), err)
 	}
+	if err := f.standbys(ctx, true); err != nil {
+		warn(fmt.Sprintf("standbys of the %s", f.from), err)
+	}
 	failpoint.Hit("freeze.closed")
 	return nil
 }
