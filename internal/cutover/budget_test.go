@@ -84,32 +84,31 @@ func TestOverBudget(t *testing.T) {
 	r.balance(r.source)
 }
 
-// TestPredictedOverBudget: with a budget that no pass can keep there is no freeze at all.
-func TestPredictedOverBudget(t *testing.T) {
-	t.Parallel()
-	r := newRig(t, "")
+// predictedOver: with a budget that no pass can keep there is no freeze at all.
+func (r *rig) predictedOver() {
+	r.t.Helper()
 	r.write("cutover {\n  max_write_block = \"40ms\"\n  attempts = 2\n  retry_every = \"100ms\"\n}\n")
-	r.want(0, "apply", "-y", "--until", "arm")
 	p := r.start("", "apply", "-y")
 	o := p.end()
 	if o.code != 16 {
-		t.Errorf("it ended with %d, want 16:\n%s", o.code, o.text)
+		r.t.Errorf("it ended with %d, want 16:\n%s", o.code, o.text)
 	}
 	r.says(o.text, "predicted write block of", "is over max_write_block 40ms", "attempt 2")
 	if n := p.passed("freeze.held"); n != 0 {
-		t.Errorf("writes were held %d times", n)
+		r.t.Errorf("writes were held %d times", n)
 	}
 	r.writing(onSource)
-	r.balance(r.source)
 }
 
 // TestF31Blockers: what stands in a freeze's way is named, nobody waits for it, and when it has gone
-// the same command works.
+// the same command works. So it is with a prediction that is over the budget.
 func TestF31Blockers(t *testing.T) {
 	t.Parallel()
-	r := newRig(t, "")
-	r.write("cutover {\n  max_write_block = \"5s\"\n  attempts = 2\n  retry_every = \"200ms\"\n}\n")
+	const enough = "cutover {\n  max_write_block = \"5s\"\n  attempts = 2\n  retry_every = \"200ms\"\n}\n"
+	r := newRig(t, enough)
 	r.want(0, "apply", "-y", "--until", "arm")
+	r.predictedOver()
+	r.write(enough)
 
 	idle := r.connect(r.source)
 	exec := func(sql string) {

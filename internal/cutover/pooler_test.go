@@ -83,33 +83,53 @@ func (p *pooled) leads(url string) {
 	}
 }
 
-// bench is pgbench at full speed through one pooler; each transaction writes to three tables.
+// bench is pgbench at full speed through one pooler; each transaction writes to three tables. It runs
+// in rounds, one after the other, until it is ended.
 type bench struct {
-	cmd *exec.Cmd
-	dir string
-	out bytes.Buffer
+	dir    string
+	cancel chan struct{}
+	ended  chan error
+	out    bytes.Buffer
 }
 
 func (p *pooled) bench(b *testpg.Bouncer, seconds int) *bench {
 	p.t.Helper()
 	path, err := testpg.PgbenchPath(p.t.Context())
 	p.must(err)
-	n := &bench{dir: p.t.TempDir()}
+	n := &bench{dir: p.t.TempDir(), cancel: make(chan struct{}), ended: make(chan error, 1)}
 	script := filepath.Join(n.dir, "script.sql")
 	p.must(os.WriteFile(script, []byte("\\set i random(1, 900)\nBEGIN;\nUPDATE app.item SET net = net + 1 WHERE id = :i;\nINSERT INTO app.trail (text) VALUES ('bench');\nUPDATE app.event SET text = text WHERE id = :i;\nEND;\n"), 0o600))
-	n.cmd = exec.CommandContext(p.t.Context(), path, "-n", "-c", "3", "-T", strconv.Itoa(seconds), "-l", "-f", script, b.URL("erp", "postgres"))
-	n.cmd.Dir, n.cmd.Stdout, n.cmd.Stderr = n.dir, &n.out, &n.out
-	p.must(n.cmd.Start())
+	go func() {
+		for {
+			cmd := exec.CommandContext(p.t.Context(), path, "-n", "-c", "3", "-T", strconv.Itoa(seconds), "-l", "-f", script, b.URL("erp", "postgres"))
+			cmd.Dir, cmd.Stdout, cmd.Stderr = n.dir, &n.out, &n.out
+			err := cmd.Run()
+			select {
+			case <-n.cancel:
+			default:
+				if err == nil {
+					continue
+				}
+			}
+			n.ended <- err
+			return
+		}
+	}()
 	return n
 }
 
-// end waits and gives the number of transactions and the longest latency. None may have failed.
+// end waits for the last round and gives the number of transactions and the longest latency. None
+// may have failed.
 func (p *pooled) end(n *bench) (done int, longest time.Duration) {
 	p.t.Helper()
-	if err := n.cmd.Wait(); err != nil || strings.Contains(n.out.String(), "aborted") {
+	close(n.cancel)
+	if err := <-n.ended; err != nil || strings.Contains(n.out.String(), "aborted") {
 		p.t.Fatalf("pgbench: %v\n%s", err, &n.out)
 	}
-	p.says(n.out.String(), "number of failed transactions: 0 (0.000%)")
+	rounds := strings.Count(n.out.String(), "number of failed transactions:")
+	if fine := strings.Count(n.out.String(), "number of failed transactions: 0 (0.000%)"); fine != rounds || rounds == 0 {
+		p.t.Errorf("pgbench, in %d rounds:\n%s", rounds, &n.out)
+	}
 	logs, err := filepath.Glob(filepath.Join(n.dir, "pgbench_log.*"))
 	p.must(err)
 	for _, name := range logs {
@@ -133,9 +153,12 @@ func TestR14PgbenchThroughTheCutover(t *testing.T) {
 	p := newPooled(t)
 	p.want(0, "apply", "-y", "--until", "arm")
 	const counted = "SELECT count(*)::text FROM app.trail WHERE text = 'bench'"
-	total, there := 0, "0"
+	total, there, seconds := 0, "0", 2
+	if soak() {
+		seconds = 20
+	}
 	for _, way := range []struct{ command, from, to string }{{"apply", p.source, p.target}, {"rollback", p.target, p.source}} {
-		benches := []*bench{p.bench(p.bouncers[0], 20), p.bench(p.bouncers[1], 20)}
+		benches := []*bench{p.bench(p.bouncers[0], seconds), p.bench(p.bouncers[1], seconds)}
 		p.eventually("pgbench writes", func() bool { return p.ask(way.from, counted) != there })
 		p.says(p.want(0, way.command, "-y"), "2 poolers paused", "did repoint the poolers")
 		flipped := p.ask(way.from, counted)

@@ -14,9 +14,11 @@ import (
 
 // A rule acts at the n-th hit of a name.
 type rule struct {
-	name string // "*" is every name
-	at   int    // 1 is the first hit; 0 is every hit
-	act  string
+	name  string // "*" is every name
+	after string // counts only once this name was hit; empty: from the beginning
+	at    int    // 1 is the first hit; 0 is every hit
+	act   string
+	hits  int
 }
 
 var (
@@ -29,18 +31,21 @@ var (
 // Enabled reports whether failpoints are compiled in.
 const Enabled = true
 
-// Hit passes a boundary. Rules come from PGRUNBOOK_FAILPOINTS, "name@n:act" separated by ";":
-// kill (SIGKILL), stop=10s (SIGSTOP, continued from outside or never), sleep=1s, panic.
+// Hit passes a boundary. Rules come from PGRUNBOOK_FAILPOINTS, "name@n:act" or "after/name@n:act"
+// separated by ";": kill (SIGKILL), stop (SIGSTOP, continued from outside or never), sleep=1s, panic,
+// wait=FILE (makes FILE.here and goes on when somebody has made FILE).
 func Hit(name string) {
 	mu.Lock()
 	hits[name]++
-	hits["*"]++
-	n, all := hits[name], hits["*"]
-	record(name, n)
+	record(name, hits[name])
 	f := acts[name]
 	var act string
-	for _, r := range rules {
-		if r.name == name && (r.at == 0 || r.at == n) || r.name == "*" && r.at == all {
+	for i := range rules {
+		r := &rules[i]
+		if r.name != name && r.name != "*" || r.after != "" && hits[r.after] == 0 {
+			continue
+		}
+		if r.hits++; r.at == 0 || r.at == r.hits {
 			act = r.act
 		}
 	}
@@ -79,6 +84,13 @@ func do(name, act string) {
 			panic(err)
 		}
 		time.Sleep(d)
+	case "wait":
+		if err := os.WriteFile(arg+".here", nil, 0o600); err != nil {
+			panic(err)
+		}
+		for _, err := os.Stat(arg); err != nil; _, err = os.Stat(arg) {
+			time.Sleep(2 * time.Millisecond)
+		}
 	case "panic":
 		panic("failpoint " + name)
 	default:
@@ -97,6 +109,9 @@ func parse(s string) []rule {
 			panic("malformed failpoint " + part)
 		}
 		r := rule{name: where, act: act}
+		if after, name, ok := strings.Cut(where, "/"); ok {
+			r.after, r.name, where = after, name, name
+		}
 		if name, n, ok := strings.Cut(where, "@"); ok {
 			at, err := strconv.Atoi(n)
 			if err != nil {

@@ -34,6 +34,7 @@ type Ledger struct {
 	clients [][]outcome // by client, by number
 	stats   Stats
 	lastAck time.Time
+	gap     time.Duration // the longest since TakeGap
 }
 
 // outcome is what is known of one transaction.
@@ -164,8 +165,22 @@ func (l *Ledger) settle(client, seq, server int, o outcome) {
 
 // gapUntil closes the gap since the last acknowledged commit.
 func (l *Ledger) gapUntil(now time.Time) {
-	if gap := now.Sub(l.lastAck); !l.lastAck.IsZero() && gap > l.stats.LongestGap {
+	gap := now.Sub(l.lastAck)
+	if !l.lastAck.IsZero() && gap > l.stats.LongestGap {
 		l.stats.LongestGap, l.stats.GapBegan = gap, l.lastAck
 	}
+	if !l.lastAck.IsZero() {
+		l.gap = max(l.gap, gap)
+	}
 	l.lastAck = now
+}
+
+// TakeGap gives the longest time without an acknowledged commit since the last call, or since the
+// beginning. An ongoing gap counts.
+func (l *Ledger) TakeGap() time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	gap := max(l.gap, time.Since(l.lastAck))
+	l.gap = 0
+	return gap
 }

@@ -1,0 +1,325 @@
+package cutover_test
+
+import (
+	"fmt"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/pgrunbook/pgrunbook/internal/testpg"
+)
+
+// once has one attempt at the freeze: what fails before the flip ends the command. A switch step is
+// there for its boundary.
+const once = `
+cutover {
+  max_write_block = "10s"
+  attempts        = 1
+  sequence_margin = 100
+  switch {
+    step "exec" "point" {
+      command = ["true"]
+      undo    = ["true"]
+      timeout = "5s"
+    }
+  }
+}
+rollback { keep_for = "1h" }
+`
+
+// wired is a rig whose program reaches both servers through proxies; the application does not.
+type wired struct {
+	*rig
+	proxies [2]*testpg.Proxy
+	side    int // that takes writes
+	table   []string
+}
+
+func newWired(t *testing.T) *wired {
+	t.Helper()
+	w := &wired{rig: newIdleRig(t)}
+	for i, at := range []string{w.source, w.target} {
+		u, err := url.Parse(at)
+		w.must(err)
+		p, err := testpg.Listen(t.Context(), u.Host)
+		w.must(err)
+		t.Cleanup(func() { w.must(p.Close()) })
+		w.proxies[i] = p
+		w.env = append(w.env, []string{"SOURCE_URL=", "TARGET_URL="}[i]+p.URL(at))
+	}
+	w.write(once)
+	w.begin(w.source, w.target)
+	return w
+}
+
+// way is one direction of the cutover with the boundaries that an undisturbed run passes.
+type way struct {
+	args     []string
+	from, to int
+	before   []string // boundaries before anything is held
+	freeze   []string // from there on, in order
+}
+
+const begins, commits = "freeze.prepared", "freeze.between" // of the freeze; from's COMMIT has happened
+
+// discover makes one undisturbed run and reads its boundaries from its trace: a new one is covered
+// without being named here.
+func (w *wired) discover(from, to int, args ...string) way {
+	w.t.Helper()
+	p := w.start("", args...)
+	if o := p.end(); o.code != 0 {
+		w.t.Fatalf("%v, undisturbed, ended with %d\n%s", args, o.code, o.text)
+	}
+	w.side = to
+	w.writing(to)
+	y := way{args: args, from: from, to: to}
+	text, err := os.ReadFile(p.trace)
+	w.must(err)
+	into := &y.before
+	for line := range strings.Lines(string(text)) {
+		name, _, _ := strings.Cut(line, " ")
+		if name == begins {
+			into = &y.freeze
+		}
+		if !slices.Contains(*into, name) {
+			*into = append(*into, name)
+		}
+	}
+	if len(y.freeze) < 15 || !slices.Contains(y.freeze, commits) || !slices.Contains(y.freeze, "pass.committed") {
+		w.t.Fatalf("an undisturbed run passes only %v", y.freeze)
+	}
+	return y
+}
+
+// moved is whether from's COMMIT has happened at a boundary of the freeze.
+func (y way) moved(point string) bool {
+	return slices.Index(y.freeze, point) >= slices.Index(y.freeze, commits)
+}
+
+// Faults at a boundary.
+const (
+	killed      = "SIGKILL"
+	stopped     = "SIGSTOP"
+	blackSource = "black hole to the source"
+	blackTarget = "black hole to the target"
+	cut         = "connections reset"
+)
+
+var allFaults = []string{killed, blackSource, blackTarget, cut, stopped}
+
+// reach lets a command run to a boundary where it is killed, stopped, or waits for the network to be
+// disturbed. lift ends what lasts.
+func (w *wired) reach(y way, s strike) (p *process, lift func()) {
+	w.t.Helper()
+	where := s.point + "@1"
+	if s.late {
+		where = begins + "/" + where
+	}
+	gone := filepath.Join(w.dir, fmt.Sprintf("go%d", w.runs))
+	act := map[string]string{killed: "kill", stopped: "stop"}[s.fault]
+	if act == "" {
+		act = "wait=" + gone
+	}
+	p, lift = w.start(where+":"+act, y.args...), func() {}
+	switch s.fault {
+	case killed:
+		w.eventually("death at "+s.point, func() bool { return p.state() == "Z" })
+	case stopped:
+		w.eventually("stopped at "+s.point, func() bool { return p.state() == "T" })
+		lift = func() {
+			if p.state() != "T" {
+				w.t.Errorf("stopped at %s it woke up by itself", s.point)
+			}
+			p.signal(syscall.SIGCONT)
+		}
+	default:
+		w.eventually("arrived at "+s.point, func() bool { _, err := os.Stat(gone + ".here"); return err == nil })
+		lift = w.disturb(s.fault)
+		w.must(os.WriteFile(gone, nil, 0o600))
+	}
+	return p, lift
+}
+
+// strike lets a command run into a fault at a boundary, and looks where the application goes on: by
+// itself while the fault lasts, but for the one state in which nobody can do anything.
+func (w *wired) strike(y way, s strike) {
+	w.t.Helper()
+	w.ledger.TakeGap()
+	p, lift := w.reach(y, s)
+	began, expect, note := time.Now(), y.from, ""
+	if s.late && y.moved(s.point) {
+		expect = y.to
+	}
+	if s.point == commits && (s.fault == blackSource || s.fault == blackTarget) {
+		w.neither()
+		began = time.Now()
+		lift()
+		lift = func() {}
+		w.writing(expect)
+		note = fmt.Sprintf(", neither side meanwhile, over %s after the network was back", time.Since(began).Round(time.Millisecond))
+	} else if s.late || s.fault != cut { // early it connects anew and goes on
+		w.writing(expect)
+	}
+	w.guarded(y, s, p, expect)
+	if s.fault == stopped && soak() {
+		time.Sleep(10*time.Second - time.Since(began))
+		w.writing(expect)
+	}
+	gap := w.ledger.TakeGap()
+	lift()
+	o := p.end()
+	if (o.signal == syscall.SIGKILL) != (s.fault == killed) || !slices.Contains([]int{-1, 0, 1, 16}, o.code) {
+		w.t.Errorf("%s at %s: it ended with %d %v\n%s", s.fault, s.point, o.code, o.signal, o.text)
+	}
+	if o.code == 0 {
+		expect = y.to
+	}
+	w.writing(expect)
+	if w.side = expect; w.side == y.to && o.code != 0 {
+		w.want(0, y.args...) // no other command goes on from there
+	}
+	w.table = append(w.table, fmt.Sprintf("%-9s %-18s %-25s gap %-7s writes at %-7s %s%s", y.args[0], s.point, s.fault, gap.Round(time.Millisecond),
+		cond(expect == onSource, "source", "target"), cond(s.fault == killed, "killed", fmt.Sprintf("exit code %d", o.code)), note))
+	w.t.Log(w.table[len(w.table)-1])
+}
+
+// guarded waits for the word of the guardian of a runner that was killed or stopped in a freeze. It
+// opens a side between the COMMITs only.
+func (w *wired) guarded(y way, s strike, p *process, expect int) {
+	w.t.Helper()
+	why := map[string]string{killed: "has died", stopped: "has fallen silent"}[s.fault]
+	dismissed := slices.Index(y.freeze, s.point) >= slices.Index(y.freeze, "freeze.after")
+	if why == "" || !s.late || dismissed {
+		return
+	}
+	w.eventually("the guardian's word at "+s.point, func() bool { return strings.Contains(p.said(), "run the same command again") })
+	w.says(p.said(), "guardian: the runner "+why, fmt.Sprintf("guardian: the %s takes writes", cond(expect == onSource, "source", "target")))
+	if opened := p.passed("freeze.resolved"); (opened > 0) != (s.point == commits) {
+		w.t.Errorf("%s at %s: the guardian opened a side %d times", s.fault, s.point, opened)
+	}
+}
+
+// disturb begins a fault of the network and gives what ends it.
+func (w *wired) disturb(fault string) (lift func()) {
+	switch fault {
+	case blackSource, blackTarget:
+		proxy := w.proxies[cond2(fault == blackSource, 0, 1)]
+		before := proxy.Fired(testpg.FaultBlackHole)
+		proxy.BlackHole(true)
+		return func() {
+			proxy.Heal()
+			if proxy.Fired(testpg.FaultBlackHole) == before {
+				w.t.Errorf("%s: nothing was held back", fault)
+			}
+		}
+	default:
+		for i, p := range w.proxies {
+			if p.Reset() == 0 {
+				w.t.Errorf("no connection to server %d was reset", i)
+			}
+		}
+		return func() {}
+	}
+}
+
+func cond2(yes bool, a, b int) int {
+	if yes {
+		return a
+	}
+	return b
+}
+
+// neither demands that no side takes writes while nobody can reach the one that would have to be
+// opened, or the one that has to prove that it is closed.
+func (w *wired) neither() {
+	w.t.Helper()
+	var before [2]int
+	w.eventually("no side takes writes", func() bool {
+		same := before == [2]int{w.acknowledged(0), w.acknowledged(1)}
+		before = [2]int{w.acknowledged(0), w.acknowledged(1)}
+		time.Sleep(300 * time.Millisecond)
+		return same
+	})
+	w.refused(w.source, "25006")
+	if err := w.try(w.target, "SET lock_timeout = '3s'; SET default_transaction_read_only = off; INSERT INTO app.bag VALUES (1, 'by mistake')"); err == nil {
+		w.t.Error("the target took a write")
+	}
+}
+
+// on makes a side the one that takes writes, without a fault.
+func (w *wired) on(side int, ways [2]way) {
+	w.t.Helper()
+	if w.side != side {
+		y := ways[1-side]
+		w.want(0, y.args...)
+		w.side = side
+		w.writing(side)
+	}
+}
+
+type strike struct {
+	point, fault string
+	late         bool // in the freeze, if the boundary is also passed before it
+}
+
+// strikes is what befalls each direction. In the short form each boundary of the freeze has one fault,
+// in one of the directions, and all where it matters most; with PGRUNBOOK_SOAK all have all in both.
+func strikes(ways [2]way) (lists [2][]strike) {
+	had := map[string]bool{}
+	for i, y := range ways {
+		if soak() {
+			for _, point := range y.before {
+				for _, f := range allFaults {
+					lists[i] = append(lists[i], strike{point, f, false})
+				}
+			}
+		}
+		for n, point := range y.freeze {
+			faults := allFaults
+			switch {
+			case soak(), i == onSource && slices.Contains([]string{"freeze.decided", commits}, point):
+			case had[point] || i == onSource && n%2 == 1:
+				continue
+			default:
+				faults = []string{allFaults[len(had)%len(allFaults)]}
+			}
+			had[point] = true
+			for _, f := range faults {
+				lists[i] = append(lists[i], strike{point, f, true})
+			}
+		}
+	}
+	return lists
+}
+
+// TestEveryBoundary: at every boundary of the cutover and of the rollback, whatever befalls the runner,
+// the application writes on by itself, on exactly one side, and loses nothing.
+func TestEveryBoundary(t *testing.T) {
+	t.Parallel()
+	w := newWired(t)
+	w.want(0, "apply", "-y", "--until", "verify")
+	ways := [2]way{w.discover(onSource, onTarget, "apply", "-y"), w.discover(onTarget, onSource, "rollback", "-y")}
+	t.Logf("the cutover passes %d boundaries before the freeze and %d in it, the rollback %d and %d", len(ways[0].before), len(ways[0].freeze), len(ways[1].before), len(ways[1].freeze))
+	queues := strikes(ways)
+	for len(queues[0])+len(queues[1]) > 0 {
+		if len(queues[w.side]) == 0 {
+			w.on(1-w.side, ways)
+			continue
+		}
+		s := queues[w.side][0]
+		queues[w.side] = queues[w.side][1:]
+		w.strike(ways[w.side], s)
+		if t.Failed() {
+			break
+		}
+	}
+	t.Logf("the application's longest gap:\n%s", strings.Join(w.table, "\n"))
+	w.on(onTarget, ways)
+	w.same()
+	w.balance(w.target)
+}
