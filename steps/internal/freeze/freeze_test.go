@@ -72,11 +72,11 @@ func TestR5StoppedRunnerLosesTheHold(t *testing.T) {
 
 func TestR26BudgetUndoesSwitchStepsInReverse(t *testing.T) {
 	p := newPair(t)
-	p.freeze.Budget = 400 * time.Millisecond
+	p.freeze.Budget = 3 * time.Second
 	var did []string
 	step := func(name string, d time.Duration) SwitchStep {
 		return SwitchStep{
-			Name: name, Timeout: 3 * time.Second,
+			Name: name, Timeout: time.Minute,
 			Do: func(ctx context.Context) error {
 				did = append(did, name)
 				select {
@@ -89,7 +89,7 @@ func TestR26BudgetUndoesSwitchStepsInReverse(t *testing.T) {
 			Undo: func(context.Context) error { did = append(did, "undo "+name); return nil },
 		}
 	}
-	p.freeze.Switch = []SwitchStep{step("dns", 0), step("slow", 10*time.Second), step("never", 0)}
+	p.freeze.Switch = []SwitchStep{step("dns", 0), step("slow", time.Minute), step("never", 0)}
 	_, err := p.freeze.Attempt(context.Background(), 1)
 	if !errors.Is(err, ErrNotNow) {
 		t.Fatalf("got %v", err)
