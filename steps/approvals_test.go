@@ -61,6 +61,14 @@ finish {
 // TestNextWhileAPersonIsAsked: who looks from another shell is told where the answer belongs.
 func TestNextWhileAPersonIsAsked(t *testing.T) {
 	st := Status{State: journal.Active, Writes: engine.Source, Step: "cutover.before.approve.go"}
+	if got := st.next(); got != "pgrunbook apply" {
+		t.Errorf("once it is approved: %q", got)
+	}
+	st.asks = externalApproval
+	if got := st.next(); got != "the load, as apply said; then pgrunbook approve external-copy --by WHO" {
+		t.Errorf("before somebody else's load: %q", got)
+	}
+	st.asks = "go"
 	if got := st.next(); got != "pgrunbook approve go --by WHO" {
 		t.Errorf("without a runner: %q", got)
 	}

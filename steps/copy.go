@@ -47,6 +47,9 @@ func (s *copyStep) Fingerprint() string {
 // externalApproval is what a person says when the tables of method external are loaded.
 const externalApproval = "external-copy"
 
+// externalWait begins the error of a run that waits for them; status knows the wait by it.
+const externalWait = "waiting for somebody else's load of"
+
 // Apply loads what is not loaded. The journal knows which chunks are.
 func (s *copyStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Checkpoint) error {
 	ctx, limits, err := watchLimits(ctx, s.env, cp)
@@ -143,7 +146,7 @@ func (s *copyStep) loaded(ctx context.Context, tables []scope.Table) error {
 		names[i] = t.Schema + "." + t.Name.Name
 	}
 	return &engine.Error{
-		Class: engine.ClassApproval, Op: "waiting for somebody else's load of", Object: joinSome(names), Err: errors.New("nobody has said that it is done"),
+		Class: engine.ClassApproval, Op: externalWait, Object: joinSome(names), Err: errors.New("nobody has said that it is done"),
 		Hint: fmt.Sprintf("Load these tables now, from a snapshot that is taken after this message, in sessions with PGOPTIONS=\"-c session_replication_role=replica -c pgrunbook.mark=%s\", which pass the target's closed gate. Then: pgrunbook approve %s --by WHO, and run the same command again.", s.env.Run.Mark, externalApproval),
 	}
 }

@@ -53,6 +53,7 @@ type Status struct {
 	Blockers []string `json:"blockers,omitempty"`
 	Error    string   `json:"error,omitempty"` // of the failed step
 	Type     string   `json:"type"`            // what to type next
+	asks     string   // for the approval of this name, which nobody gave yet
 }
 
 // StepStatus is one step of the plan with its record.
@@ -105,7 +106,7 @@ func ReadStatus(ctx context.Context, target, source *pg.Server) (Status, error) 
 	if control.Paused {
 		st.Paused, st.By = true, control.By
 	}
-	for _, read := range []func(context.Context, *journal.Run) error{st.readSteps, st.readTables, st.readWaiting} {
+	for _, read := range []func(context.Context, *journal.Run) error{st.readSteps, st.readTables, st.readWaiting, st.readAsks} {
 		if err := read(ctx, run); err != nil {
 			return st, err
 		}
@@ -146,6 +147,22 @@ func (st *Status) readSteps(ctx context.Context, run *journal.Run) error {
 		}
 	}
 	return nil
+}
+
+// readAsks finds the approval that the run stands before. One that was given needs only apply.
+func (st *Status) readAsks(ctx context.Context, run *journal.Run) error {
+	name, asks := strings.CutPrefix(lastTwo(st.Step), "approve.")
+	if strings.Contains(st.Error, externalWait) {
+		name, asks = externalApproval, true
+	}
+	if !asks {
+		return nil
+	}
+	_, given, err := run.Approval(ctx, name, run.Digest)
+	if err == nil && !given {
+		st.asks = name
+	}
+	return err
 }
 
 func (st *Status) readTables(ctx context.Context, run *journal.Run) error {
@@ -282,7 +299,6 @@ func (st *Status) readPending(ctx context.Context, source *pg.Server) {
 
 // next says what to type.
 func (st *Status) next() string {
-	approval, needs := strings.CutPrefix(lastTwo(st.Step), "approve.")
 	switch {
 	case st.State == journal.Finished:
 		return "nothing: the run is finished"
@@ -294,10 +310,12 @@ func (st *Status) next() string {
 		return "pgrunbook apply: it looks at both gates and settles who may write"
 	case st.Paused:
 		return "pgrunbook unpause"
-	case needs && !st.running():
-		return "pgrunbook approve " + approval + " --by WHO"
-	case needs: // the runner asks on its terminal, else it would have ended
-		return fmt.Sprintf("yes, where the runner asks (process %d of %s on %s); or stop it and pgrunbook approve %s --by WHO", st.Holder.PID, st.Holder.User, st.Holder.Host, approval)
+	case st.asks == externalApproval && !st.running():
+		return "the load, as apply said; then pgrunbook approve " + st.asks + " --by WHO"
+	case st.asks != "" && !st.running():
+		return "pgrunbook approve " + st.asks + " --by WHO"
+	case st.asks != "" && st.asks != externalApproval: // the runner asks on its terminal, else it would have ended
+		return fmt.Sprintf("yes, where the runner asks (process %d of %s on %s); or stop it and pgrunbook approve %s --by WHO", st.Holder.PID, st.Holder.User, st.Holder.Host, st.asks)
 	case st.running():
 		return "nothing: it is running. pgrunbook status --watch follows it"
 	case st.Step == "":

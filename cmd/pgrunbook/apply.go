@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"regexp"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -148,6 +149,9 @@ func (a *app) acceptNew(ctx context.Context, s *subject, f applyFlags) (amend bo
 	return run != nil, nil
 }
 
+// approveLine is what the hint of an error says to type for the approval that was missing.
+var approveLine = regexp.MustCompile(`pgrunbook approve \S+ --by WHO`)
+
 // closing says how it ended and what to type next.
 func (a *app) closing(s *subject, f applyFlags, err error) {
 	again := "pgrunbook apply"
@@ -163,6 +167,9 @@ func (a *app) closing(s *subject, f applyFlags, err error) {
 	switch {
 	case err != nil:
 		a.summary.Next = again
+		if approve := approveLine.FindString(engine.HintOf(err)); approve != "" {
+			a.summary.Next = approve + ", then " + again
+		}
 		if errors.As(err, new(signalError)) {
 			a.summary.Message = "what is done is kept: the same command goes on from here"
 		}

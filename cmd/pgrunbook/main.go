@@ -16,20 +16,27 @@ import (
 // stopWithin is how long a command may take to reach a safe point after the first signal.
 const stopWithin = 5 * time.Second
 
+// removeWithin is how long demo may take: it stops its servers and removes what it made.
+const removeWithin = 30 * time.Second
+
 func main() { os.Exit(run(os.Args[1:])) }
 
 // run is main without the exit.
 func run(argv []string) int {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	defer cancel(nil)
-	stop := watchSignals(cancel)
+	patience := stopWithin
+	if len(argv) > 0 && argv[0] == "demo" {
+		patience = removeWithin
+	}
+	stop := watchSignals(cancel, patience)
 	defer stop()
 	return execute(ctx, newApp(os.Stdin, os.Stdout, os.Stderr, os.LookupEnv), argv)
 }
 
 // watchSignals ends the context with the first signal, and the process with the second one or when
 // the time is up.
-func watchSignals(cancel context.CancelCauseFunc) (stop func()) {
+func watchSignals(cancel context.CancelCauseFunc, patience time.Duration) (stop func()) {
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
 	done := make(chan struct{})
@@ -44,7 +51,7 @@ func watchSignals(cancel context.CancelCauseFunc) (stop func()) {
 		}
 		select {
 		case <-signals:
-		case <-time.After(stopWithin):
+		case <-time.After(patience):
 		case <-done:
 			return
 		}
