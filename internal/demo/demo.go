@@ -64,7 +64,7 @@ type stage struct {
 	targetURL      string
 	clients        string // folder with pg_dump and pg_restore
 	ledger         *testpg.Ledger
-	turnstile      *turnstile
+	turnstile      *testpg.Turnstile
 }
 
 const database = "shop"
@@ -169,8 +169,8 @@ func (s *stage) fill(ctx context.Context) error {
 	if err := s.ledger.Setup(ctx, s.sourceURL); err != nil {
 		return err
 	}
-	t, err := newTurnstile(s.target.Addr(), s.targetURL)
-	s.turnstile = t
+	var err error
+	s.turnstile, err = testpg.NewTurnstile(s.targetURL, s.sourceURL, "UPDATE ledger.account SET balance = balance WHERE id = 1", false)
 	return err
 }
 
@@ -182,7 +182,7 @@ func (s *stage) migrate(ctx context.Context) (Result, error) {
 	}
 	writing, stop := context.WithCancel(ctx)
 	defer stop()
-	urls := []string{s.sourceURL, s.turnstile.url}
+	urls := []string{s.sourceURL, s.turnstile.URL()}
 	writers, cctx := errgroup.WithContext(context.WithoutCancel(ctx))
 	writers.Go(func() error { return s.ledger.Run(writing, urls, s.o.Clients) })
 	for i := range 2 {
@@ -226,7 +226,7 @@ func (s *stage) migrate(ctx context.Context) (Result, error) {
 
 // compare sets the closed source against the target as it was before its first write.
 func (s *stage) compare(ctx context.Context) (Result, error) {
-	snapshot, err := s.turnstile.wait(ctx)
+	snapshot, err := s.turnstile.Wait(ctx)
 	if err != nil {
 		return Result{}, err
 	}
@@ -259,7 +259,7 @@ func (s *stage) lookAround(ctx context.Context) {
 // tearDown leaves nothing running and nothing on disk but the download cache.
 func (s *stage) tearDown() {
 	if s.turnstile != nil {
-		s.turnstile.close()
+		s.turnstile.Close()
 	}
 	for _, c := range []*testpg.Cluster{s.source, s.target} {
 		if c != nil {

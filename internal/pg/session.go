@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 
 	"github.com/jackc/pgx/v5"
 )
@@ -60,6 +61,7 @@ var pinned = [][2]string{
 	{"default_with_oids", "off"},
 	{"check_function_bodies", "off"},
 	{"client_min_messages", "warning"},
+	{"exit_on_error", "off"}, // a lock that was not had in time must not end the session
 }
 
 // pinSQL sets what this server knows and lets a role set, in one round trip. A synchronous_commit
@@ -72,7 +74,20 @@ SELECT pg_catalog.set_config(s.name, w.value, false)
  WHERE s.context OPERATOR(pg_catalog.=) 'user' AND s.setting OPERATOR(pg_catalog.<>) w.value
    AND NOT (s.name OPERATOR(pg_catalog.=) 'synchronous_commit' AND w.value OPERATOR(pg_catalog.=) 'on' AND s.setting OPERATOR(pg_catalog.=) 'remote_apply')`
 
+// unhurried comes before pinSQL, which a role's statement_timeout may end, and which a role's
+// jit_above_cost of 0 may make take seconds.
+func unhurried(conn *pgx.Conn) string {
+	const always = "SET statement_timeout = 0"
+	if major, _, _ := strings.Cut(conn.PgConn().ParameterStatus("server_version"), "."); major == "10" {
+		return always // jit came with 11
+	}
+	return always + "; SET jit = off"
+}
+
 func (s *Server) pin(ctx context.Context, conn *pgx.Conn, use Use) error {
+	if err := conn.PgConn().Exec(ctx, unhurried(conn)).Close(); err != nil {
+		return fmt.Errorf("pinning the session's timeout: %w", err)
+	}
 	names, values := make([]string, 0, len(pinned)+4), make([]string, 0, len(pinned)+4)
 	add := func(name, value string) { names, values = append(names, name), append(values, value) }
 	for _, p := range pinned {
