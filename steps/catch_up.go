@@ -11,6 +11,7 @@ import (
 
 	"github.com/pgrunbook/pgrunbook/engine"
 	"github.com/pgrunbook/pgrunbook/engine/journal"
+	"github.com/pgrunbook/pgrunbook/internal/failpoint"
 	"github.com/pgrunbook/pgrunbook/steps/internal/capture"
 	"github.com/pgrunbook/pgrunbook/steps/internal/pass"
 	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
@@ -169,6 +170,7 @@ func (s *catchUpStep) drain(ctx context.Context, limits *limits, cp engine.Check
 	if err != nil {
 		return err
 	}
+	failpoint.Hit("catch_up.drained")
 	cp.Emit(engine.Event{Kind: engine.EventLag, Lag: res.Took, Elapsed: res.Took, Rows: res.Rows, Message: fmt.Sprintf("the target follows, %s behind", res.Took.Round(time.Millisecond))})
 	return nil
 }
@@ -248,6 +250,7 @@ func (s *catchUpStep) recopy(ctx context.Context, limits *limits, cp engine.Chec
 		if err := capture.Accept(ctx, sides.source, t, seen...); err != nil {
 			return err
 		}
+		failpoint.Hit("catch_up.accepted")
 	}
 	if err := capture.ResetSentinel(ctx, sides.source); err != nil {
 		return err

@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/pgrunbook/pgrunbook/engine"
+	"github.com/pgrunbook/pgrunbook/internal/failpoint"
 	"github.com/pgrunbook/pgrunbook/internal/pg"
 	"github.com/pgrunbook/pgrunbook/steps/internal/capture"
 	"github.com/pgrunbook/pgrunbook/steps/internal/gate"
@@ -48,6 +49,7 @@ func carryDDL(ctx context.Context, env *Env, cp engine.Checkpoint, c *carry) (ag
 				Hint: "Make the same change on the target by hand, then run the same command again.",
 			}
 		}
+		failpoint.Hit("ddl.changed")
 		byTable[ch.ID] = append(byTable[ch.ID], ch)
 	}
 	if err := refreshTables(ctx, env, sides.source, func(t scope.Table) bool { return byTable[t.ID] != nil }); err != nil {
@@ -65,9 +67,11 @@ func carryDDL(ctx context.Context, env *Env, cp engine.Checkpoint, c *carry) (ag
 			again.tables, again.changes = append(again.tables, t), append(again.changes, changes[i])
 			continue // accepted when the table is read again
 		}
+		failpoint.Hit("ddl.rearmed")
 		if err := capture.Accept(ctx, sides.source, t, changes...); err != nil {
 			return nil, err
 		}
+		failpoint.Hit("ddl.accepted")
 	}
 	return again, nil
 }

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/pgrunbook/pgrunbook/engine"
+	"github.com/pgrunbook/pgrunbook/internal/failpoint"
 	"github.com/pgrunbook/pgrunbook/steps/internal/freeze"
 	"github.com/pgrunbook/pgrunbook/steps/internal/pooler"
 )
@@ -90,6 +91,7 @@ func (p *poolers) pause(ctx context.Context) error {
 		return errors.Join(fmt.Errorf("%w: %w", freeze.ErrNotNow, err), p.resume(ctx))
 	}
 	p.cp.Emit(engine.Event{Kind: engine.EventFreeze, Mark: "pause", Message: fmt.Sprintf("%d poolers paused in %s", len(p.group), time.Since(start).Round(time.Millisecond))})
+	failpoint.Hit("pooler.paused")
 	return nil
 }
 

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/pgrunbook/pgrunbook/engine"
+	"github.com/pgrunbook/pgrunbook/internal/failpoint"
 	"github.com/pgrunbook/pgrunbook/steps/internal/compare"
 	"github.com/pgrunbook/pgrunbook/steps/internal/pass"
 	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
@@ -80,6 +81,7 @@ func (s *verifyStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Che
 	if err != nil {
 		return err
 	}
+	failpoint.Hit("verify.proved")
 	return differences(res)
 }
 

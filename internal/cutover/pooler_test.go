@@ -188,7 +188,7 @@ func TestR14KilledBehindPoolers(t *testing.T) {
 	for _, c := range []struct {
 		point string
 		to    string
-	}{{"freeze.prepared", p.source}, {"freeze.switched", p.source}, {"freeze.between", p.target}} {
+	}{{"pooler.paused", p.source}, {"freeze.prepared", p.source}, {"freeze.switched", p.source}, {"freeze.between", p.target}} {
 		run := p.start(c.point+":kill", "apply", "-y")
 		if o := run.end(); o.signal != syscall.SIGKILL || run.passed(c.point) != 1 {
 			t.Fatalf("it did not die at %s\n%s", c.point, o.text)

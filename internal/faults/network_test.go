@@ -38,6 +38,50 @@ func (r *rig) fires(p *testpg.Proxy, f testpg.Fault, before int) {
 	}
 }
 
+// TestF14CutInCopy resets connections in the middle of COPY, on either side and in either direction,
+// after a random number of bytes.
+func TestF14CutInCopy(t *testing.T) {
+	t.Parallel()
+	random := seed(t)
+	r := newRig(t)
+	ways := r.proxied()
+	var p *process
+	hits := 0
+	for n := 0; n < cond(soak(), 60, 6); {
+		side, direction := n%2, testpg.Direction(n/2%2)
+		bulk := side == 0 && direction == testpg.ToClient || side == 1 && direction == testpg.ToServer
+		bytes := 1 + random.Int64N(cond(bulk, int64(60_000), 400))
+		if p == nil {
+			p, hits = r.start("load.claimed:sleep=150ms", "apply", "--auto-approve", "--until", "copy"), 0
+		}
+		before := ways[side].Fired(testpg.FaultCutBytes)
+		if hits += 2; p.passed("load.claimed", hits) {
+			ways[side].CutAfter(direction, bytes)
+			for ways[side].Fired(testpg.FaultCutBytes) == before && p.state() != "Z" {
+				time.Sleep(5 * time.Millisecond)
+			}
+			ways[side].CutAfter(direction, 0)
+		}
+		if ways[side].Fired(testpg.FaultCutBytes) > before {
+			t.Logf("side %d, direction %d: cut after %d bytes", side, direction, bytes)
+			n++
+			continue
+		}
+		o := p.end()
+		if r.acceptable(o); o.code == 0 { // everything is loaded: once more
+			r.finally(abortArgs...)
+		}
+		p = nil
+	}
+	if p != nil {
+		r.acceptable(p.end())
+	}
+	r.finally(applyArgs...)
+	r.moved(0, 1)
+	r.writing(1)
+	r.balance(r.target)
+}
+
 // A trouble is what a network does for a while.
 type trouble struct {
 	name  string
@@ -167,4 +211,37 @@ func TestF15LostAnswers(t *testing.T) {
 	r.moved(0, 1)
 	r.writing(1)
 	r.balance(r.target)
+}
+
+// TestF15LostFlip cuts between the COMMITs of the flip and their answers, on the way there and back.
+// Whatever happened is found by looking at both gates.
+func TestF15LostFlip(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	ways := r.proxied()
+	from := 0
+	for _, how := range cond(soak(), cuts, cuts[1:2]) {
+		for _, c := range []struct {
+			at    string
+			first bool // the COMMIT that closes, else the one that opens
+		}{{"freeze.decided", true}, {"freeze.between", false}} {
+			args := cond(from == 0, applyArgs, rollbackArgs)
+			way := ways[cond(c.first, from, 1-from)]
+			p := r.start(c.at+"@1:sleep=300ms", args...)
+			if !p.passed(c.at, 1) {
+				t.Fatalf("the runner did not come to %s", c.at)
+			}
+			r.cutNext(way, how)
+			o := p.end()
+			t.Logf("F15 %s, cut %d, from side %d: %s", c.at, how, from, o)
+			if r.acceptable(o); o.code != 0 {
+				r.finally(args...)
+			}
+			r.moved(from, 1-from)
+			r.writing(1 - from)
+			r.turn(1 - from)
+			from = 1 - from
+		}
+	}
+	r.balance(cond(from == 0, r.source, r.target))
 }

@@ -1,6 +1,7 @@
 package faults_test
 
 import (
+	"fmt"
 	"maps"
 	"os"
 	"path/filepath"
@@ -13,7 +14,17 @@ import (
 // registered finds the names of all failpoints by reading the source.
 func registered(t *testing.T) []string {
 	t.Helper()
-	hit := regexp.MustCompile(`failpoint\.Hit\("([a-z_]+\.[a-z_]+)"\)`)
+	where := calls(t, "Hit", true)
+	if len(where) < 50 {
+		t.Fatalf("found only %d failpoints: is this the source?", len(where))
+	}
+	return slices.Sorted(maps.Keys(where))
+}
+
+// calls gives the names that the source calls a function of package failpoint with, and where.
+func calls(t *testing.T, function string, once bool) map[string]string {
+	t.Helper()
+	hit := regexp.MustCompile(`failpoint\.` + function + `\("([a-z_]+\.[a-z_]+)"\)`)
 	where := map[string]string{}
 	for _, root := range []string{"../../cmd", "../../engine", "../../steps", "../../internal/pg"} {
 		err := filepath.WalkDir(root, func(path string, _ os.DirEntry, err error) error {
@@ -23,7 +34,7 @@ func registered(t *testing.T) []string {
 			text, err := os.ReadFile(path)
 			for _, m := range hit.FindAllSubmatch(text, -1) {
 				name := string(m[1])
-				if where[name] != "" {
+				if once && where[name] != "" {
 					t.Errorf("failpoint %s is in %s and in %s", name, where[name], path)
 				}
 				where[name] = path
@@ -34,10 +45,33 @@ func registered(t *testing.T) []string {
 			t.Fatal(err)
 		}
 	}
-	if len(where) < 50 {
-		t.Fatalf("found only %d failpoints: is this the source?", len(where))
+	return where
+}
+
+// TestEveryMutant: each mutant in the source has a scenario that notices it. The scenarios are in
+// the packages themselves, which are built with the tag failpoint for that.
+func TestEveryMutant(t *testing.T) {
+	files, err := filepath.Glob("../../steps/internal/*/mutants_test.go")
+	if err != nil {
+		t.Fatal(err)
 	}
-	return slices.Sorted(maps.Keys(where))
+	var scenarios strings.Builder
+	for _, f := range files {
+		text, err := os.ReadFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		scenarios.Write(text)
+	}
+	mutants := calls(t, "Mutant", false)
+	for name, where := range mutants {
+		if !strings.Contains(scenarios.String(), `"`+name+`"`) {
+			t.Errorf("%s: no scenario notices mutant %s", where, name)
+		}
+	}
+	if len(mutants) < 20 {
+		t.Errorf("there are only %d mutants: is this the source?", len(mutants))
+	}
 }
 
 // between lets the runner die between the two COMMITs, and its guardian before it can end that: what
@@ -51,19 +85,32 @@ var onlyBetween = []string{"freeze.resolving", "freeze.resolved"}
 var elsewhere = map[string]string{
 	"dump.concurrently": "CREATE INDEX CONCURRENTLY begins at 64 MiB a table: package dump's own tests break it",
 	"load.again":        "TestF01DeathsInSecondLoad",
-
-	"alone.locked":    "package cutover: TestRollbackWithoutTarget",
-	"alone.switched":  "package cutover: TestRollbackWithoutTarget",
-	"alone.repointed": "package cutover: TestRollbackWithoutTarget",
-	"alone.opening":   "package cutover: TestRollbackWithoutTarget",
-	"alone.opened":    "package cutover: TestRollbackWithoutTarget",
-	"alone.resumed":   "package cutover: TestRollbackWithoutTarget",
+	"alone.locked":      "package cutover: TestRollbackWithoutTarget",
+	"alone.switched":    "package cutover: TestRollbackWithoutTarget",
+	"alone.repointed":   "package cutover: TestRollbackWithoutTarget",
+	"alone.opening":     "package cutover: TestRollbackWithoutTarget",
+	"alone.opened":      "package cutover: TestRollbackWithoutTarget",
+	"alone.resumed":     "package cutover: TestRollbackWithoutTarget",
+	"catch_up.accepted": "TestF01DeathsInSecondLoad",
+	"ddl.changed":       "TestF40DeathsInCarriedDDL",
+	"ddl.rearmed":       "TestF40DeathsInCarriedDDL",
+	"ddl.accepted":      "TestF40DeathsInCarriedDDL",
+	"pooler.paused":     "package cutover: TestKilledBehindPoolers",
 }
 
-// A walk is a command with the names that it passes, in order.
+// A walk is a command with the names that it passes, in order, and how often.
 type walk struct {
 	args  []string
 	names []string
+	count map[string]int
+}
+
+// positions are a name's first, middle and last hit.
+func (w walk) positions(name string) []int {
+	n := w.count[name]
+	at := []int{1, (n + 1) / 2, n}
+	slices.Sort(at)
+	return slices.Compact(at)
 }
 
 var (
@@ -81,8 +128,8 @@ func discover(t *testing.T) (apply, rollback, finish, abort walk) {
 		if o := p.end(); o.code != 0 {
 			t.Fatalf("%s, undisturbed: %s\n%s", args, o, o.text)
 		}
-		names, _ := p.hits()
-		return walk{args: args, names: slices.DeleteFunc(names, func(name string) bool { return elsewhere[name] != "" })}
+		names, count := p.hits()
+		return walk{args: args, count: count, names: slices.DeleteFunc(names, func(name string) bool { return elsewhere[name] != "" })}
 	}
 	r.finally("apply", "--auto-approve", "--until", "arm")
 	abort = traced(abortArgs)
@@ -104,7 +151,7 @@ func discover(t *testing.T) (apply, rollback, finish, abort walk) {
 
 // TestEveryFailpoint kills the runner at each of them. In the short form many deaths share a
 // migration: each run dies at the next name. With PGRUNBOOK_SOAK each name has a migration of its
-// own, at its first, middle and last hit.
+// own for its first, middle and last hit, in every command.
 func TestEveryFailpoint(t *testing.T) {
 	all := registered(t)
 	var apply, rollback, finish, abort walk
@@ -123,14 +170,17 @@ func TestEveryFailpoint(t *testing.T) {
 		}
 	}
 	t.Logf("%d failpoints; apply passes %d, rollback %d, finish %d, abort %d", len(all), len(apply.names), len(rollback.names), len(finish.names), len(abort.names))
-	parts := cond(soak(), len(apply.names), 4)
+	const parts = 4
 	for part := range parts {
-		t.Run("", func(t *testing.T) {
+		t.Run("F01 F02 F84 every boundary", func(t *testing.T) {
 			t.Parallel()
 			deaths(t, part, parts, apply, rollback, finish)
 		})
 	}
-	t.Run("abort", func(t *testing.T) {
+	if soak() {
+		eachHit(t, apply, rollback, finish, abort)
+	}
+	t.Run("F84 F85 abort", func(t *testing.T) {
 		t.Parallel()
 		abortDeaths(t, abort)
 	})
@@ -179,6 +229,37 @@ func deaths(t *testing.T, part, parts int, apply, rollback, finish walk) {
 	r.writing(1)
 	r.die(finish.args, share(finish.names, part, parts))
 	r.balance(r.target)
+}
+
+// eachHit gives every hit of every command a migration of its own.
+func eachHit(t *testing.T, apply, rollback, finish, abort walk) {
+	// before brings a migration to where the command begins; there it ends on the side left.
+	for _, c := range []struct {
+		walk   walk
+		before func(r *rig)
+		after  func(r *rig)
+	}{
+		{apply, func(*rig) {}, func(r *rig) { r.moved(0, 1); r.writing(1); r.balance(r.target) }},
+		{rollback, func(r *rig) { r.finally(apply.args...); r.moved(0, 1); r.turn(1) }, func(r *rig) { r.moved(1, 0); r.writing(0); r.balance(r.source) }},
+		{finish, func(r *rig) { r.finally(apply.args...); r.moved(0, 1) }, func(r *rig) { r.balance(r.target) }},
+		{abort, func(r *rig) { r.finally("apply", "--auto-approve", "--until", "arm") }, func(r *rig) { r.writing(0); r.balance(r.source) }},
+	} {
+		for _, name := range c.walk.names {
+			for _, at := range c.walk.positions(name) {
+				t.Run(fmt.Sprintf("%s/%s@%d", c.walk.args[0], name, at), func(t *testing.T) {
+					t.Parallel()
+					r := newRig(t)
+					c.before(r)
+					// How often a pass is made depends on the time: a later hit may not come.
+					if !r.killed(fmt.Sprintf("%s@%d", name, at), c.walk.args...) && at == 1 {
+						t.Fatal("the runner did not die")
+					}
+					r.finally(c.walk.args...)
+					c.after(r)
+				})
+			}
+		}
+	}
 }
 
 // die runs a command once for each name, and then until it is done. A name that a later run no

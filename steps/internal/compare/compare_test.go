@@ -293,6 +293,33 @@ func TestW3VersionsAndEncodings(t *testing.T) {
 	}
 }
 
+// W2: hashes of text under a nondeterministic collation are those of its equality.
+func TestW2NondeterministicCollation(t *testing.T) {
+	s := newSides(t)
+	const ddl = `CREATE COLLATION public.ci (provider = icu, locale = 'und-u-ks-level2', deterministic = false);
+		CREATE TABLE public.t (id int PRIMARY KEY, v text COLLATE public.ci); INSERT INTO public.t VALUES (1, 'a'), (2, 'b');`
+	run(t, s.fromC, ddl)
+	run(t, s.toC, ddl+"UPDATE public.t SET v = 'A' WHERE id = 1")
+	tbl := table(t, s.fromC, "t", "id")
+	if got := texts(compareAll(t, s, Config{Tables: []scope.Table{tbl}}).Tables[0].Rows); !cmp.Equal(got, []string{"changed (1): v"}) {
+		t.Errorf("found %v", got)
+	}
+	m, err := choose(testContext(t), s.fromC, s.toC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sums := [2]string{}
+	for i, conn := range []*pgx.Conn{s.fromC, s.toC} {
+		pl := plan{table: tbl, m: m, byField: true}
+		if err := conn.QueryRow(testContext(t), "SELECT sum("+pl.row()+")::text FROM "+pl.from()).Scan(&sums[i]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if sums[0] == sums[1] {
+		t.Error("column by column, 'a' and 'A' have one sum")
+	}
+}
+
 // Rows too large for one text are hashed column by column; the way there is tried on both sides.
 func TestByField(t *testing.T) {
 	s := newSides(t)

@@ -85,6 +85,13 @@ func (f *Freeze) flip(ctx context.Context, c *conns, hold, toHold *Hold, cert *C
 	if failpoint.Mutant("freeze.target_first") {
 		hold, toHold = toHold, hold
 	}
+	if failpoint.Mutant("freeze.flag_outside") {
+		_, err := c.look.PgConn().Exec(flipCtx, "ALTER SEQUENCE pgrunbook.gate_flag RESTART 1").ReadAll()
+		if err == nil {
+			_, err = c.watch.PgConn().Exec(flipCtx, "ALTER SEQUENCE pgrunbook.gate_flag RESTART 0").ReadAll()
+		}
+		return err
+	}
 	if err := hold.Commit(flipCtx); err != nil {
 		if refused(err) {
 			undo()

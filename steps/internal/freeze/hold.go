@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -66,6 +67,12 @@ ALTER SEQUENCE pgrunbook.gate_flag RESTART %d`
 func take(ctx context.Context, conn *pgx.Conn, side string, run scope.Run, flag int) (*Hold, error) {
 	start := time.Now()
 	sql := fmt.Sprintf(begin, idleTimeout.Milliseconds(), drainTimeout.Milliseconds(), holdStatement.Milliseconds(), flag)
+	switch {
+	case failpoint.Mutant("freeze.setval"):
+		sql = strings.Replace(sql, "ALTER SEQUENCE pgrunbook.gate_flag RESTART", "SELECT pg_catalog.setval('pgrunbook.gate_flag',", 1) + ")"
+	case failpoint.Mutant("freeze.flag_outside"): // flip sets it, over another connection
+		sql, _, _ = strings.Cut(sql, "ALTER SEQUENCE")
+	}
 	takeCtx, cancel := context.WithTimeout(ctx, drainTimeout+answerWait)
 	defer cancel()
 	_, err := conn.PgConn().Exec(takeCtx, sql).ReadAll()
@@ -83,6 +90,9 @@ func take(ctx context.Context, conn *pgx.Conn, side string, run scope.Run, flag 
 	hold := &Hold{side: side, conn: conn, lost: make(chan struct{}), Took: time.Since(start), Since: start}
 	beatCtx, stop := context.WithCancel(context.WithoutCancel(ctx))
 	hold.stop = stop
+	if failpoint.Mutant("freeze.flag_outside") { // nobody is told that the hold is gone
+		return hold, nil
+	}
 	hold.beating.Add(1)
 	go hold.beat(beatCtx)
 	return hold, nil

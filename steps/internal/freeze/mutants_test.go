@@ -20,7 +20,8 @@ const (
 	twice    = "twice"     // both sides hand out the same numbers
 	twoSides = "two sides" // both take writes
 	noSide   = "no side"
-	stale    = "stale" // something computed from before the flip was committed after it
+	unasked  = "unasked" // the source lost the writes to a rehearsal
+	stale    = "stale"   // something computed from before the flip was committed after it
 )
 
 const accountsSQL = "SELECT string_agg(id || '=' || balance, ' ' ORDER BY id) FROM public.account"
@@ -124,6 +125,24 @@ var mutants = []struct {
 		writer := p.writerAt("freeze.prepared", "ALTER TABLE public.account DISABLE TRIGGER ALL; UPDATE public.account SET balance = 0 WHERE id = 2; ALTER TABLE public.account ENABLE ALWAYS TRIGGER \"!pgrunbook_gate\"")
 		_ = p.attempt(1)
 		p.commit(writer)
+		return ""
+	}},
+	{name: "freeze.flag_outside", dirty: lost, play: func(p *pair) string {
+		p.at("freeze.decided", func() {
+			p.endHold()
+			if got := p.write(p.source); got != "" {
+				p.t.Errorf("without a hold the source answers %s", got)
+			}
+		})
+		_ = p.attempt(1)
+		return ""
+	}},
+	{name: "freeze.setval", dirty: unasked, play: func(p *pair) string {
+		p.freeze.Rehearsal = true
+		_ = p.attempt(1)
+		if p.sides() != "source" {
+			return unasked
+		}
 		return ""
 	}},
 	{name: "freeze.sequences_first", dirty: twice, play: func(p *pair) string {

@@ -6,19 +6,25 @@ import (
 	"errors"
 	"testing"
 
+	"github.com/pgrunbook/pgrunbook/engine"
 	"github.com/pgrunbook/pgrunbook/internal/failpoint"
+	"github.com/pgrunbook/pgrunbook/internal/pg"
 )
 
 // How a scenario ended.
 const (
 	equal   = "equal"
 	differs = "differs" // says an oracle that is not the product's
+	refused = "refused" // the product stopped and said why
 	stuck   = "stuck"   // it cannot go on
 )
 
 func (p *pair) ended(err error) string {
 	p.t.Helper()
+	var e *engine.Error
 	switch {
+	case errors.As(err, &e):
+		return refused
 	case err != nil:
 		return stuck
 	case len(p.diffs()) > 0:
@@ -69,6 +75,23 @@ var mutants = []struct {
 				}
 			})
 			return errors.Join(New(p.cfg).Run(p.ctx), p.follow())
+		},
+	},
+	{
+		name: "journal.no_fence", ddl: oneTable, clean: refused, dirty: differs,
+		play: func(p *pair) error {
+			p.beforeCapture(`INSERT INTO t SELECT g, 'v', g FROM generate_series(1, 100) g`)
+			p.load()
+			stale := New(p.cfg) // decided to load the table again, and then was stopped
+			p.reopen()
+			if err := p.follow(); err != nil {
+				return err
+			}
+			err := stale.StartOver(p.ctx, p.tables[0])
+			if pg.Retryable(err) { // the new runner ended its sessions; it connects again
+				err = stale.StartOver(p.ctx, p.tables[0])
+			}
+			return err
 		},
 	},
 }
