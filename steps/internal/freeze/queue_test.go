@@ -80,7 +80,8 @@ func TestR3SwitchStepsRunUnderTheHold(t *testing.T) {
 			return nil
 		},
 	}}
-	if _, err := p.freeze.Attempt(context.Background(), 1); !errors.Is(err, ErrNotNow) {
+	// A session that dies as its COMMIT is sent has not said whether it came to it: that is looked up.
+	if _, err := p.freeze.Attempt(context.Background(), 1); !errors.Is(err, ErrNotNow) && !errors.Is(err, ErrUnknown) {
 		t.Errorf("got %v", err)
 	}
 	if source != "57014" || target != "57014" {
