@@ -8,6 +8,7 @@ import (
 
 	"github.com/dustin/go-humanize"
 
+	"github.com/pgrunbook/pgrunbook/engine"
 	"github.com/pgrunbook/pgrunbook/runbook"
 	"github.com/pgrunbook/pgrunbook/steps"
 )
@@ -62,7 +63,7 @@ func (w *textWriter) tables(inv *steps.Inventory) {
 	}
 	w.line("include = [")
 	for _, s := range inv.Schemas {
-		w.line("%s, # %s, %s", hclString(pattern(s.Name)+".*"), plural(s.Tables, "table"), sizeText(s.Bytes))
+		w.line("%s, # %s, %s", hclString(pattern(s.Name)+".*"), engine.Plural(s.Tables, "table"), sizeText(s.Bytes))
 	}
 	w.line("]")
 	w.line("# exclude = [\"public.tmp_*\"] # neither structure nor rows")

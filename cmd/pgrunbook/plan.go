@@ -101,5 +101,5 @@ func preflightFailed(p *engine.Plan) error {
 			n++
 		}
 	}
-	return engine.Errorf(engine.ClassPreflight, "Each finding says what to type; then plan again.", "preflight found %s", plural(n, "error"))
+	return engine.Errorf(engine.ClassPreflight, "Each finding says what to type; then plan again.", "preflight found %s", engine.Plural(n, "error"))
 }

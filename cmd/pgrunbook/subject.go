@@ -61,14 +61,7 @@ func (a *app) loadRunbook(path string) (*runbook.Runbook, error) {
 // diagnosticsError stands for diagnostics that were shown.
 func diagnosticsError(path string, diags hcl.Diagnostics) error {
 	n := len(diags.Errs())
-	return &shownError{code: exitUsage, err: engine.Errorf(engine.ClassRunbook, "Mend what is shown, and run the same command again.", "%s has %s", path, plural(n, "error"))}
-}
-
-func plural(n int, word string) string {
-	if n == 1 {
-		return "1 " + word
-	}
-	return fmt.Sprintf("%d %ss", n, word)
+	return &shownError{code: exitUsage, err: engine.Errorf(engine.ClassRunbook, "Mend what is shown, and run the same command again.", "%s has %s", path, engine.Plural(n, "error"))}
 }
 
 // findRunbook gives the argument, or the only runbook of the working directory.

@@ -48,7 +48,7 @@ func markdownHead(p *engine.Plan, scope planScope) []string {
 	out := []string{
 		PlanMarker(p.Name), "",
 		"### pgrunbook plan of `" + code(p.Name) + "`: " + md(Verdict(p)), "",
-		fmt.Sprintf("%s to %s: %s, about %s rows, %s.", server(p.Source), server(p.Target), plural(len(scope.Tables), "table"), countText(rows), bytesText(bytes)),
+		fmt.Sprintf("%s to %s: %s, about %s rows, %s.", server(p.Source), server(p.Target), engine.Plural(len(scope.Tables), "table"), countText(rows), bytesText(bytes)),
 	}
 	if p.Predictions.WriteBlock > 0 {
 		out = append(out, "Predicted: writes wait in the cutover for **"+predicted(p.Predictions)+"**"+md(because(p.Predictions.Why))+".")
@@ -95,7 +95,7 @@ func markdownRisks(p *engine.Plan) section {
 }
 
 func markdownSteps(p *engine.Plan) section {
-	s := section{title: plural(len(p.Steps), "step")}
+	s := section{title: engine.Plural(len(p.Steps), "step")}
 	for i, st := range p.Steps {
 		s.lines = append(s.lines, fmt.Sprintf("%d. `%s` %s%s", i+1, code(string(st.ID)), md(st.Title), md(estimateText(st.Estimate))))
 		for _, g := range groupActions(st.Actions) {
@@ -121,7 +121,7 @@ func markdownNotCarried(p *engine.Plan, scope planScope) section {
 }
 
 func markdownTables(scope planScope) section {
-	s := section{title: plural(len(scope.Tables), "table")}
+	s := section{title: engine.Plural(len(scope.Tables), "table")}
 	if len(scope.Tables) > 0 {
 		s.lines = append(s.lines, "| table | method | key | rows | bytes | chunks |", "|---|---|---|--:|--:|--:|")
 	}

@@ -136,11 +136,11 @@ func Verdict(p *engine.Plan) string {
 	}
 	switch {
 	case errors > 0 && warnings > 0:
-		return fmt.Sprintf("NOT READY: %s, %s", plural(errors, "error"), plural(warnings, "warning"))
+		return fmt.Sprintf("NOT READY: %s, %s", engine.Plural(errors, "error"), engine.Plural(warnings, "warning"))
 	case errors > 0:
-		return "NOT READY: " + plural(errors, "error")
+		return "NOT READY: " + engine.Plural(errors, "error")
 	case warnings > 0:
-		return "ready, with " + plural(warnings, "warning")
+		return "ready, with " + engine.Plural(warnings, "warning")
 	}
 	return "ready"
 }
@@ -159,7 +159,7 @@ func (w *planWriter) head(p *engine.Plan, scope planScope) {
 		w.line("  %s  %s, PostgreSQL %s", side.name, printable(side.id.Address), printable(version))
 	}
 	rows, bytes, chunks := scope.total()
-	w.line("  moves   %s, %s, about %s rows, %s in %s", plural(len(scope.Tables), "table"), plural(len(scope.Sequences), "sequence"), countText(rows), bytesText(bytes), plural(int(chunks), "chunk"))
+	w.line("  moves   %s, %s, about %s rows, %s in %s", engine.Plural(len(scope.Tables), "table"), engine.Plural(len(scope.Sequences), "sequence"), countText(rows), bytesText(bytes), engine.Plural(int(chunks), "chunk"))
 	if p.Predictions.WriteBlock > 0 {
 		w.text("  predicted: writes wait in the cutover for ", predicted(p.Predictions)+because(p.Predictions.Why))
 	}
@@ -213,7 +213,7 @@ func (g actionGroup) label() string {
 	if strings.Contains(g.Group, "{n}") {
 		return strings.ReplaceAll(g.Group, "{n}", fmt.Sprint(n))
 	}
-	return fmt.Sprintf("%s: %s", g.Group, plural(n, "statement"))
+	return fmt.Sprintf("%s: %s", g.Group, engine.Plural(n, "statement"))
 }
 
 func (w *planWriter) step(n int, s engine.StepPlan) {

@@ -78,7 +78,7 @@ func (t planTable) how() string {
 		return "no rows"
 	}
 	if leaves := t.leaves(); leaves > 0 {
-		return fmt.Sprintf("%s, %s", t.Method, plural(leaves, "partition"))
+		return fmt.Sprintf("%s, %s", t.Method, engine.Plural(leaves, "partition"))
 	}
 	return t.Method
 }

@@ -159,19 +159,11 @@ func durationText(d time.Duration) string {
 	return fmt.Sprintf("%dd%02dh", int(d.Hours())/24, int(d.Hours())%24)
 }
 
-// plural gives "1 table", "2 tables".
-func plural(n int, noun string) string {
-	if n == 1 {
-		return "1 " + noun
-	}
-	return strconv.Itoa(n) + " " + noun + "s"
-}
-
-// wrap breaks a text into lines of at most width columns; the first has prefix, the others as many
 // noBreak stands for a hyphen while lines are wrapped: a command that was torn apart in its flags
 // cannot be pasted.
 const noBreak = "\ue000"
 
+// wrap breaks a text into lines of at most width columns; the first has prefix, the others as many
 // blanks.
 func wrap(prefix, text string, width int) []string {
 	indent := strings.Repeat(" ", ansi.StringWidth(prefix))

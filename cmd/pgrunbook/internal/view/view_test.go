@@ -619,7 +619,7 @@ func TestTextHelpers(t *testing.T) {
 	got := []string{
 		bytesText(0), bytesText(1023), bytesText(1536), bytesText(5 << 40), countText(9999), countText(12345), countText(12_345_678), countText(98_765_432_100),
 		durationText(2 * time.Millisecond), durationText(1500 * time.Millisecond), durationText(192 * time.Second), durationText(5*time.Hour + 7*time.Minute), durationText(76 * time.Hour), durationText(-time.Second),
-		plural(1, "table"), plural(2, "table"), printable("a\x1b[2J\tb\nc\x00é\u202e\xff"), clip("abcdef", 4), pad("日本", 6) + "|",
+		engine.Plural(1, "table"), engine.Plural(2, "table"), printable("a\x1b[2J\tb\nc\x00é\u202e\xff"), clip("abcdef", 4), pad("日本", 6) + "|",
 	}
 	want := []string{
 		"0 B", "1023 B", "1.5 KiB", "5.0 TiB", "9999", "12.3 k", "12.3 M", "98.8 G",
