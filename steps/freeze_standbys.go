@@ -66,7 +66,7 @@ func (f *flipper) standbys(ctx context.Context, flipped bool) error {
 		fix = "Promote none of them before it has caught up."
 	}
 	f.cp.Emit(engine.Event{Kind: engine.EventDiagnosed, Level: "warn", Message: text, Finding: &engine.Finding{
-		Code: "CUT002", Severity: engine.SeverityWarning, Side: f.from, Text: text, Fix: fix,
+		Code: "CUT003", Severity: engine.SeverityWarning, Side: f.from, Text: text, Fix: fix,
 	}})
 	return nil
 }

@@ -95,7 +95,7 @@ var elsewhere = map[string]string{
 	"ddl.changed":       "TestF40DeathsInCarriedDDL",
 	"ddl.rearmed":       "TestF40DeathsInCarriedDDL",
 	"ddl.accepted":      "TestF40DeathsInCarriedDDL",
-	"pooler.paused":     "package cutover: TestKilledBehindPoolers",
+	"pooler.paused":     "package cutover: TestR14KilledBehindPoolers",
 }
 
 // A walk is a command with the names that it passes, in order, and how often.
