@@ -100,6 +100,7 @@ type Hazard struct {
 type Estimate struct {
 	Seconds    float64 `json:"seconds,omitempty"`
 	Rows       int64   `json:"rows,omitempty"`
+	Unanalyzed int     `json:"unanalyzed,omitempty"` // tables with rows of an unknown number, which Rows lacks
 	Bytes      int64   `json:"bytes,omitempty"`
 	SourceDisk int64   `json:"source_disk,omitempty"` // bytes
 	TargetDisk int64   `json:"target_disk,omitempty"` // bytes

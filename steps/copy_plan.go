@@ -25,7 +25,7 @@ func (s *copyStep) Plan(context.Context) (engine.StepPlan, error) {
 			continue
 		}
 		tables++
-		p.Estimate.Rows += t.Rows
+		addRows(&p.Estimate, t)
 		p.Estimate.Bytes += t.Bytes
 		p.Estimate.TargetDisk += t.Bytes + t.IndexBytes
 		if t.Method == scope.PgDump {
@@ -43,6 +43,14 @@ func (s *copyStep) Plan(context.Context) (engine.StepPlan, error) {
 		p.Hazards = append(p.Hazards, engine.Hazard{Kind: engine.HazardLoad, Text: fmt.Sprintf("pg_dump holds one snapshot for all of %d tables: the source's VACUUM removes no newer dead rows meanwhile", bulk)})
 	}
 	return p, nil
+}
+
+// addRows counts a table's rows, where the source knows their number.
+func addRows(e *engine.Estimate, t scope.Table) {
+	e.Rows += t.Rows
+	if t.Unanalyzed {
+		e.Unanalyzed++
+	}
 }
 
 func copyAction(t scope.Table) engine.Action {

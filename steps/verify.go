@@ -45,16 +45,18 @@ const hashRate = 110e6
 // Plan says how much is read.
 func (s *verifyStep) Plan(context.Context) (engine.StepPlan, error) {
 	tables := compared(s.env.Scope.Tables)
-	var bytes, rows int64
-	for _, t := range tables {
-		bytes, rows = bytes+t.Bytes, rows+t.Rows
-	}
 	c := s.env.Runbook.Verify
+	var estimate engine.Estimate
+	for _, t := range tables {
+		addRows(&estimate, t)
+		estimate.Bytes += t.Bytes
+	}
+	estimate.Seconds = float64(estimate.Bytes) / hashRate / float64(max(1, c.Workers))
 	p := engine.StepPlan{
 		ID: s.ID(), Phase: s.Phase(),
 		Title:    fmt.Sprintf("compare %d tables on both sides by %s while the application writes", len(tables), c.Mode),
 		Why:      "what is proved before the approval need not be proved inside the freeze",
-		Estimate: engine.Estimate{Rows: rows, Bytes: bytes, Seconds: float64(bytes) / hashRate / float64(max(1, c.Workers))},
+		Estimate: estimate,
 		Hazards: []engine.Hazard{{
 			Kind: engine.HazardLoad,
 			Text: fmt.Sprintf("reads every row once on both sides over %d sessions each; the oldest snapshot is as old as one batch", max(1, c.Workers)),

@@ -19,10 +19,12 @@ type relation struct {
 	persistence string
 	partition   bool
 	tuples      int64
+	uncounted   bool   // pg_class knows no number of rows
 	extension   string // name of the extension that owns it
 	parents     []uint32
 	children    []uint32 // partitions and legacy children
 	bytes       int64
+	filled      bool // there is something in the heap, or it could not be looked at
 	indexBytes  int64
 	subscribed  bool // an apply worker writes it
 
@@ -49,6 +51,9 @@ func quoteIfNeeded(s string) string {
 	return s
 }
 
+// unanalyzed reports that it has rows of which pg_class knows no number.
+func (r *relation) unanalyzed() bool { return r.uncounted && r.filled }
+
 func (r *relation) isTable() bool { return r.kind == "r" || r.kind == "p" }
 
 // catalog is what one snapshot of the source says.
@@ -74,9 +79,11 @@ type schemaRow struct {
 
 const majorSQL = `SELECT current_setting('server_version_num')::int4 / 10000`
 
+// relationsSQL: before 14 a table that was never analyzed has reltuples 0 and no pages, later -1
+// (https://www.postgresql.org/docs/current/catalog-pg-class.html).
 const relationsSQL = `
 SELECT c.oid, n.nspname::text, c.relname::text, c.relkind::text, c.relpersistence::text, c.relispartition,
-       greatest(c.reltuples, 0)::int8, coalesce(e.extname::text, '')
+       greatest(c.reltuples, 0)::int8, c.reltuples < 0 OR c.reltuples = 0 AND c.relpages = 0, coalesce(e.extname::text, '')
   FROM pg_class c
   JOIN pg_namespace n ON n.oid = c.relnamespace
   LEFT JOIN pg_depend d ON d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.objsubid = 0 AND d.deptype = 'e' AND d.refclassid = 'pg_extension'::regclass
@@ -101,7 +108,7 @@ func readRelations(ctx context.Context, tx pgx.Tx) (*catalog, error) {
 	var err error
 	c.relations, err = collect(ctx, tx, relationsSQL, func(row pgx.CollectableRow) (*relation, error) {
 		r := &relation{}
-		return r, row.Scan(&r.oid, &r.Schema, &r.Name.Name, &r.kind, &r.persistence, &r.partition, &r.tuples, &r.extension)
+		return r, row.Scan(&r.oid, &r.Schema, &r.Name.Name, &r.kind, &r.persistence, &r.partition, &r.tuples, &r.uncounted, &r.extension)
 	})
 	if err != nil {
 		return nil, fmt.Errorf("reading the tables: %w", err)
@@ -164,13 +171,15 @@ func (c *catalog) members(root *relation) []*relation {
 }
 
 const sizesSQL = `
-SELECT c.oid, coalesce(pg_table_size(c.oid), 0), CASE WHEN c.relkind = 'p' THEN 0 ELSE coalesce(pg_indexes_size(c.oid), 0) END
+SELECT c.oid, coalesce(pg_table_size(c.oid), 0), CASE WHEN c.relkind = 'p' THEN 0 ELSE coalesce(pg_indexes_size(c.oid), 0) END,
+       coalesce(pg_relation_size(c.oid), 0) > 0
   FROM pg_class c WHERE c.oid = ANY ($1::oid[]) AND c.relkind IN ('r', 'p')`
 
 // estimatesSQL needs no lock on the tables; relpages is as old as the last VACUUM or ANALYZE.
 const estimatesSQL = `
 SELECT c.oid, (c.relpages + coalesce(t.relpages, 0))::int8 * current_setting('block_size')::int8,
-       coalesce((SELECT sum(x.relpages) FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid WHERE i.indrelid = c.oid), 0)::int8 * current_setting('block_size')::int8
+       coalesce((SELECT sum(x.relpages) FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid WHERE i.indrelid = c.oid), 0)::int8 * current_setting('block_size')::int8,
+       c.relkind = 'r'
   FROM pg_class c LEFT JOIN pg_class t ON t.oid = c.reltoastrelid WHERE c.oid = ANY ($1::oid[])`
 
 // readSizes waits a second at most: the size functions open each table, and DDL that holds one
@@ -179,6 +188,7 @@ func (c *catalog) readSizes(ctx context.Context, tx pgx.Tx, oids []uint32) error
 	type size struct {
 		OID          uint32
 		Bytes, Index int64
+		Filled       bool
 	}
 	sizes, err := collectUnlessLocked(ctx, tx, sizesSQL, pgx.RowToStructByPos[size], oids)
 	if pg.SQLState(err) == "55P03" {
@@ -189,7 +199,7 @@ func (c *catalog) readSizes(ctx context.Context, tx pgx.Tx, oids []uint32) error
 	}
 	for _, s := range sizes {
 		r := c.byOID[s.OID]
-		r.bytes, r.indexBytes = s.Bytes, s.Index
+		r.bytes, r.indexBytes, r.filled = s.Bytes, s.Index, s.Filled
 	}
 	return nil
 }

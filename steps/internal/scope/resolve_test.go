@@ -297,6 +297,35 @@ func TestPartitionTree(t *testing.T) {
 	}
 }
 
+// Of a table that was never analyzed the number of rows is unknown, not 0: on servers before 14, which
+// say 0 themselves, and on later ones, which say -1. An empty one has none, analyzed or not.
+func TestRowsOfTablesNeverAnalyzed(t *testing.T) {
+	t.Parallel()
+	for _, major := range []int{12, 15} {
+		t.Run(fmt.Sprint(major), func(t *testing.T) {
+			t.Parallel()
+			const still = " WITH (autovacuum_enabled = off)"
+			conn, _ := source(t, major,
+				"CREATE TABLE fresh (id int PRIMARY KEY, note text)"+still, "INSERT INTO fresh SELECT i, 'x' FROM generate_series(1, 100) i",
+				"CREATE TABLE empty (id int PRIMARY KEY, note text)"+still,
+				"CREATE TABLE known (id int PRIMARY KEY)"+still, "INSERT INTO known VALUES (1), (2)", "ANALYZE known",
+				"CREATE TABLE emptied (id int PRIMARY KEY)"+still, "INSERT INTO emptied VALUES (1)", "DELETE FROM emptied", "VACUUM (TRUNCATE off) emptied",
+				"CREATE TABLE tree (id int PRIMARY KEY) PARTITION BY RANGE (id)",
+				"CREATE TABLE tree_a PARTITION OF tree FOR VALUES FROM (0) TO (10)"+still, "INSERT INTO tree VALUES (1), (2), (3)", "ANALYZE tree_a",
+				"CREATE TABLE tree_b PARTITION OF tree FOR VALUES FROM (10) TO (20)"+still, "INSERT INTO tree VALUES (11)")
+			s, _ := resolve(t, conn, "")
+			got := map[string]string{}
+			for _, tab := range s.Tables {
+				got[tab.Name.Name] = fmt.Sprint(tab.Rows, tab.Unanalyzed)
+			}
+			want := map[string]string{"fresh": "0 true", "empty": "0 false", "known": "2 false", "emptied": "0 false", "tree": "3 true"}
+			if diff := cmp.Diff(want, got); diff != "" {
+				t.Errorf("rows, and whether some are unknown (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
 func TestPatterns(t *testing.T) {
 	conn, _ := source(t, 15, append(slices.Clone(partitioned), "CREATE SCHEMA other", "CREATE TABLE other.a (id serial PRIMARY KEY)", "CREATE SCHEMA empty",
 		"CREATE TABLE keep (id int PRIMARY KEY)", "CREATE TABLE tmp_1 (id serial PRIMARY KEY)", "CREATE VIEW tmp_view AS SELECT 1 AS one")...)

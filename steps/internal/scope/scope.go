@@ -37,8 +37,9 @@ type Table struct {
 	Method   Method   `json:"method"`
 	Chunk    int64    `json:"chunk"` // bytes
 
-	Rows       int64 `json:"rows"`  // estimate from pg_class
-	Bytes      int64 `json:"bytes"` // heap and TOAST, all members
+	Rows       int64 `json:"rows"`                 // estimate from pg_class
+	Unanalyzed bool  `json:"unanalyzed,omitempty"` // some of its rows were never analyzed: Rows lacks them
+	Bytes      int64 `json:"bytes"`                // heap and TOAST, all members
 	IndexBytes int64 `json:"index_bytes"`
 
 	Inherits bool   `json:"inherits,omitempty"` // has legacy inheritance parents or children

@@ -23,7 +23,7 @@ func (r *resolver) table(rel *relation) (Table, bool) {
 			r.find(CodeRule, engine.SeverityError, rel.String(), d.Summary+": "+d.Detail, "")
 		}
 	}
-	t := Table{Name: rel.Name, OID: rel.oid, Kind: Plain, Unlogged: rel.persistence == "u", Rows: rel.tuples, Bytes: rel.bytes, IndexBytes: rel.indexBytes}
+	t := Table{Name: rel.Name, OID: rel.oid, Kind: Plain, Unlogged: rel.persistence == "u", Rows: rel.tuples, Unanalyzed: rel.unanalyzed(), Bytes: rel.bytes, IndexBytes: rel.indexBytes}
 	if rel.kind == "p" {
 		t.Kind = Partitioned
 		t.Rows = 0
@@ -70,6 +70,7 @@ func (r *resolver) members(rel *relation, t *Table) (foreign, subscribed bool) {
 		}
 		t.Members = append(t.Members, member)
 		t.Bytes, t.IndexBytes, t.Rows = t.Bytes+m.bytes, t.IndexBytes+m.indexBytes, t.Rows+member.Rows
+		t.Unanalyzed = t.Unanalyzed || m.unanalyzed()
 		foreign = foreign || member.Foreign
 		subscribed = subscribed || m.subscribed
 		t.Unlogged = t.Unlogged || m.persistence == "u"

@@ -44,11 +44,11 @@ func PlanMarker(name string) string {
 }
 
 func markdownHead(p *engine.Plan, scope planScope) []string {
-	rows, bytes, _ := scope.total()
+	all, _ := scope.total()
 	out := []string{
 		PlanMarker(p.Name), "",
 		"### pgrunbook plan of `" + code(p.Name) + "`: " + md(Verdict(p)), "",
-		fmt.Sprintf("%s to %s: %s, about %s rows, %s.", server(p.Source), server(p.Target), engine.Plural(len(scope.Tables), "table"), countText(rows), bytesText(bytes)),
+		fmt.Sprintf("%s to %s: %s, %s, %s.", server(p.Source), server(p.Target), engine.Plural(len(scope.Tables), "table"), rowsOf(all), bytesText(all.Bytes)),
 	}
 	if p.Predictions.WriteBlock > 0 {
 		out = append(out, "Predicted: writes wait in the cutover for **"+predicted(p.Predictions)+"**"+md(because(p.Predictions.Why))+".")
@@ -126,7 +126,7 @@ func markdownTables(scope planScope) section {
 		s.lines = append(s.lines, "| table | method | key | rows | bytes | chunks |", "|---|---|---|--:|--:|--:|")
 	}
 	for _, t := range scope.Tables {
-		s.lines = append(s.lines, fmt.Sprintf("| `%s` | %s | `%s` | %s | %s | %d |", code(t.label()), md(t.how()), code(t.keyText()), countText(t.Rows), bytesText(t.Bytes), t.chunks()))
+		s.lines = append(s.lines, fmt.Sprintf("| `%s` | %s | `%s` | %s | %s | %d |", code(t.label()), md(t.how()), code(t.keyText()), t.rowsText(), bytesText(t.Bytes), t.chunks()))
 	}
 	return s
 }

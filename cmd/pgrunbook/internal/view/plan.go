@@ -158,8 +158,8 @@ func (w *planWriter) head(p *engine.Plan, scope planScope) {
 		}
 		w.line("  %s  %s, PostgreSQL %s", side.name, printable(side.id.Address), printable(version))
 	}
-	rows, bytes, chunks := scope.total()
-	w.line("  moves   %s, %s, about %s rows, %s in %s", engine.Plural(len(scope.Tables), "table"), engine.Plural(len(scope.Sequences), "sequence"), countText(rows), bytesText(bytes), engine.Plural(int(chunks), "chunk"))
+	all, chunks := scope.total()
+	w.text("  moves   ", fmt.Sprintf("%s, %s, %s, %s in %s", engine.Plural(len(scope.Tables), "table"), engine.Plural(len(scope.Sequences), "sequence"), rowsOf(all), bytesText(all.Bytes), engine.Plural(int(chunks), "chunk")))
 	if p.Predictions.WriteBlock > 0 {
 		w.text("  predicted: writes wait in the cutover for ", predicted(p.Predictions)+because(p.Predictions.Why))
 	}
@@ -278,8 +278,8 @@ func estimateText(e engine.Estimate) string {
 	if e.Seconds > 0 {
 		parts = append(parts, "about "+durationText(time.Duration(e.Seconds*float64(time.Second))))
 	}
-	if e.Rows > 0 {
-		parts = append(parts, countText(e.Rows)+" rows")
+	if e.Rows > 0 || e.Unanalyzed > 0 {
+		parts = append(parts, strings.TrimPrefix(rowsOf(e), "about "))
 	}
 	if e.Bytes > 0 {
 		parts = append(parts, bytesText(e.Bytes))
@@ -315,7 +315,7 @@ func (w *planWriter) tables(scope planScope) {
 		if c := t.chunks(); c > 0 {
 			chunks = fmt.Sprint(c)
 		}
-		w.line("  %s  %s  %s  %8s  %10s  %7s", pad(t.label(), name), pad(t.how(), how), pad(t.keyText(), key), countText(t.Rows), bytesText(t.Bytes), chunks)
+		w.line("  %s  %s  %s  %8s  %10s  %7s", pad(t.label(), name), pad(t.how(), how), pad(t.keyText(), key), t.rowsText(), bytesText(t.Bytes), chunks)
 		if w.o.Verbose && t.Why != "" {
 			w.text("      ", t.Why)
 		}

@@ -94,6 +94,32 @@ func TestGoldenPlans(t *testing.T) {
 	golden(t, "findings.txt", render(t, func(b *bytes.Buffer) error { return WriteFindings(b, p.Findings, PlanOptions{}) }))
 }
 
+func TestRowsThatNobodyCounted(t *testing.T) {
+	p := examplePlan(2)
+	p.Scope = []byte(`{"tables": [{"schema": "a", "name": "fresh", "method": "stream", "data": "live", "rows": 0, "unanalyzed": true, "bytes": 8192}]}`)
+	p.Steps = []engine.StepPlan{{ID: "copy", Phase: engine.PhaseCopy, Title: "copy", Estimate: engine.Estimate{Seconds: 1, Bytes: 8192, Unanalyzed: 1}}}
+	text := func() string {
+		return render(t, func(b *bytes.Buffer) error { return WritePlan(b, p, PlanOptions{}) }) + render(t, func(b *bytes.Buffer) error { return WritePlanMarkdown(b, p, 0) })
+	}
+	look := func(got string, want ...string) {
+		t.Helper()
+		for _, s := range want {
+			if !strings.Contains(got, s) {
+				t.Errorf("%q is missing in:\n%s", s, got)
+			}
+		}
+		if strings.Contains(got, " 0 rows") || strings.Contains(got, "| 0 |") {
+			t.Errorf("unknown is not 0:\n%s", got)
+		}
+	}
+	look(text(), "moves   1 table, 0 sequences, rows unknown: never analyzed, 8.0 KiB", "[about 1.0s, rows unknown: never analyzed, 8.0 KiB]",
+		"  unknown     8.0 KiB", "1 table, rows unknown: never analyzed, 8.0 KiB.", "| unknown | 8.0 KiB |")
+	p.Scope = []byte(`{"tables": [{"schema": "a", "name": "tree", "data": "live", "rows": 70, "unanalyzed": true, "bytes": 8192}, {"schema": "a", "name": "known", "data": "live", "rows": 5}]}`)
+	p.Steps[0].Estimate.Rows = 75
+	look(text(), "2 tables, 0 sequences, about 75 rows and those of 1 table never analyzed,", "[about 1.0s, 75 rows and those of 1 table never analyzed,", "> 70 ", "| > 70 |")
+	look(render(t, func(b *bytes.Buffer) error { return WritePlanJSON(b, p) }), `"unanalyzed": true`, `"unanalyzed": 1`)
+}
+
 func TestPlanOf500TablesFitsSomeScreens(t *testing.T) {
 	p := examplePlan(500)
 	for i := range 16 { // as many steps as a whole walk with people's own has, each with all it can have

@@ -20,6 +20,7 @@ type planTable struct {
 	Identity   string `json:"identity"`
 	Capture    string `json:"capture"`
 	Rows       int64  `json:"rows"`
+	Unanalyzed bool   `json:"unanalyzed"`
 	Bytes      int64  `json:"bytes"`
 	IndexBytes int64  `json:"index_bytes"`
 	Chunk      int64  `json:"chunk"`
@@ -124,10 +125,35 @@ func (t planTable) chunks() int64 {
 	return (t.Bytes + t.Chunk - 1) / t.Chunk
 }
 
-// total sums the tables.
-func (s planScope) total() (rows, bytes, chunks int64) {
-	for _, t := range s.Tables {
-		rows, bytes, chunks = rows+t.Rows, bytes+t.Bytes, chunks+t.chunks()
+// rowsText gives "12.3 M", or "unknown" where the source knows no number, or none of all its rows.
+func (t planTable) rowsText() string {
+	switch {
+	case !t.Unanalyzed:
+		return countText(t.Rows)
+	case t.Rows == 0:
+		return "unknown"
 	}
-	return rows, bytes, chunks
+	return "> " + countText(t.Rows)
+}
+
+// total sums the tables.
+func (s planScope) total() (e engine.Estimate, chunks int64) {
+	for _, t := range s.Tables {
+		e.Rows, e.Bytes, chunks = e.Rows+t.Rows, e.Bytes+t.Bytes, chunks+t.chunks()
+		if t.Unanalyzed {
+			e.Unanalyzed++
+		}
+	}
+	return e, chunks
+}
+
+// rowsOf gives "about 12.3 M rows", with those that nobody counted.
+func rowsOf(e engine.Estimate) string {
+	switch {
+	case e.Unanalyzed == 0:
+		return "about " + countText(e.Rows) + " rows"
+	case e.Rows == 0:
+		return "rows unknown: never analyzed"
+	}
+	return "about " + countText(e.Rows) + " rows and those of " + engine.Plural(e.Unanalyzed, "table") + " never analyzed"
 }
