@@ -54,9 +54,6 @@ type Journal interface {
 	Checkpoint(id StepID, sink Sink) Checkpoint
 }
 
-// AskFunc asks a person on the terminal. It returns who said yes, or an error of ClassApproval.
-type AskFunc func(ctx context.Context, r ApprovalRequest) (by string, err error)
-
 // Walk is one run of a plan's steps.
 type Walk struct {
 	Plan    *Plan
@@ -65,6 +62,8 @@ type Walk struct {
 	Journal Journal
 	Sink    Sink
 	Ask     AskFunc // nil: nobody can be asked
+	// LookEvery is how often an approval from elsewhere is looked for meanwhile. Defaults to a second
+	LookEvery time.Duration
 	// Predict says what the freeze that an approval is for would cost; nil or "" says nothing.
 	Predict func(ctx context.Context) string
 	Until   StepID // inclusive; empty walks all, a name that is no step's is an error
@@ -169,7 +168,7 @@ func (w *Walk) approve(ctx context.Context, s Step) error {
 	if err != nil {
 		return err
 	}
-	if found && (req.Expires == 0 || w.Now().Sub(got.At) <= req.Expires) {
+	if found && w.inTime(req, got) {
 		w.emit(Event{Kind: EventApproval, Step: s.ID(), Phase: s.Phase(), Message: fmt.Sprintf("%s approved by %s%s", req.Name, got.By, predicted)})
 		return nil
 	}
@@ -182,14 +181,10 @@ func (w *Walk) approve(ctx context.Context, s Step) error {
 		return &Error{Class: ClassApproval, Hint: hint, Err: cause}
 	}
 	w.emit(Event{Kind: EventWaiting, Step: s.ID(), Phase: s.Phase(), Reason: "approval " + req.Name, Message: "waiting for a person at this terminal: approval " + req.Name})
-	by, err := w.Ask(ctx, req)
-	if err != nil {
+	if got, err = w.ask(ctx, req); err != nil {
 		return err
 	}
-	if err := w.Journal.Approve(ctx, Approval{Name: req.Name, By: by, At: w.Now(), PlanDigest: w.Digest}); err != nil {
-		return err
-	}
-	w.emit(Event{Kind: EventApproval, Step: s.ID(), Phase: s.Phase(), Message: fmt.Sprintf("%s approved by %s%s", req.Name, by, predicted)})
+	w.emit(Event{Kind: EventApproval, Step: s.ID(), Phase: s.Phase(), Message: fmt.Sprintf("%s approved by %s%s", req.Name, got.By, predicted)})
 	return nil
 }
 

@@ -316,6 +316,69 @@ func TestApprovals(t *testing.T) {
 	}
 }
 
+// TestApprovalFromElsewhereEndsTheQuestion: while a person is asked at the terminal, another one may
+// say yes from elsewhere; what the person at the terminal says first counts all the same.
+func TestApprovalFromElsewhereEndsTheQuestion(t *testing.T) {
+	for name, c := range map[string]struct {
+		late   time.Duration // the approval's age
+		answer string        // at the terminal, after some looks; "": none before the question ends
+		want   string
+	}{
+		"elsewhere": {0, "", "approval go: go approved by anna"},
+		"expired":   {2 * time.Hour, "bert", "approval go: go approved by bert"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			g := &gated{step: step{id: "go"}, expires: time.Hour}
+			j := &lookedAt{Memory: journal.NewMemory(), looks: make(chan struct{}, 100)}
+			w, _ := newWalk(t, j, g)
+			w.LookEvery = time.Millisecond
+			w.Ask = func(asking context.Context, _ engine.ApprovalRequest) (string, error) {
+				if err := j.Approve(ctx, engine.Approval{Name: "go", By: "anna", At: start.Add(-c.late), PlanDigest: w.Digest}); err != nil {
+					return "", err
+				}
+				if c.answer == "" {
+					<-asking.Done()
+					return "", context.Cause(asking)
+				}
+				for range 3 { // the first was before the question, the second perhaps before the approval
+					select {
+					case <-j.looks:
+					case <-ctx.Done():
+					}
+				}
+				return c.answer, asking.Err()
+			}
+			told := ""
+			w.Sink = engine.SinkFunc(func(e engine.Event) {
+				if e.Kind == engine.EventApproval {
+					told = string(e.Kind) + " " + string(e.Step) + ": " + e.Message
+				}
+			})
+			if _, err := w.Run(ctx); err != nil || told != c.want {
+				t.Errorf("told %q, want %q, %v", told, c.want, err)
+			}
+		})
+	}
+}
+
+// lookedAt tells of each look for an approval.
+type lookedAt struct {
+	*journal.Memory
+	looks chan struct{}
+}
+
+func (j *lookedAt) Approval(ctx context.Context, name, digest string) (engine.Approval, bool, error) {
+	defer func() {
+		select {
+		case j.looks <- struct{}{}:
+		default:
+		}
+	}()
+	return j.Memory.Approval(ctx, name, digest)
+}
+
 // TestApprovalSaysPrediction: whoever is asked, at the terminal or by a job that ends, is told what
 // the freeze would cost, and so is who reads the events later.
 func TestApprovalSaysPrediction(t *testing.T) {

@@ -73,7 +73,7 @@ func TestNextWhileAPersonIsAsked(t *testing.T) {
 		t.Errorf("without a runner: %q", got)
 	}
 	st.Holder = &journal.Holder{PID: 12, User: "dba", Host: "ops1", Alive: true}
-	if got := st.next(); got != "yes, where the runner asks (process 12 of dba on ops1); or stop it and pgrunbook approve go --by WHO" {
+	if got := st.next(); got != "yes, where the runner asks (process 12 of dba on ops1), or pgrunbook approve go --by WHO" {
 		t.Errorf("with a runner that asks: %q", got)
 	}
 }

@@ -315,7 +315,7 @@ func (st *Status) next() string {
 	case st.asks != "" && !st.running():
 		return "pgrunbook approve " + st.asks + " --by WHO"
 	case st.asks != "" && st.asks != externalApproval: // the runner asks on its terminal, else it would have ended
-		return fmt.Sprintf("yes, where the runner asks (process %d of %s on %s); or stop it and pgrunbook approve %s --by WHO", st.Holder.PID, st.Holder.User, st.Holder.Host, st.asks)
+		return fmt.Sprintf("yes, where the runner asks (process %d of %s on %s), or pgrunbook approve %s --by WHO", st.Holder.PID, st.Holder.User, st.Holder.Host, st.asks)
 	case st.running():
 		return "nothing: it is running. pgrunbook status --watch follows it"
 	case st.Step == "":

@@ -20,9 +20,10 @@ import (
 // app is one invocation: its outputs, its environment and the flags that all commands share.
 type app struct {
 	stdin  io.Reader
-	stdout io.Writer // masked
-	stderr io.Writer // masked
-	rawOut io.Writer // to see whether it is a terminal
+	lines  lineReader // of stdin
+	stdout io.Writer  // masked
+	stderr io.Writer  // masked
+	rawOut io.Writer  // to see whether it is a terminal
 	rawErr io.Writer
 	getenv func(string) (string, bool)
 	began  time.Time
