@@ -61,7 +61,7 @@ func (s *armStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Checkp
 		return err
 	}
 	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
-	if err := gate.Prepare(ctx, conn, s.env.Run); err != nil {
+	if err := gate.Prepare(ctx, conn, s.env.runAt(engine.Source)); err != nil {
 		return sided(engine.Source, err)
 	}
 	tables := s.env.Scope.Tables

@@ -106,11 +106,11 @@ func rearm(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sideConns
 		return err
 	}
 	if at != gate.Absent {
-		if err := gate.InstallOn(ctx, sides.source, env.Run, []scope.Table{t}, waiting(cp, "gate a table of the source")); err != nil {
+		if err := gate.InstallOn(ctx, sides.source, env.runAt(engine.Source), []scope.Table{t}, waiting(cp, "gate a table of the source")); err != nil {
 			return err
 		}
 	}
-	if err := gate.InstallOn(ctx, sides.target, env.Run, []scope.Table{t}, waiting(cp, "gate a table of the target")); err != nil {
+	if err := gate.InstallOn(ctx, sides.target, env.runAt(engine.Target), []scope.Table{t}, waiting(cp, "gate a table of the target")); err != nil {
 		return err
 	}
 	back, err := capture.Shapes(ctx, sides.target, []scope.Table{t})

@@ -25,3 +25,12 @@ type Env struct {
 	// Guardian is the command line of a process that calls Guard; empty is none.
 	Guardian []string
 }
+
+// runAt is the run for a side's gate: it knows where writes go when that side is closed.
+func (e *Env) runAt(side engine.Side) scope.Run {
+	run := e.Run
+	if run.Elsewhere = e.Plan.Target.Address; side == engine.Target {
+		run.Elsewhere = e.Plan.Source.Address
+	}
+	return run
+}

@@ -101,7 +101,7 @@ func (s *schemaStep) close(ctx context.Context, target *pgx.Conn, cp engine.Chec
 	wait := func(w pg.LockWait) {
 		cp.Emit(engine.Event{Kind: engine.EventWaiting, Message: fmt.Sprintf("waiting to gate a table of the target: %v", w)})
 	}
-	if err := gate.Install(ctx, s.env.Target, s.env.Run, s.env.Scope.Tables, wait); err != nil {
+	if err := gate.Install(ctx, s.env.Target, s.env.runAt(engine.Target), s.env.Scope.Tables, wait); err != nil {
 		return err
 	}
 	failpoint.Hit("schema.gated")

@@ -353,6 +353,10 @@ func (r *rig) refused(url, state string) string {
 	if sqlState(err) != state {
 		r.t.Errorf("a write: %v, want it refused with %s", err, state)
 	}
+	var e *pgconn.PgError
+	if errors.As(err, &e) {
+		return err.Error() + " " + e.Detail
+	}
 	return fmt.Sprint(err)
 }
 

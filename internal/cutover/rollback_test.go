@@ -56,7 +56,7 @@ func TestThereAndBack(t *testing.T) {
 	r.writing(onSource)
 	r.same()
 	r.ahead(r.source, r.target)
-	r.refused(r.target, "25006")
+	r.says(r.refused(r.target, "25006"), "has moved to another server", "Writes go to "+address(r.source))
 	r.says(r.want(0, "status"), "The source takes writes", "old side the target:", "writes refused")
 	r.sql(r.source, "INSERT INTO app.item (name, net) VALUES ('an id that nobody has', 1); INSERT INTO app.bag VALUES (7, 'again')")
 

@@ -35,7 +35,8 @@ func TestR18OldSide(t *testing.T) {
 	if text := r.want(0, "status"); strings.Contains(text, "old side") || strings.Contains(text, "way back") {
 		t.Errorf("before the flip there is no old side:\n%s", text)
 	}
-	early := r.refused(r.target, "57014") // nobody writes there before
+	early := r.refused(r.target, "57014") // nobody writes there before, and it has not moved from there
+	r.says(early, "this database is being migrated and is not open for writes yet", "Writes go to "+address(r.source))
 	r.want(0, "apply", "-y")
 	r.stop() // its clients would be refused here and there
 
@@ -48,8 +49,8 @@ func TestR18OldSide(t *testing.T) {
 	if before.Writes != "target" || before.After.Old != "source" || len(before.After.Connected) != 0 || !before.After.Back.Possible {
 		t.Errorf("status: %+v", before)
 	}
-	for _, words := range []string{early, r.refused(r.source, "57014"), r.refused(r.source, "57014"), r.refused(r.source, "57014")} {
-		r.says(words, "the shop has moved: reconnect")
+	for _, words := range []string{r.refused(r.source, "57014"), r.refused(r.source, "57014"), r.refused(r.source, "57014")} {
+		r.says(words, "the shop has moved: reconnect", "Writes go to "+address(r.target))
 	}
 	forgotten := r.connect(r.source)
 	_, err := forgotten.Exec(context.Background(), "SET application_name = 'nightly report'")
@@ -64,6 +65,13 @@ func TestR18OldSide(t *testing.T) {
 	_, err = forgotten.Exec(context.Background(), "SELECT count(*) FROM app.item") // it may read
 	r.must(err)
 	r.balance(r.target)
+}
+
+// address is a server's as the gate says it.
+func address(url string) string {
+	_, rest, _ := strings.Cut(url, "@")
+	rest, _, _ = strings.Cut(rest, "?")
+	return rest
 }
 
 // TestR27OldSideByDefault: sessions on the old side are ended and it is read-only by default, and a

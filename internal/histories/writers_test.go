@@ -52,7 +52,7 @@ func (c *client) note(err error, op Op) {
 	if errors.As(err, &e) && state != "25006" && strings.Contains(e.Where+e.Message+e.SchemaName, "pgrunbook") && !c.w.keyRenamed.Load() {
 		c.w.complain("a write of the application failed because of us: %v (%s)", err, e.Where)
 	}
-	if state == "25006" && !strings.Contains(err.Error(), "read-only transaction") && !strings.Contains(err.Error(), "moved to another server") {
+	if state == "25006" && !strings.Contains(err.Error(), "read-only transaction") && !strings.Contains(err.Error(), "moved to another server") && !strings.Contains(err.Error(), "not open for writes yet") {
 		c.w.complain("a write was refused in other words than the runbook's: %v", err)
 	}
 	_ = op

@@ -22,19 +22,24 @@ const Trigger = "!pgrunbook_gate"
 const (
 	function = "pgrunbook.gate"
 	flagOpen = 0
-	closed   = 1
+	// The flip closes with 1 (freeze.Attempt, and whoever does it by hand).
+	notYet = 2 // closed, and never open before
 )
+
+// notOpenYet is what a side says that never took writes: nothing has moved there.
+const notOpenYet = "this database is being migrated and is not open for writes yet"
 
 // functionSQL is the gate. It takes the key shared for the rest of the transaction, then reads the
 // sequence, which is outside MVCC: a transaction with an old snapshot sees a closed gate too. The
 // counter is a sequence because a row would be rolled back by the RAISE. Anything but 0 is closed.
+// With the key held shared the flag is the same when it is read again for the words.
 // lock_timeout = 0: an application's own must not end a wait of a few hundred milliseconds.
 const functionSQL = `CREATE OR REPLACE FUNCTION pgrunbook.gate() RETURNS pg_catalog.trigger LANGUAGE plpgsql SECURITY DEFINER SET lock_timeout = 0 AS $pgrunbook$
 BEGIN
   PERFORM pg_catalog.pg_advisory_xact_lock_shared(%d::pg_catalog.int8);
   IF (SELECT g.last_value OPERATOR(pg_catalog.<>) 0 FROM pgrunbook.gate_flag AS g) THEN
     PERFORM pg_catalog.nextval('pgrunbook.refused'::pg_catalog.regclass);
-    RAISE EXCEPTION USING ERRCODE = %s, MESSAGE = %s;
+    RAISE EXCEPTION USING ERRCODE = %s, MESSAGE = CASE WHEN (SELECT g.last_value OPERATOR(pg_catalog.=) 2 FROM pgrunbook.gate_flag AS g) THEN %s ELSE %s END%s;
   END IF;
   RETURN NULL;
 END $pgrunbook$`
@@ -43,8 +48,12 @@ const noopSQL = `CREATE OR REPLACE FUNCTION pgrunbook.gate() RETURNS pg_catalog.
 
 // functionFor writes the gate's function for a run.
 func functionFor(run scope.Run) string {
-	message := strings.ReplaceAll(run.Message, "$pgrunbook$", "pgrunbook")
-	return fmt.Sprintf(functionSQL, run.GateKey, pg.Literal(run.ClosedError), pg.Literal(message))
+	literal := func(s string) string { return pg.Literal(strings.ReplaceAll(s, "$pgrunbook$", "pgrunbook")) }
+	detail := ""
+	if run.Elsewhere != "" {
+		detail = ", DETAIL = " + literal("Writes go to "+run.Elsewhere+".")
+	}
+	return fmt.Sprintf(functionSQL, run.GateKey, literal(run.ClosedError), literal(notOpenYet), literal(run.Message), detail)
 }
 
 func triggerSQL(run scope.Run, rel scope.Name) []string {

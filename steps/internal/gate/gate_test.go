@@ -21,7 +21,7 @@ import (
 
 func TestMain(m *testing.M) { testpg.Main(m) }
 
-var testRun = scope.Run{ID: "r1", Mark: "m-1", GateKey: 4611686018427387905, Message: `moved to "new"; it's \ over there`, ClosedError: "25006"}
+var testRun = scope.Run{ID: "r1", Mark: "m-1", GateKey: 4611686018427387905, Message: `moved to "new"; it's \ over there`, ClosedError: "25006", Elsewhere: "o'new:5432/erp"}
 
 const setup = `
 CREATE TABLE plain (id int PRIMARY KEY, v text);
@@ -128,6 +128,14 @@ func (d *db) set(f func(context.Context, *pgx.Conn, scope.Run) error) {
 	}
 }
 
+func (d *db) is(flag string) {
+	d.t.Helper()
+	var got string
+	if err := d.ours.QueryRow(d.ctx, "SELECT last_value::text FROM pgrunbook.gate_flag").Scan(&got); err != nil || got != flag {
+		d.t.Errorf("the flag is %s, %v; want %s", got, err, flag)
+	}
+}
+
 // writes are every way to write a gated table.
 var writes = []string{
 	"INSERT INTO plain VALUES (100)", "UPDATE plain SET v = 'x'", "DELETE FROM plain WHERE id = 100", "UPDATE plain SET v = 'x' WHERE false", "TRUNCATE plain",
@@ -165,18 +173,23 @@ func TestGateOpenAndClosed(t *testing.T) {
 		if err != nil || before != 0 {
 			t.Errorf("%d: %d writes refused before any, %v", major, before, err)
 		}
+		d.is("2")
 		expect("closed", app, "25006")
 		expect("closed, replica role", su, "25006")
 		expect("closed, marked", marked, "")
-		_, err = app.PgConn().CopyFrom(d.ctx, strings.NewReader("200\tc\n"), "COPY plain FROM STDIN")
-		if code(err) != "25006" || !strings.Contains(err.Error(), testRun.Message) {
-			t.Errorf("%d: COPY into a closed table: %v", major, err)
+		for _, phase := range []struct{ flag, message string }{{"2", notOpenYet}, {"1", testRun.Message}} { // before the first flip, and after one
+			d.run(d.ours, "ALTER SEQUENCE pgrunbook.gate_flag RESTART "+phase.flag)
+			_, err = app.PgConn().CopyFrom(d.ctx, strings.NewReader("200\tc\n"), "COPY plain FROM STDIN")
+			var e *pgconn.PgError
+			if !errors.As(err, &e) || e.Code != "25006" || e.Message != phase.message || e.Detail != "Writes go to o'new:5432/erp." {
+				t.Errorf("%d: COPY into a table that is closed with %s: %+v", major, phase.flag, err)
+			}
 		}
 		if got := d.try(app, "INSERT INTO outside VALUES (1); SELECT * FROM plain"); got != "" {
 			t.Errorf("%d: a table out of scope and a reader: SQLSTATE %q", major, got)
 		}
 		refused, err := Refused(d.ctx, d.ours)
-		if want := int64(2*len(all) + 1); err != nil || refused != want {
+		if want := int64(2*len(all) + 2); err != nil || refused != want {
 			t.Errorf("%d: %d writes refused, %v, want %d", major, refused, err, want)
 		}
 		d.set(OpenNow)

@@ -59,9 +59,10 @@ func State(ctx context.Context, conn *pgx.Conn, run scope.Run) (Position, error)
 }
 
 // CloseNow closes a gate outside a freeze, in a transaction of its own: for a target in the schema
-// phase. It waits for writers in flight. conn is outside a transaction.
+// phase, which says that it is not open yet. It waits for writers in flight. conn is outside a
+// transaction.
 func CloseNow(ctx context.Context, conn *pgx.Conn, run scope.Run) error {
-	return set(ctx, conn, run, closed)
+	return set(ctx, conn, run, notYet)
 }
 
 // OpenNow opens a gate outside a flip. The caller knows that the other side is closed, or that

@@ -158,4 +158,5 @@ type Run struct {
 	GateKey     int64  // K, random, 63 bit, per run
 	Message     string // what a closed gate raises
 	ClosedError string // SQLSTATE that a closed gate raises
+	Elsewhere   string // address of the other side, without a password, for who is refused; empty: not said
 }
