@@ -116,11 +116,7 @@ func (s *freezeStep) build(ctx context.Context, cp engine.Checkpoint) (_ *flippe
 			return nil, err
 		}
 	}
-	f.cursor = &freezeCursor{}
-	if _, err = cp.Load(ctx, f.cursor); err != nil {
-		return nil, err
-	}
-	if f.poolers, err = newPoolers(ctx, env, cp, f.to == engine.Source, f.cursor); err != nil {
+	if err = f.readCursor(ctx); err != nil {
 		return nil, err
 	}
 	if s.inherits != nil {
@@ -160,6 +156,7 @@ func (s *freezeStep) build(ctx context.Context, cp engine.Checkpoint) (_ *flippe
 
 func (f *flipper) close(ctx context.Context) {
 	ctx = context.WithoutCancel(ctx)
+	f.closeGates(ctx)
 	_ = f.passer.Close(ctx)
 	f.looks.close(ctx)
 	f.reload.close(ctx)
@@ -231,6 +228,7 @@ func (f *flipper) loaded(ctx context.Context) error {
 
 // attempt is one freeze, with the poolers paused around it.
 func (f *flipper) attempt(ctx context.Context, n int) (err error) {
+	f.guard.prepare(n)
 	if err := f.poolers.pause(ctx); err != nil {
 		return err
 	}
@@ -296,6 +294,9 @@ func (f *flipper) prepare(ctx context.Context) (freeze.Pass, error) {
 	open, err := f.passer.Begin(ctx, pass.Options{})
 	if err != nil {
 		return nil, err
+	}
+	if !f.guard.ready(ctx) {
+		f.note("the guardian has no sessions yet: if this process died in the midst of the flip, ending it would take longer")
 	}
 	return &finalPass{f: f, open: open}, nil
 }

@@ -19,6 +19,17 @@ type freezeCursor struct {
 	Begun   int             `json:"begun,omitempty"`   // switch steps, the last perhaps
 }
 
+// readCursor reads it anew, and makes the poolers that it speaks of.
+func (f *flipper) readCursor(ctx context.Context) (err error) {
+	f.cursor = &freezeCursor{}
+	if _, err = f.cp.Load(ctx, f.cursor); err != nil {
+		return err
+	}
+	f.poolers.close()
+	f.poolers, err = newPoolers(ctx, f.env, f.cp, f.to == engine.Source, f.cursor)
+	return err
+}
+
 // recorded makes switch steps say in the journal that they begin.
 func (f *flipper) recorded(steps []freeze.SwitchStep) []freeze.SwitchStep {
 	out := make([]freeze.SwitchStep, len(steps))

@@ -4,30 +4,39 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"os"
 	"os/exec"
 	"sync"
 	"time"
 
 	"github.com/pgrunbook/pgrunbook/engine"
-	"github.com/pgrunbook/pgrunbook/engine/journal"
 	"github.com/pgrunbook/pgrunbook/internal/pg"
 	"github.com/pgrunbook/pgrunbook/runbook"
 	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
 )
 
-// The guardian is a child process that outlives a runner killed in a freeze. It hears a sign of
-// life through a pipe; when the pipe ends without a good-bye, or falls silent, it looks at both
-// gates: a flip whose first COMMIT happened gets its second one, poolers are resumed. Everything
-// that it does the same command would do as well; it only does it within a second.
+// The guardian is a child process that outlives a runner killed in a freeze. It hears signs of
+// life through a pipe. When the pipe ends without a good-bye, or falls silent, it looks at both gates:
+// a flip whose first COMMIT happened gets its second one, poolers are resumed. Everything that it does
+// the same command would do as well; it only does it at once, since its sessions are there before
+// the flip. A runner that is only slow comes to no harm by it: the gates' keys say whose turn it is.
 const (
-	signEvery   = 100 * time.Millisecond
-	silentAfter = 1100 * time.Millisecond // longer than a hold lives without its heartbeat
+	signEvery   = 50 * time.Millisecond
+	silentLook  = 350 * time.Millisecond  // after so long it looks whether from is closed
+	lookEvery   = 50 * time.Millisecond   // again, until
+	silentAfter = 1100 * time.Millisecond // longer than a hold lives without its heartbeat: all that a dead runner left is ended
+	signLate    = 10 * time.Millisecond   // what may be in the pipe when this process itself was held up
+	readyWait   = 2 * time.Second
 	goodbyeWait = 2 * time.Second
+)
+
+// What the runner says beside signs of life, a line each; the guardian answers "ready N".
+const (
+	sayBye     = "bye"
+	sayPrepare = "prepare " // and the attempt's number
+	sayReady   = "ready "
 )
 
 // brief is what the guardian must know. It goes through its standard input, since it holds secrets.
@@ -41,12 +50,14 @@ type brief struct {
 	Inherited      inherited
 }
 
-// guardian is the runner's end of the pipe.
+// guardian is the runner's end of the pipes. Nil is none.
 type guardian struct {
-	cmd  *exec.Cmd
-	in   io.WriteCloser
-	stop chan struct{}
-	done sync.WaitGroup
+	cmd   *exec.Cmd
+	in    io.WriteCloser
+	says  chan string
+	stop  chan struct{}
+	done  sync.WaitGroup
+	asked string // the answer that is waited for
 }
 
 // startGuardian starts the child. Without a command in env there is none: the same command, run
@@ -71,10 +82,15 @@ func (f *flipper) startGuardian(step engine.StepID) (*guardian, error) {
 	if err != nil {
 		return nil, fmt.Errorf("starting the guardian: %w", err)
 	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return nil, fmt.Errorf("starting the guardian: %w", err)
+	}
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("starting the guardian: %w", err)
 	}
-	g := &guardian{cmd: cmd, in: in, stop: make(chan struct{})}
+	g := &guardian{cmd: cmd, in: in, says: make(chan string, 1), stop: make(chan struct{})}
+	go g.listen(out)
 	if _, err := in.Write(append(text, '\n')); err != nil {
 		g.dismiss(true)
 		return nil, fmt.Errorf("starting the guardian: %w", err)
@@ -84,7 +100,7 @@ func (f *flipper) startGuardian(step engine.StepID) (*guardian, error) {
 	return g, nil
 }
 
-// signs says every tenth of a second that the runner lives.
+// signs says that the runner lives.
 func (g *guardian) signs() {
 	defer g.done.Done()
 	tick := time.NewTicker(signEvery)
@@ -101,6 +117,48 @@ func (g *guardian) signs() {
 	}
 }
 
+// listen keeps the last answer; it ends with the child, or with us.
+func (g *guardian) listen(out io.Reader) {
+	defer close(g.says)
+	for lines := bufio.NewScanner(out); lines.Scan(); {
+		select {
+		case <-g.says: // of an earlier attempt, for which nobody waits any more
+		default:
+		}
+		g.says <- lines.Text()
+	}
+}
+
+// prepare tells the child to open its sessions while the runner opens its own.
+func (g *guardian) prepare(attempt int) {
+	if g == nil {
+		return
+	}
+	g.asked = fmt.Sprint(sayReady, attempt)
+	_, _ = fmt.Fprintf(g.in, "%s%d\n", sayPrepare, attempt)
+}
+
+// ready waits until the child has its sessions. One that gets none in time is no reason not to flip:
+// it opens them when it needs them.
+func (g *guardian) ready(ctx context.Context) bool {
+	if g == nil {
+		return true
+	}
+	timeout := time.After(readyWait)
+	for {
+		select {
+		case said, ok := <-g.says:
+			if !ok || said == g.asked {
+				return ok
+			}
+		case <-timeout:
+			return false
+		case <-ctx.Done():
+			return false
+		}
+	}
+}
+
 // dismiss says good-bye and waits until the child has gone; one that is just looking at a side that
 // does not answer is left to itself. Where the runner could not settle who may write there is no
 // good-bye: the child goes on looking.
@@ -111,7 +169,7 @@ func (g *guardian) dismiss(settled bool) {
 	close(g.stop)
 	g.done.Wait()
 	if settled {
-		_, _ = g.in.Write([]byte("bye\n"))
+		_, _ = g.in.Write([]byte(sayBye + "\n"))
 	}
 	_ = g.in.Close()
 	if !settled {
@@ -123,101 +181,4 @@ func (g *guardian) dismiss(settled bool) {
 	case <-gone:
 	case <-time.After(goodbyeWait):
 	}
-}
-
-// Guard is the child: it reads its brief and then signs of life from in, and returns when it was
-// dismissed or has settled who may write.
-func Guard(ctx context.Context, in io.Reader, log *slog.Logger) error {
-	lines := make(chan []byte)
-	go func() {
-		defer close(lines)
-		r := bufio.NewReader(in)
-		for {
-			line, err := r.ReadBytes('\n')
-			if err != nil {
-				return
-			}
-			lines <- line
-		}
-	}()
-	first, ok := <-lines
-	if !ok {
-		return errors.New("the guardian was told nothing")
-	}
-	var b brief
-	if err := json.Unmarshal(first, &b); err != nil {
-		return errors.New("the guardian does not understand its brief") // no %w: the text holds secrets
-	}
-	for acted := false; ; {
-		silence := time.After(silentAfter)
-		if acted {
-			silence = nil // once is enough, until it speaks again
-		}
-		select {
-		case line, ok := <-lines:
-			if ok && string(line) == "bye\n" {
-				return nil
-			}
-			if !ok {
-				return b.act(ctx, log, "the runner has died")
-			}
-			acted = false
-		case <-silence:
-			if err := b.act(ctx, log, "the runner has fallen silent"); err != nil {
-				return err
-			}
-			acted = true
-		}
-	}
-}
-
-// act ends what the runner began.
-func (b brief) act(ctx context.Context, log *slog.Logger, why string) error {
-	log.Warn("guardian: " + why + ": looking at both gates")
-	env, err := b.env(log)
-	if err != nil {
-		return err
-	}
-	var opened bool
-	err = untilSettled(ctx, env, func(ctx context.Context) (err error) {
-		opened, err = b.settle(ctx, env)
-		return err
-	})
-	if err != nil {
-		return &engine.Error{Op: "settling the flip", Err: err, Hint: "Run the same command again at once: pgrunbook apply"}
-	}
-	side := b.From
-	if opened {
-		side = b.From.Other()
-	}
-	log.Warn(fmt.Sprintf("guardian: the %s takes writes; run the same command again", side))
-	return nil
-}
-
-func (b brief) env(log *slog.Logger) (env *Env, err error) {
-	env = &Env{Runbook: &runbook.Runbook{Cutover: b.Cutover}, Scope: b.Scope, Run: b.Run, Log: log, Sink: engine.SinkFunc(func(engine.Event) {})}
-	if env.Source, err = pg.New(b.Source); err != nil {
-		return nil, err
-	}
-	if env.Target, err = pg.New(b.Target); err != nil {
-		return nil, err
-	}
-	return env, nil
-}
-
-func (b brief) settle(ctx context.Context, env *Env) (opened bool, err error) {
-	if env.Journal, err = journal.Attach(ctx, env.Target, "guardian"); err != nil {
-		return false, err
-	}
-	defer env.Journal.Close(context.WithoutCancel(ctx))
-	step := &freezeStep{env: env, id: b.Step, from: b.From, inherits: &b.Inherited}
-	f, err := step.build(ctx, env.Journal.Checkpoint(b.Step, env.Sink))
-	if err != nil {
-		return false, err
-	}
-	defer f.close(ctx)
-	if opened, err = f.settle(ctx); err != nil {
-		return false, err
-	}
-	return opened, f.poolers.settle(ctx, opened)
 }

@@ -39,6 +39,7 @@ const (
 	epochFences                    // the journal takes nothing from a runner that was replaced
 	replacedKeepsOff               // and that one undoes no switch step
 	guardianWatches                // a guardian stands by
+	keyWhileNoting                 // it has from's key in hand until it has recorded that from takes writes
 	rules
 )
 
@@ -77,6 +78,7 @@ const (
 	undoing  // before the first COMMIT
 	unsure   // sent a COMMIT and heard nothing: looks at both gates
 	opening  // found from closed by a decided flip
+	noting   // found from open, and is about to record that
 	gaveUp   // ended with "no cutover this time"
 	confused // ended because gates and journal contradict each other
 )
@@ -101,7 +103,7 @@ type world struct {
 	fromHold, toHold     uint8 // whose transaction has the key, at the server
 	sent                 uint8 // whose COMMIT of from's hold is at the server, unanswered: it keeps the key
 	run                  [3]proc
-	guard                phase // absent, settling (it watches), opening
+	guard                phase // absent, settling (it watches), opening, noting
 	guardLinked          bool
 	watched              uint8 // the runner that the guardian hears
 

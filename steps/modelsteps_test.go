@@ -420,7 +420,7 @@ func (w world) servers(b rulebook, add func(string, doer, world)) {
 	}
 }
 
-// guardian acts when its runner is dead or silent.
+// guardian acts when its runner is dead or silent; and one that is only slow may seem so at any time.
 func (w world) guardian(b rulebook, add func(string, doer, world)) {
 	n := w
 	if w.guard == absent {
@@ -429,27 +429,39 @@ func (w world) guardian(b rulebook, add func(string, doer, world)) {
 	n.guard = absent
 	n.calm = false
 	add("the guardian is killed", byFault, n)
-	if w.guard == opening {
-		n = w
+	n = w
+	switch {
+	case w.guard == opening:
 		n.guard = settling
 		n.open, n.ownerTo = false, true
 		if !b[sessionsBeforeRead] && w.ownerTo != n.ownerTo && !w.open { // the journal has gone on: its record is fenced
 			n.ownerTo = w.ownerTo
 		}
 		w.openTo(b, n, nobody, add)
+		if w.toHold != nobody && w.guardLinked {
+			n = w
+			n.toHold = nobody
+			add("the guardian ends the hold on to", byItself, n)
+		}
 		return
-	}
-	if p := w.run[w.watched]; p.at != absent && !p.stopped {
+	case w.guard == noting && !w.guardLinked:
+		n.guard = settling
+		add("the guardian finds its sessions ended", byItself, n)
 		return
-	}
-	if b[keyBeforeFlag] && (w.fromHold != nobody || w.toHold != nobody) {
+	case w.guard == noting:
+		n.guard, n.open = settling, false
+		add("the guardian records that from takes writes", byItself, n)
 		return
+	case b[keyBeforeFlag] && (w.fromHold != nobody || w.toHold != nobody && !w.fromClosed):
+		return // waits
 	}
-	n = w
 	switch v := w.judge(); {
 	case v == halfFlipped && w.toClosed || !b[gatesNotJournal] && w.open:
 		n.guard, n.guardLinked = opening, true
 		add("the guardian looks: from is closed by a decided flip", byItself, n)
+	case v == neverFlipped && !b[keyWhileNoting]:
+		n.guard, n.guardLinked = noting, true
+		add("the guardian looks: from takes writes", byItself, n)
 	case v == neverFlipped:
 		n.open = false
 		add("the guardian looks: from takes writes", byItself, n)

@@ -181,6 +181,7 @@ func TestModelNeedsEveryRule(t *testing.T) {
 		{"a replaced runner writes to the journal", []rule{epochFences}, writers, "no way leads on"},
 		{"a replaced runner undoes its switch", []rule{replacedKeepsOff}, writers, "no way leads on"},
 		{"no guardian", []rule{guardianWatches}, writers, "neither side takes writes until somebody types something"},
+		{"a guardian records what it read a while ago", []rule{keyWhileNoting}, writers, "no way leads on"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			g, why := walk(all(c.out...), c.cast)

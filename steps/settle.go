@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/pgrunbook/pgrunbook/engine"
@@ -44,19 +45,26 @@ func judge(state freeze.State, owner journal.Ownership, to engine.Side) verdict 
 // settle ends what an earlier process may have left between the two COMMITs and reports whether
 // the other side takes writes already.
 func (f *flipper) settle(ctx context.Context) (opened bool, err error) {
-	state, err := f.Look(ctx)
+	if f.Gates == nil {
+		if f.Gates, err = freeze.OpenGates(ctx, f.From, f.To); err != nil {
+			return false, err
+		}
+		defer f.closeGates(ctx)
+	}
+	state, v, err := f.verdict(ctx)
+	if err == nil && (v == journalBehind || v == contradiction) {
+		state, v, err = f.verdict(ctx) // unless a runner that woke up flipped between two looks
+	}
 	if err != nil {
 		return false, err
 	}
-	owner, err := f.env.Journal.Owner(ctx)
-	if err != nil {
-		return false, err
-	}
-	switch judge(state, owner, f.to) {
+	switch v {
 	case fromWrites:
 		return false, nil
 	case neverFlipped:
-		return false, f.env.Journal.SetOwner(ctx, nil, f.from)
+		return false, f.WhileFromWrites(ctx, func(ctx context.Context, still func(context.Context) error) error {
+			return f.env.Journal.SetOwnerWhile(ctx, f.from, still)
+		})
 	case halfFlipped:
 		if opened, err = f.Resolve(ctx); err != nil || !opened {
 			return false, err
@@ -66,6 +74,26 @@ func (f *flipper) settle(ctx context.Context) (opened bool, err error) {
 		return false, ambiguous(fmt.Sprintf("the journal says that the %s takes writes, but its gate is closed and the %s's is open", f.to, f.from))
 	default:
 		return false, ambiguous(fmt.Sprintf("%s closed: %v, %s closed: %v, and the journal records no flip that explains it", f.from, state.FromClosed, f.to, state.ToClosed))
+	}
+}
+
+// verdict looks at both gates, then at the journal: a flip is decided there before a gate closes.
+func (f *flipper) verdict(ctx context.Context) (freeze.State, verdict, error) {
+	state, err := f.Look(ctx)
+	if err != nil {
+		return state, contradiction, err
+	}
+	owner, err := f.env.Journal.Owner(ctx)
+	if err != nil {
+		return state, contradiction, err
+	}
+	return state, judge(state, owner, f.to), nil
+}
+
+func (f *flipper) closeGates(ctx context.Context) {
+	if f.Freeze != nil {
+		f.Gates.Close(ctx)
+		f.Gates = nil
 	}
 }
 
@@ -99,7 +127,7 @@ func unsettled(cause error) error {
 func (f *flipper) unknown(ctx context.Context, cause error) error {
 	f.cp.Emit(engine.Event{Kind: engine.EventWaiting, Level: "warn", Message: "looking at both gates: " + cause.Error()})
 	var opened bool
-	err := untilSettled(ctx, f.env, func(ctx context.Context) (err error) {
+	err := untilSettled(ctx, f.env, false, func(ctx context.Context) (err error) {
 		opened, err = f.settle(ctx)
 		return err
 	})
@@ -115,15 +143,19 @@ func (f *flipper) unknown(ctx context.Context, cause error) error {
 // While neither side may take writes, looking goes on through whatever the network does.
 const (
 	settleWithin = 2 * time.Minute
-	settleTry    = 5 * time.Second        // one look, which also bounds a network that falls silent in it
-	settleProbe  = time.Second            // longest wait for a new connection after a look that failed
-	settleEvery  = 200 * time.Millisecond // between looks
-	afterSignal  = 4 * time.Second        // what is left to it once the walk is being stopped
+	settleTry    = 5 * time.Second // one look, which also bounds a network that falls silent in it
+	afterSignal  = 4 * time.Second // what is left to it once the walk is being stopped
+
+	probeTry   = time.Second            // of a new connection: one into a silent network may never answer
+	probeLong  = 5 * time.Second        // of every fifth, for a machine that needs so long
+	probeEvery = 250 * time.Millisecond // another one, beside those
+	probeAgain = 80 * time.Millisecond  // after one that was refused
 )
 
-// untilSettled repeats a look until it gives an answer. A look that failed is repeated only when
-// both sides take connections again, so that the next one begins as soon as the network is back.
-func untilSettled(ctx context.Context, env *Env, look func(context.Context) error) error {
+// untilSettled repeats a look until it gives an answer. Unless what it needs is known to be there
+// (ready), and after a look that failed, it begins when both sides take connections: so it does
+// as soon as the network is back.
+func untilSettled(ctx context.Context, env *Env, ready bool, look func(context.Context) error) error {
 	walk := ctx
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(walk), settleWithin)
 	defer cancel()
@@ -134,34 +166,93 @@ func untilSettled(ctx context.Context, env *Env, look func(context.Context) erro
 		case <-ctx.Done():
 		}
 	})()
+	var last error
 	for {
+		if !ready {
+			if err := answering(ctx, env.Source, env.Target); err != nil {
+				return errors.Join(last, err)
+			}
+		}
 		tryCtx, end := context.WithTimeout(ctx, settleTry)
 		err := look(tryCtx)
 		end()
-		if err == nil || engine.ClassOf(err) == engine.ClassAmbiguous || engine.ClassOf(err) == engine.ClassHeld || forGood(err) || errors.Is(err, journal.ErrNoRun) {
+		if err == nil || conclusive(err) {
 			return err
 		}
-		for again := true; again; {
-			select {
-			case <-ctx.Done():
-				return err
-			case <-time.After(settleEvery):
-			}
-			again = !reachable(ctx, env.Source) || !reachable(ctx, env.Target)
+		last, ready = err, false
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(probeAgain):
 		}
 	}
 }
 
-// reachable says whether a side takes a new connection now.
-func reachable(ctx context.Context, side *pg.Server) bool {
-	ctx, cancel := context.WithTimeout(ctx, settleProbe)
+// conclusive tells errors that another look meets again.
+func conclusive(err error) bool {
+	class := engine.ClassOf(err)
+	return class == engine.ClassAmbiguous || class == engine.ClassHeld || forGood(err) || errors.Is(err, journal.ErrNoRun)
+}
+
+// answering waits until each side takes new connections.
+func answering(ctx context.Context, sides ...*pg.Server) error {
+	errs := make([]error, len(sides))
+	var all sync.WaitGroup
+	for i, side := range sides {
+		all.Go(func() { errs[i] = answers(ctx, side) })
+	}
+	all.Wait()
+	return errors.Join(errs...)
+}
+
+// answers tries again and again, and begins another try before the last one has ended: into a
+// silent network it may not end before TCP gives up, long after the network is back.
+func answers(ctx context.Context, side *pg.Server) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	ended := make(chan error)
+	var last error
+	for n := 1; ; n++ {
+		try := probeTry
+		if n%5 == 0 {
+			try = probeLong
+		}
+		go func() {
+			err := probe(ctx, side, try)
+			select {
+			case ended <- err:
+			case <-ctx.Done():
+			}
+		}()
+		wait := time.After(probeEvery)
+		for waiting := true; waiting; {
+			select {
+			case err := <-ended:
+				if err == nil || conclusive(err) {
+					return err
+				}
+				if last = err; !errors.Is(err, context.DeadlineExceeded) {
+					wait = time.After(probeAgain)
+				}
+			case <-wait:
+				waiting = false
+			case <-ctx.Done():
+				return errors.Join(last, context.Cause(ctx))
+			}
+		}
+	}
+}
+
+// probe opens a session and ends it.
+func probe(ctx context.Context, side *pg.Server, try time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, try)
 	defer cancel()
 	conn, err := side.Connect(ctx, pg.Use{Name: "probe", Hold: true})
 	if err != nil {
-		return false
+		return err
 	}
 	_ = conn.Close(ctx)
-	return true
+	return nil
 }
 
 // settleFlip ends a flip that a dead runner left decided: both gates say which way it went. Every

@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"os"
+	"os/signal"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
@@ -16,7 +18,9 @@ func newGuardian(a *app) *cobra.Command {
 		Hidden: true,
 		Args:   cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return steps.Guard(context.WithoutCancel(cmd.Context()), a.stdin, a.logger())
+			// Where the runner's end of a pipe is gone, so may be the terminal's.
+			signal.Ignore(syscall.SIGPIPE)
+			return steps.Guard(context.WithoutCancel(cmd.Context()), a.stdin, a.stdout, a.logger())
 		},
 	}
 }

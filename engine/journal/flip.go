@@ -78,10 +78,14 @@ SELECT n, epoch, from_side, to_side, decided, settled, COALESCE(outcome, ''), ce
   FROM pgrunbook.flip WHERE run = $1::text ORDER BY n DESC LIMIT 1`
 
 func latestFlip(ctx context.Context, q querier, run string) (*Flip, error) {
+	return scanFlip(q.QueryRow(ctx, latestFlipSQL, run))
+}
+
+func scanFlip(row pgx.Row) (*Flip, error) {
 	var f Flip
 	var settled *time.Time
 	var certificate *string
-	err := q.QueryRow(ctx, latestFlipSQL, run).Scan(&f.N, &f.Epoch, &f.From, &f.To, &f.Decided, &settled, &f.Outcome, &certificate)
+	err := row.Scan(&f.N, &f.Epoch, &f.From, &f.To, &f.Decided, &settled, &f.Outcome, &certificate)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, nil //nolint:nilnil // no flip yet is not an error
 	}
@@ -98,23 +102,21 @@ func latestFlip(ctx context.Context, q querier, run string) (*Flip, error) {
 }
 
 // Owner says who may write as far as the journal knows. A flip that is decided and not settled
-// makes it Unclear: only a look at both gates tells. It waits for a SetOwner in flight.
+// makes it Unclear: only a look at both gates tells. It waits for a SetOwner in flight. Both
+// questions go to the server together, as one transaction: perhaps neither side takes writes now.
 func (r *Run) Owner(ctx context.Context) (Ownership, error) {
 	var o Ownership
-	read := func(q querier, lock string) error {
-		err := q.QueryRow(ctx, "SELECT side, since FROM pgrunbook.owner WHERE run = $1::text"+lock, r.ID).Scan(&o.Side, &o.Since)
-		if err != nil {
-			return err
-		}
-		o.Flip, err = latestFlip(ctx, q, r.ID)
+	sql := "SELECT side, since FROM pgrunbook.owner WHERE run = $1::text"
+	if !r.use.ReadOnly {
+		sql += " FOR UPDATE"
+	}
+	batch := &pgx.Batch{}
+	batch.Queue(sql, r.ID).QueryRow(func(row pgx.Row) error { return row.Scan(&o.Side, &o.Since) })
+	batch.Queue(latestFlipSQL, r.ID).QueryRow(func(row pgx.Row) (err error) {
+		o.Flip, err = scanFlip(row)
 		return err
-	}
-	var err error
-	if r.use.ReadOnly {
-		err = r.do(ctx, func(conn *pgx.Conn) error { return read(conn, "") })
-	} else {
-		err = r.write(ctx, func(tx pgx.Tx) error { return read(tx, " FOR UPDATE") })
-	}
+	})
+	err := r.do(ctx, func(conn *pgx.Conn) error { return conn.SendBatch(ctx, batch).Close() })
 	if err != nil {
 		return o, fmt.Errorf("reading who may write: %w", err)
 	}
@@ -128,31 +130,54 @@ func (r *Run) Owner(ctx context.Context) (Ownership, error) {
 // where it is its From; Unclear leaves it open. In the transaction whose COMMIT opens a gate on the
 // target, record and gate change together; with nil it commits on its own. It fences.
 func (r *Run) SetOwner(ctx context.Context, tx pgx.Tx, side engine.Side) error {
-	set := func(tx pgx.Tx) error {
-		if err := Fence(ctx, tx, r.ID, r.Epoch); err != nil {
-			return err
-		}
-		if _, err := tx.Exec(ctx, `UPDATE pgrunbook.owner SET since = CASE WHEN side = $2::text THEN since ELSE pg_catalog.clock_timestamp() END, side = $2::text
-			WHERE run = $1::text`, r.ID, string(side)); err != nil {
-			return err
-		}
-		if side == Unclear {
-			return nil
-		}
-		_, err := tx.Exec(ctx, `UPDATE pgrunbook.flip SET settled = pg_catalog.clock_timestamp(), outcome = CASE WHEN to_side = $2::text THEN 'done' ELSE 'undone' END
-			WHERE run = $1::text AND settled IS NULL`, r.ID, string(side))
-		return err
-	}
 	var err error
 	if tx != nil {
-		err = set(tx)
+		err = r.setOwner(ctx, tx, side)
 	} else {
-		err = r.write(ctx, set)
+		err = r.write(ctx, func(tx pgx.Tx) error { return r.setOwner(ctx, tx, side) })
 	}
 	if err != nil {
 		return fmt.Errorf("recording that the %s may write: %w", side, err)
 	}
 	return nil
+}
+
+// ownerIdle is how long SetOwnerWhile may stand still before its COMMIT.
+const ownerIdle = 2 * time.Second
+
+// SetOwnerWhile is SetOwner for what holds only as long as a lock elsewhere does: still asks for that
+// last, and whoever stands still after it finds the transaction ended. So that lock must outlive the
+// question by more than ownerIdle.
+func (r *Run) SetOwnerWhile(ctx context.Context, side engine.Side, still func(ctx context.Context) error) error {
+	err := r.write(ctx, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, fmt.Sprintf("SET LOCAL idle_in_transaction_session_timeout = %d", ownerIdle.Milliseconds())); err != nil {
+			return err
+		}
+		if err := r.setOwner(ctx, tx, side); err != nil {
+			return err
+		}
+		return still(ctx)
+	})
+	if err != nil {
+		return fmt.Errorf("recording that the %s may write: %w", side, err)
+	}
+	return nil
+}
+
+func (r *Run) setOwner(ctx context.Context, tx pgx.Tx, side engine.Side) error {
+	if err := Fence(ctx, tx, r.ID, r.Epoch); err != nil {
+		return err
+	}
+	if _, err := tx.Exec(ctx, `UPDATE pgrunbook.owner SET since = CASE WHEN side = $2::text THEN since ELSE pg_catalog.clock_timestamp() END, side = $2::text
+		WHERE run = $1::text`, r.ID, string(side)); err != nil {
+		return err
+	}
+	if side == Unclear {
+		return nil
+	}
+	_, err := tx.Exec(ctx, `UPDATE pgrunbook.flip SET settled = pg_catalog.clock_timestamp(), outcome = CASE WHEN to_side = $2::text THEN 'done' ELSE 'undone' END
+		WHERE run = $1::text AND settled IS NULL`, r.ID, string(side))
+	return err
 }
 
 // SaveCertificate stores the freeze certificate, as JSON, with the latest flip.

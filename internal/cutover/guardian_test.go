@@ -2,10 +2,13 @@ package cutover_test
 
 import (
 	"fmt"
+	"io"
 	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 )
 
 // A boundary of the freeze and the side that takes writes when the runner ends there.
@@ -43,7 +46,51 @@ func TestF02KilledInTheFreeze(t *testing.T) {
 			r.same()
 		}
 	}
-	r.balance(r.source)
+	r.nap("freeze.decided", onTarget, "apply", "-y")
+	r.nap("freeze.between", onSource, "rollback", "-y")
+	r.unheard("apply", "-y")
+	r.same()
+	r.balance(r.target)
+}
+
+// nap stops the runner for a moment, long enough for its guardian to look: it wakes up to find its hold
+// still there, or the flip ended, and brings the command to its end.
+func (r *rig) nap(point string, to int, args ...string) {
+	r.t.Helper()
+	p := r.start(point+"@1:stop", args...)
+	r.eventually("stopped at "+point, func() bool { return p.state() == "T" })
+	time.Sleep(500 * time.Millisecond)
+	p.signal(syscall.SIGCONT)
+	if o := p.end(); o.code != 0 || p.passed(point) == 0 {
+		r.t.Errorf("%s, stopped for a moment at %s, ended with %d %v\n%s", args[0], point, o.code, o.signal, o.text)
+	}
+	r.t.Logf("%s, stopped for a moment at %s: the guardian opened a side %d times", args[0], point, p.passed("freeze.resolved"))
+	r.writing(to)
+}
+
+// unheard kills the runner between the COMMITs when nobody reads what it and its guardian say, as when
+// a connection to its machine breaks: the guardian acts all the same.
+func (r *rig) unheard(args ...string) {
+	r.t.Helper()
+	gone := filepath.Join(r.dir, "unheard")
+	p := r.prepare("freeze.between@1:wait="+gone, args...)
+	terminal, err := os.CreateTemp(r.dir, "terminal")
+	r.must(err)
+	read, write, err := os.Pipe()
+	r.must(err)
+	p.cmd.Stderr = write
+	r.must(p.cmd.Start())
+	r.must(write.Close())
+	go func() { _, _ = io.Copy(terminal, read); _ = terminal.Close() }()
+	r.eventually("arrived between the COMMITs", func() bool { _, err := os.Stat(gone + ".here"); return err == nil })
+	r.must(read.Close())
+	p.signal(syscall.SIGKILL)
+	_ = p.cmd.Wait()
+	r.writing(onTarget)
+	if p.passed("freeze.resolved") != 1 {
+		r.t.Error("the guardian opened nothing, and yet somebody did")
+	}
+	r.want(0, args...)
 }
 
 func cond(yes bool, a, b string) string {

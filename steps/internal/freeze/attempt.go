@@ -40,6 +40,7 @@ type Freeze struct {
 	Budget   time.Duration // longest write block
 	Tables   []scope.Table // every gated table
 	Switch   []SwitchStep
+	Gates    *Gates // kept for looks and for Resolve; nil: each opens its own
 	// Rehearsal ends an attempt before the switch steps: everything up to there is done for real
 	// and measured, then the hold is let go.
 	Rehearsal bool
@@ -274,8 +275,8 @@ func (f *Freeze) open(ctx context.Context) (*conns, error) {
 		srv  *pg.Server
 		use  pg.Use
 	}{
-		{&c.from, f.From, pg.Use{Name: "hold", Marked: true, Hold: true}},
-		{&c.to, f.To, pg.Use{Name: "hold", Marked: true, Hold: true}},
+		{&c.from, f.From, pg.Use{Name: holdName, Marked: true, Hold: true}},
+		{&c.to, f.To, pg.Use{Name: holdName, Marked: true, Hold: true}},
 		{&c.look, f.From, pg.Use{Name: "freeze look", LockTimeout: drainTimeout, Hold: true}},
 		{&c.spare, f.From, pg.Use{Name: "freeze spare", Hold: true}},
 		{&c.watch, f.To, pg.Use{Name: "freeze look", LockTimeout: drainTimeout, Hold: true}},

@@ -154,31 +154,12 @@ func (f *Freeze) witness(ctx context.Context, c *conns) (*pgx.Conn, error) {
 func (f *Freeze) closedAt(ctx context.Context, conn *pgx.Conn) error {
 	ctx, cancel := context.WithTimeout(ctx, answerWait)
 	defer cancel()
-	flag, err := readFlag(ctx, conn, f.Run.GateKey)
+	r, err := readFlag(ctx, conn, f.Run.GateKey)
 	if err != nil {
 		return err
 	}
-	if flag == flagOpen {
+	if r.flag == flagOpen {
 		return fmt.Errorf("the %s still shows an open gate after the COMMIT that closed it", f.From.Side())
 	}
 	return nil
-}
-
-const readFlagSQL = "SELECT last_value FROM pgrunbook.gate_flag"
-
-// readFlag reads a side's flag with the gate's key in hand, shared.
-func readFlag(ctx context.Context, conn *pgx.Conn, key int64) (int64, error) {
-	tx, err := conn.Begin(ctx)
-	if err != nil {
-		return 0, fmt.Errorf("reading the gate: %w", err)
-	}
-	defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }()
-	if _, err := tx.Exec(ctx, "SELECT pg_advisory_xact_lock_shared($1)", key); err != nil {
-		return 0, fmt.Errorf("reading the gate: %w", err)
-	}
-	var flag int64
-	if err := tx.QueryRow(ctx, readFlagSQL).Scan(&flag); err != nil {
-		return 0, fmt.Errorf("reading the gate: %w", err)
-	}
-	return flag, nil
 }

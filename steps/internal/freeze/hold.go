@@ -27,6 +27,9 @@ const (
 	releaseWait    = 300 * time.Millisecond // for ROLLBACK: the server rolls back without it as well
 )
 
+// holdName is in the application_name of a hold's session: whoever ends a flip finds it by that.
+const holdName = "hold"
+
 // Flag values of the gate's sequence. Anything but Open is closed.
 const (
 	flagOpen   = 0

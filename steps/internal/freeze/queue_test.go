@@ -206,7 +206,7 @@ func TestR17CommitThatWaitsForAStandby(t *testing.T) {
 		t.Fatal("the COMMIT does not wait for a standby")
 	}
 	var plain int64
-	if err := watch.QueryRow(ctx, readFlagSQL).Scan(&plain); err != nil || plain != flagOpen {
+	if err := watch.QueryRow(ctx, "SELECT last_value FROM pgrunbook.gate_flag").Scan(&plain); err != nil || plain != flagOpen {
 		t.Fatalf("without the key the flag is %d, %v: there is nothing to be wrong about", plain, err)
 	}
 	look, end := context.WithTimeout(ctx, 700*time.Millisecond)

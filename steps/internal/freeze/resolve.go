@@ -3,48 +3,9 @@ package freeze
 import (
 	"context"
 	"fmt"
-	"strconv"
-	"time"
-
-	"github.com/jackc/pgx/v5"
 
 	"github.com/pgrunbook/pgrunbook/internal/failpoint"
-	"github.com/pgrunbook/pgrunbook/internal/pg"
 )
-
-// resolveWait is how long Resolve waits for the gate's key: a COMMIT of a dead runner that waits
-// for a standby keeps it.
-const resolveWait = 10 * time.Second
-
-// resolveIdle is how long a resolver may stand still within a transaction.
-const resolveIdle = 2 * time.Second
-
-// State is where the two gates stand.
-type State struct {
-	FromClosed bool
-	ToClosed   bool
-}
-
-// Look reads both gates, each with its key in hand.
-func (f *Freeze) Look(ctx context.Context) (State, error) {
-	var s State
-	for _, side := range []struct {
-		srv    *pg.Server
-		closed *bool
-	}{{f.From, &s.FromClosed}, {f.To, &s.ToClosed}} {
-		conn, err := resolver(ctx, side.srv, pg.Use{Name: "gate look"})
-		if err != nil {
-			return s, err
-		}
-		flag, err := readFlag(ctx, conn, f.Run.GateKey)
-		_ = conn.Close(ctx)
-		if err != nil {
-			return s, err
-		}
-		*side.closed = flag != flagOpen
-	}
-	return s, nil
-}
 
 // Resolve ends the state between the two COMMITs, for a flip that is recorded as decided: it takes
 // from's key first, then reads the flag. Closed means that from's COMMIT happened, so to is opened;
@@ -55,64 +16,61 @@ func (f *Freeze) Look(ctx context.Context) (State, error) {
 // before it does anything: so one that stood still after it had read the flag cannot open to when
 // writes have long gone back to from.
 func (f *Freeze) Resolve(ctx context.Context) (opened bool, err error) {
-	to, err := resolver(ctx, f.To, pg.Use{Name: "resolve", Marked: true})
+	g, done, err := f.gates(ctx)
 	if err != nil {
 		return false, err
 	}
-	defer func() { _ = to.Close(context.WithoutCancel(ctx)) }()
-	from, err := resolver(ctx, f.From, pg.Use{Name: "resolve"})
-	if err != nil {
+	defer done()
+	r, err := f.fromFlag(ctx, g)
+	if err != nil || r.flag == flagOpen {
 		return false, err
 	}
-	defer func() { _ = from.Close(context.WithoutCancel(ctx)) }()
-	flag, err := f.fromFlag(ctx, from)
-	if err != nil || flag == flagOpen {
-		return false, err
-	}
-	var standby bool
-	if err := from.QueryRow(ctx, "SELECT pg_is_in_recovery()").Scan(&standby); err != nil {
-		return false, err
-	}
-	if standby {
+	if r.standby {
 		return false, fmt.Errorf("the %s is in recovery: it cannot prove that it is closed for good", f.From.Side())
 	}
 	failpoint.Hit("freeze.resolving")
-	return f.openTo(ctx, from, to)
+	return f.openTo(ctx, g)
 }
 
-// resolver opens a session that keeps nothing locked for long when its process stands still or is
-// cut off: it is a process like the one that it stands in for.
-func resolver(ctx context.Context, srv *pg.Server, use pg.Use) (*pgx.Conn, error) {
-	use.LockTimeout, use.Hold = resolveWait, true
-	conn, err := srv.Connect(ctx, use)
-	if err != nil {
-		return nil, err
+// endHoldSQL ends who holds a gate for a flip, found by the name of its session.
+const endHoldSQL = `
+SELECT count(pg_terminate_backend(l.pid))
+  FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
+ WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted AND l.mode = 'ExclusiveLock'
+   AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+   AND ((l.classid::int8 << 32) | l.objid::int8) = $1
+   AND l.pid <> pg_backend_pid() AND left(a.application_name, length($2)) = $2`
+
+// toFlag reads whether to's COMMIT happened. Where a runner stands still between the COMMITs it ends
+// that one's hold instead of waiting until the server does: its COMMIT is refused then, or it has
+// happened. Without the right to end it, it waits.
+func (f *Freeze) toFlag(ctx context.Context, g *Gates) (reading, error) {
+	r, err := readWith(ctx, g.to, tryKeySQL, f.Run.GateKey)
+	if err != nil || r.had {
+		return r, err
 	}
-	if _, err := conn.Exec(ctx, "SET idle_in_transaction_session_timeout = "+strconv.FormatInt(resolveIdle.Milliseconds(), 10)); err != nil {
-		_ = conn.Close(context.WithoutCancel(ctx))
-		return nil, fmt.Errorf("preparing a session on the %s: %w", srv.Side(), err)
-	}
-	return conn, nil
+	_, _ = g.to.Exec(ctx, endHoldSQL, f.Run.GateKey, "pgrunbook "+f.Run.ID+" "+holdName+" ")
+	return readFlag(ctx, g.to, f.Run.GateKey)
 }
 
 // fromFlag reads whether from's COMMIT happened.
-func (f *Freeze) fromFlag(ctx context.Context, from *pgx.Conn) (int64, error) {
-	flag, err := readFlag(ctx, from, f.Run.GateKey)
+func (f *Freeze) fromFlag(ctx context.Context, g *Gates) (reading, error) {
+	r, err := readFlag(ctx, g.from, f.Run.GateKey)
 	if failpoint.Mutant("freeze.trust_journal") {
-		flag = flagClosed
+		r.flag = flagClosed
 	}
-	return flag, err
+	return r, err
 }
 
 // openTo opens to's gate in one transaction, with what belongs to the opening. With to's key in hand
 // it looks at from once more: whoever gave to up meanwhile held that key while from was opened.
-func (f *Freeze) openTo(ctx context.Context, from, to *pgx.Conn) (opened bool, err error) {
-	flag, err := readFlag(ctx, to, f.Run.GateKey)
-	if err != nil || flag == flagOpen {
+func (f *Freeze) openTo(ctx context.Context, g *Gates) (opened bool, err error) {
+	r, err := f.toFlag(ctx, g)
+	if err != nil || r.flag == flagOpen {
 		return err == nil, err
 	}
 	fail := func(err error) (bool, error) { return false, fmt.Errorf("opening the %s: %w", f.To.Side(), err) }
-	tx, err := to.Begin(ctx)
+	tx, err := g.to.Begin(ctx)
 	if err != nil {
 		return fail(err)
 	}
@@ -125,13 +83,11 @@ func (f *Freeze) openTo(ctx context.Context, from, to *pgx.Conn) (opened bool, e
 	if err := f.AtOpen(ctx, exec); err != nil {
 		return fail(err)
 	}
-	if err := exec(ctx, fmt.Sprintf("ALTER SEQUENCE pgrunbook.gate_flag RESTART %d", flagOpen)); err != nil {
+	sql := fmt.Sprintf("ALTER SEQUENCE pgrunbook.gate_flag RESTART %d; SELECT pg_catalog.pg_advisory_xact_lock(%d)", flagOpen, f.Run.GateKey)
+	if _, err := g.to.PgConn().Exec(ctx, sql).ReadAll(); err != nil {
 		return fail(err)
 	}
-	if err := exec(ctx, "SELECT pg_advisory_xact_lock($1)", f.Run.GateKey); err != nil {
-		return fail(err)
-	}
-	if flag, err = f.fromFlag(ctx, from); err != nil || flag == flagOpen {
+	if r, err = f.fromFlag(ctx, g); err != nil || r.flag == flagOpen {
 		return false, err
 	}
 	failpoint.Hit("freeze.resolved")

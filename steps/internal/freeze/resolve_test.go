@@ -1,0 +1,104 @@
+package freeze
+
+import (
+	"context"
+	"errors"
+	"testing"
+
+	"github.com/pgrunbook/pgrunbook/internal/pg"
+)
+
+// hold takes a side's gate as a runner does, with its heartbeat.
+func (p *pair) hold(srv *pg.Server, flag int) *Hold {
+	p.t.Helper()
+	ctx := context.Background()
+	conn, err := srv.Connect(ctx, pg.Use{Name: holdName, Marked: true, Hold: true})
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	p.t.Cleanup(func() { _ = conn.Close(ctx) })
+	h, err := take(ctx, conn, srv.Side(), p.freeze.Run, flag)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	p.t.Cleanup(func() { h.Release(ctx) })
+	return h
+}
+
+// A runner that stands still, or only seems to, between the COMMITs still holds to. Who ends the flip
+// does not wait for that, and the runner's COMMIT comes too late.
+func TestF03ResolveEndsTheHoldOnTo(t *testing.T) {
+	p := newPair(t)
+	ctx := context.Background()
+	p.exec(p.source, "ALTER SEQUENCE pgrunbook.gate_flag RESTART 1")
+	hold := p.hold(p.freeze.To, flagOpen)
+	var err error
+	if p.freeze.Gates, err = OpenGates(ctx, p.freeze.From, p.freeze.To); err != nil {
+		t.Fatal(err)
+	}
+	defer p.freeze.Gates.Close(ctx)
+	s, err := p.freeze.Look(ctx)
+	if err != nil || !s.FromClosed || !s.ToClosed {
+		t.Fatalf("looking: %+v, %v", s, err)
+	}
+	if opened, err := p.freeze.Resolve(ctx); err != nil || !opened {
+		t.Fatalf("opened %v, %v", opened, err)
+	}
+	p.wantSide("target")
+	if err := hold.Commit(ctx); err == nil {
+		t.Error("the runner that was stood in for could COMMIT all the same")
+	}
+	p.wantSide("target")
+}
+
+// While a hold is there, nobody may conclude anything from from's flag: one looks without waiting, the
+// other waits.
+func TestLooksDuringTheHold(t *testing.T) {
+	p := newPair(t)
+	ctx := context.Background()
+	var err error
+	if p.freeze.Gates, err = OpenGates(ctx, p.freeze.From, p.freeze.To); err != nil {
+		t.Fatal(err)
+	}
+	defer p.freeze.Gates.Close(ctx)
+	hold := p.hold(p.freeze.From, flagClosed)
+	if closed, err := p.freeze.FromClosed(ctx); err != nil || closed {
+		t.Errorf("in the hold from is closed: %v, %v", closed, err)
+	}
+	told := make(chan error, 1)
+	go func() {
+		told <- p.freeze.WhileFromWrites(ctx, func(context.Context, func(context.Context) error) error {
+			return errors.New("it was told that from is open")
+		})
+	}()
+	p.queued("the look waits for the hold's end")
+	if err := hold.Commit(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-told; !errors.Is(err, errClosedSince) {
+		t.Errorf("after the COMMIT: %v", err)
+	}
+	if closed, err := p.freeze.FromClosed(ctx); err != nil || !closed {
+		t.Errorf("after the COMMIT from is closed: %v, %v", closed, err)
+	}
+}
+
+// What is concluded from an open gate is recorded before a hold can begin.
+func TestNoHoldWhileFromWrites(t *testing.T) {
+	p := newPair(t)
+	err := p.freeze.WhileFromWrites(context.Background(), func(ctx context.Context, still func(context.Context) error) error {
+		conn, err := p.freeze.From.Connect(ctx, pg.Use{Name: holdName, Marked: true, Hold: true})
+		if err != nil {
+			return err
+		}
+		defer func() { _ = conn.Close(ctx) }()
+		if _, err := take(ctx, conn, "source", p.freeze.Run, flagClosed); !errors.Is(err, ErrBusy) {
+			t.Errorf("a hold began meanwhile: %v", err)
+		}
+		return still(ctx)
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	p.wantSide("source")
+}
