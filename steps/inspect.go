@@ -48,11 +48,12 @@ source { service = "source" }
 target { service = "target" }
 `
 
-// Inspect looks at a live source, in a session that cannot write.
-func Inspect(ctx context.Context, source *pg.Server) (*Inventory, error) {
+// Inspect looks at a live source, in a session that cannot write. address is how psql is told where
+// that is, for who has to look why it cannot be reached.
+func Inspect(ctx context.Context, source *pg.Server, address string) (*Inventory, error) {
 	conn, err := source.Connect(ctx, pg.Use{Name: "init", ReadOnly: true})
 	if err != nil {
-		return nil, err
+		return nil, goneHint("", err, fmt.Sprintf("Mend the address, the network or the server until this works, then run init again: psql %s", address))
 	}
 	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
 	inv := &Inventory{}

@@ -94,16 +94,25 @@ func Recheck(ctx context.Context, env *Env, p *engine.Plan, owner engine.Side) (
 	return &now, nil
 }
 
+// notReached says where to look for a side's address.
+func notReached(side engine.Side, err error) error {
+	hint := fmt.Sprintf("Mend the runbook's %s block, the network or the server until psql reaches it from here, then run the same command again.", side)
+	if side == engine.Target {
+		hint += " " + withoutTarget
+	}
+	return goneHint("", err, hint)
+}
+
 // survey reads identities, tables and findings; false means that the scope must not be used.
 func survey(ctx context.Context, env *Env, p *engine.Plan) (usable bool, err error) {
 	source, err := env.Source.Connect(ctx, pg.Use{Name: "plan", ReadOnly: true})
 	if err != nil {
-		return false, err
+		return false, notReached(engine.Source, err)
 	}
 	defer func() { _ = source.Close(context.WithoutCancel(ctx)) }()
 	target, err := env.Target.Connect(ctx, pg.Use{Name: "plan", ReadOnly: true})
 	if err != nil {
-		return false, err
+		return false, notReached(engine.Target, err)
 	}
 	defer func() { _ = target.Close(context.WithoutCancel(ctx)) }()
 	if p.Source, err = identity(ctx, env.Source, source); err != nil {

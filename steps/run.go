@@ -35,7 +35,7 @@ func LookForRun(ctx context.Context, target *pg.Server) (*Existing, error) {
 		return nil, nil //nolint:nilnil // no run is not an error
 	}
 	if err != nil {
-		return nil, err
+		return nil, notReached(engine.Target, err)
 	}
 	defer run.Close(ctx)
 	e := &Existing{ID: run.ID, Name: run.Name, State: run.State, Plan: run.Plan, All: len(run.Plan.Steps)}

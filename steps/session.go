@@ -78,6 +78,9 @@ type OpenOptions struct {
 	AnyPlace      bool // also after a failover: for commands that trust nothing of what was copied
 }
 
+// withoutTarget says what to type when the target, with its journal, never comes back.
+const withoutTarget = "If the target is gone for good: pgrunbook abort --without-target before the cutover, pgrunbook rollback --without-target after it."
+
 // OpenRun opens the run of env.Plan on the target, or makes it, takes the locks of both sides, and
 // completes env for apply. Without a plan it continues the run that is there with its own plan.
 // Close env.Journal when done; its Context ends with the locks.
@@ -86,7 +89,7 @@ func OpenRun(ctx context.Context, env *Env, o OpenOptions) error {
 		Plan: env.Plan, ToolVersion: o.ToolVersion, Amend: o.Amend, Steal: o.Steal, Redact: o.Redact,
 	})
 	if err != nil {
-		return goneHint(err, "If the target is gone for good: pgrunbook abort --without-target before the cutover, pgrunbook rollback --without-target after it.")
+		return goneHint("opening the run", err, withoutTarget)
 	}
 	if err := env.adopt(run); err != nil {
 		run.Close(ctx)
@@ -99,7 +102,7 @@ func OpenRun(ctx context.Context, env *Env, o OpenOptions) error {
 	if err == nil {
 		err = run.LockSource(ctx, env.Source, o.Steal)
 	}
-	err = goneHint(err, "If the source is gone for good: pgrunbook abort --without-source before the cutover, pgrunbook finish --without-source after it.")
+	err = goneHint("opening the run", err, "If the source is gone for good: pgrunbook abort --without-source before the cutover, pgrunbook finish --without-source after it.")
 	if err == nil {
 		err = refreshScope(ctx, env)
 	}
@@ -109,12 +112,12 @@ func OpenRun(ctx context.Context, env *Env, o OpenOptions) error {
 	return err
 }
 
-// goneHint says what to type when a side that cannot be reached never comes back.
-func goneHint(err error, hint string) error {
+// goneHint says what to type when a side cannot be reached.
+func goneHint(op string, err error, hint string) error {
 	if err == nil || engine.HintOf(err) != "" || !unreachable(err) {
 		return err
 	}
-	return &engine.Error{Class: engine.ClassOf(err), Op: "opening the run", Err: err, Hint: hint}
+	return &engine.Error{Class: engine.ClassOf(err), Op: op, Err: err, Hint: hint}
 }
 
 // adopt fills env with what the journal knows of the run.

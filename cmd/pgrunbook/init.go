@@ -42,15 +42,16 @@ func (a *app) init(ctx context.Context, args []string, f initFlags) error {
 	if sourceURL == "" && f.source == "" {
 		return usageError("Set SOURCE_URL, or pass --source-service NAME. A password does not belong on the command line.", "which server is the source?")
 	}
+	address := "$SOURCE_URL"
 	if f.source != "" {
-		sourceURL = ""
+		sourceURL, address = "", "service=" + f.source
 	}
 	source, err := steps.NewServer(engine.Source, sourceURL, f.source)
 	if err != nil {
 		return err
 	}
 	a.show()
-	inv, err := steps.Inspect(ctx, source)
+	inv, err := steps.Inspect(ctx, source, address)
 	if err != nil {
 		return err
 	}

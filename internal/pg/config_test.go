@@ -252,3 +252,18 @@ func TestSilentServer(t *testing.T) {
 		t.Error("connected to nothing")
 	}
 }
+
+// The driver tries each address of a host, with TLS and without, and says what came of it each time.
+func TestUnreachableIsSaidOnce(t *testing.T) {
+	for text, want := range map[string]string{
+		"h:1 (h): dial error: dial tcp h:1: connect: connection refused\nh:1 (h): dial error: dial tcp h:1: connect: connection refused":                       "connect: connection refused",
+		"127.0.0.1:1 (h): dial error: dial tcp 127.0.0.1:1: connect: connection refused\n[::1]:1 (h): dial error: dial tcp [::1]:1: connect: no route to host": "127.0.0.1:1: connect: connection refused; [::1]:1: connect: no route to host",
+		"/run/pg/.s.PGSQL.5432 (/run/pg): dial error: dial unix /run/pg/.s.PGSQL.5432: connect: no such file or directory":                                     "/run/pg/.s.PGSQL.5432: connect: no such file or directory",
+		"hostname resolving error: lookup h: no such host\nhostname resolving error: lookup h: no such host":                                                   "hostname resolving error: lookup h: no such host",
+		"h:1 (h): server error: FATAL: no pg_hba.conf entry (SQLSTATE 28000)":                                                                                  "h:1 (h): server error: FATAL: no pg_hba.conf entry (SQLSTATE 28000)",
+	} {
+		if got := tried(text, "h:1/db"); got != want {
+			t.Errorf("%q is said as %q, want %q", text, got, want)
+		}
+	}
+}

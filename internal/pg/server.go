@@ -6,6 +6,8 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -123,7 +125,8 @@ func (s *Server) open(ctx context.Context, use Use) (*pgx.Conn, error) {
 	dial(conf, use, s.watch)
 	conn, err := pgx.ConnectConfig(ctx, conf)
 	if err != nil {
-		return nil, fmt.Errorf("connecting to the %s at %s: %w", s.cfg.Side, s.Address(), connectFailure(err, conf.Password))
+		address := s.Address()
+		return nil, fmt.Errorf("connecting to the %s at %s: %w", s.cfg.Side, address, connectFailure(err, address, conf.Password))
 	}
 	return conn, nil
 }
@@ -176,13 +179,35 @@ type failure struct {
 func (f *failure) Error() string { return f.text }
 func (f *failure) Unwrap() error { return f.err }
 
+// dialed is how the driver words that it came to no connection at all: "ADDRESS (HOST): dial error:
+// dial tcp ADDRESS: connect: connection refused".
+var dialed = regexp.MustCompile(`^\S+ \(\S*\): dial error: dial \w+ (\S+): (.*)$`)
+
+// tried gives each cause once: the driver tries every address, with TLS and without, and says all of
+// it each time. An address that was named already is left out.
+func tried(text, named string) string {
+	var out []string
+	for _, line := range strings.Split(text, "\n") {
+		if m := dialed.FindStringSubmatch(line); m != nil {
+			line = m[1] + ": " + m[2]
+			if strings.HasPrefix(named, m[1]+"/") {
+				line = m[2]
+			}
+		}
+		if !slices.Contains(out, line) {
+			out = append(out, line)
+		}
+	}
+	return strings.Join(out, "; ")
+}
+
 // connectFailure drops the config from the driver's error and keeps SQLSTATE and cause.
-func connectFailure(err error, password string) error {
+func connectFailure(err error, address, password string) error {
 	var connect *pgconn.ConnectError
 	if errors.As(err, &connect) {
 		err = connect.Unwrap()
 	}
-	text := strings.Join(strings.Fields(strings.ReplaceAll(err.Error(), "\n", "; ")), " ")
+	text := strings.Join(strings.Fields(tried(err.Error(), address)), " ")
 	if len(password) > 3 {
 		text = strings.ReplaceAll(text, password, "xxxxx")
 	}
