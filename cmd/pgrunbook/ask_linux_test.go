@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/pgrunbook/pgrunbook/engine"
 )
 
 // pseudoTerminal gives a person's end and the program's end of a terminal (pty(7)).
@@ -37,7 +39,7 @@ func pseudoTerminal(t *testing.T) (person, program *os.File) {
 }
 
 // see reads what is on the person's screen until it ends with a text.
-func see(t *testing.T, person *os.File, text string) {
+func see(t *testing.T, person *os.File, text string) string {
 	t.Helper()
 	var screen bytes.Buffer
 	for b := make([]byte, 1); !strings.HasSuffix(screen.String(), text); screen.Write(b) {
@@ -45,11 +47,33 @@ func see(t *testing.T, person *os.File, text string) {
 			t.Fatalf("%v after %q, waiting for %q", err, screen.String(), text)
 		}
 	}
+	return screen.String()
 }
 
 func say(t *testing.T, person *os.File, text string) {
 	t.Helper()
 	if _, err := person.WriteString(text); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// On a terminal a plan has the terminal's width.
+func TestPlanHasTheWidthOfTheTerminal(t *testing.T) {
+	person, program := pseudoTerminal(t)
+	if err := unix.IoctlSetWinsize(int(program.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Row: 24, Col: 80}); err != nil {
+		t.Fatal(err)
+	}
+	a := newApp(program, program, program, func(string) (string, bool) { return "", false })
+	done := make(chan error, 1)
+	go func() {
+		done <- a.print(&engine.Plan{Name: "x", NotCarried: []string{strings.Repeat("forty columns of words, and some spaces. ", 4) + "End"}}, planForm{})
+	}()
+	for _, l := range strings.Split(see(t, person, "End"), "\r\n") {
+		if len(l) > 80 && !strings.HasPrefix(l, "  digest ") { // one word
+			t.Errorf("%d columns: %s", len(l), l)
+		}
+	}
+	if err := <-done; err != nil {
 		t.Fatal(err)
 	}
 }

@@ -66,5 +66,5 @@ func (a *app) print(p *engine.Plan, f planForm) error {
 	case f.markdown:
 		return view.WritePlanMarkdown(a.stdout, p, f.maxBytes)
 	}
-	return view.WritePlan(a.stdout, p, view.PlanOptions{Verbose: a.verbose})
+	return view.WritePlan(a.stdout, p, view.PlanOptions{Verbose: a.verbose, Width: view.Columns(a.rawOut)})
 }

@@ -59,7 +59,7 @@ func (a *app) status(ctx context.Context, args []string, watch bool) error {
 		if asJSON {
 			err = view.WriteStatusJSON(a.stdout, statusView(st), st.At)
 		} else {
-			err = view.WriteStatus(a.stdout, statusView(st), view.PlanOptions{Verbose: a.verbose})
+			err = view.WriteStatus(a.stdout, statusView(st), view.PlanOptions{Verbose: a.verbose, Width: view.Columns(a.rawOut)})
 		}
 		if err != nil || !watch || st.State != "active" {
 			return err

@@ -161,7 +161,7 @@ func (w *planWriter) head(p *engine.Plan, scope planScope) {
 	all, chunks := scope.total()
 	w.text("  moves   ", fmt.Sprintf("%s, %s, %s, %s in %s", engine.Plural(len(scope.Tables), "table"), engine.Plural(len(scope.Sequences), "sequence"), rowsOf(all), bytesText(all.Bytes), engine.Plural(int(chunks), "chunk")))
 	if p.Predictions.WriteBlock > 0 {
-		w.text("  predicted: writes wait in the cutover for ", predicted(p.Predictions)+because(p.Predictions.Why))
+		w.text("  predicted: ", "writes wait in the cutover for "+predicted(p.Predictions)+because(p.Predictions.Why))
 	}
 	w.line("  digest  %s", p.Digest())
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -118,6 +119,24 @@ func TestRowsThatNobodyCounted(t *testing.T) {
 	p.Steps[0].Estimate.Rows = 75
 	look(text(), "2 tables, 0 sequences, about 75 rows and those of 1 table never analyzed,", "[about 1.0s, 75 rows and those of 1 table never analyzed,", "> 70 ", "| > 70 |")
 	look(render(t, func(b *bytes.Buffer) error { return WritePlanJSON(b, p) }), `"unanalyzed": true`, `"unanalyzed": 1`)
+}
+
+// A text that follows a long label is not pressed into the columns right of it.
+func TestPredictionFits80Columns(t *testing.T) {
+	p, s := examplePlan(1), exampleStatus()
+	p.Predictions = engine.Prediction{WriteBlock: 80 * time.Millisecond, Budget: 2 * time.Second, Why: "412 tables, 390 sequences, 3 tables reloaded inside the freeze, the last pass took 19ms"}
+	s.Predicted = &p.Predictions
+	for name, text := range map[string]string{
+		"plan":   render(t, func(b *bytes.Buffer) error { return WritePlan(b, p, PlanOptions{Width: 80}) }),
+		"status": render(t, func(b *bytes.Buffer) error { return WriteStatus(b, s, PlanOptions{Width: 80}) }),
+	} {
+		_, text, _ = strings.Cut(text, "predicted: ")
+		lines := strings.Split(text, "\n")
+		at := slices.IndexFunc(lines, func(l string) bool { return strings.HasSuffix(l, "19ms)") })
+		if at < 1 || len(lines[1]) > 80 || strings.HasPrefix(lines[1], strings.Repeat(" ", 20)) {
+			t.Errorf("%s: the prediction takes %d lines:\n%s", name, at+1, text)
+		}
+	}
 }
 
 func TestPlanOf500TablesFitsSomeScreens(t *testing.T) {

@@ -68,6 +68,9 @@ func isTerminal(w io.Writer) bool {
 
 const defaultWidth = 100
 
+// Columns is the width for a text that is printed to w: a terminal's own, else 100.
+func Columns(w io.Writer) int { return widthOf(0, w) }
+
 func widthOf(width int, w io.Writer) int {
 	if width > 0 {
 		return width
