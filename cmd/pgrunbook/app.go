@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -40,6 +41,7 @@ type app struct {
 	varFiles []string
 	target   string
 
+	viewing sync.Mutex // of who is not the command's own goroutine
 	view    view.View
 	summary view.Summary
 	exit    int // of a command that ended well
@@ -104,9 +106,25 @@ func (a *app) show() view.View {
 		if fps := a.env("PGRUNBOOK_PROGRESS_FPS"); fps != "" {
 			_, _ = fmt.Sscan(fps, &o.FPS) // what is no number means the default
 		}
-		a.view = view.New(o)
+		v := view.New(o)
+		a.viewing.Lock()
+		defer a.viewing.Unlock()
+		a.view = v
 	}
 	return a.view
+}
+
+// notice tells a person something, whatever the command is doing. The last one does not wait for the
+// view, in which a question may be open. It is called from any goroutine.
+func (a *app) notice(text string, last bool) {
+	a.viewing.Lock()
+	v := a.view
+	a.viewing.Unlock()
+	if v == nil || last {
+		_, _ = fmt.Fprintln(a.stderr, text)
+		return
+	}
+	slog.New(v.Handler()).Warn(text)
 }
 
 // logger is for diagnostics; it writes where the view does.

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/hashicorp/hcl/v2"
 
@@ -46,6 +47,54 @@ func TestSignalsDecideTheCode(t *testing.T) {
 		if got := codeOf(ctx, nil); got != 0 {
 			t.Errorf("a command that ended well gives %d", got)
 		}
+	}
+}
+
+// Each signal is answered, the second one before the process ends; so is the end of the patience.
+func TestSignalsAreAnswered(t *testing.T) {
+	for name, c := range map[string]struct {
+		signals  []os.Signal
+		patience time.Duration
+		said     []string
+		code     int
+	}{
+		"twice":     {[]os.Signal{os.Interrupt, os.Interrupt}, time.Hour, []string{"interrupted: " + finishing, stopping + " (last)"}, 130},
+		"mixed":     {[]os.Signal{syscall.SIGTERM, os.Interrupt}, time.Hour, []string{"terminated: " + finishing, stopping + " (last)"}, 143},
+		"too long":  {[]os.Signal{os.Interrupt}, time.Millisecond, []string{"interrupted: " + finishing, "not done after 1ms: " + stopping + " (last)"}, 130},
+		"in time":   {[]os.Signal{os.Interrupt}, time.Hour, []string{"interrupted: " + finishing}, -1},
+		"no signal": {nil, time.Hour, nil, -1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			ctx, cancel := context.WithCancelCause(t.Context())
+			defer cancel(nil)
+			signals, done, code := make(chan os.Signal, 2), make(chan struct{}), -1
+			for _, s := range c.signals {
+				signals <- s
+			}
+			var said []string
+			w := signalWatch{
+				cancel: cancel, patience: c.patience, first: finishing, second: stopping, exit: func(n int) { code = n },
+				say: func(text string, last bool) {
+					if last {
+						text += " (last)"
+					}
+					said = append(said, text)
+					if len(said) == len(c.signals) && c.code < 0 {
+						close(done)
+					}
+				},
+			}
+			if c.signals == nil {
+				close(done)
+			}
+			w.watch(signals, done)
+			if code != c.code || !slices.Equal(said, c.said) {
+				t.Errorf("exit %d after %q, want %d after %q", code, said, c.code, c.said)
+			}
+			if stopped := errors.As(context.Cause(ctx), new(signalError)); stopped != (c.signals != nil) {
+				t.Errorf("stopped: %t", stopped)
+			}
+		})
 	}
 }
 

@@ -44,7 +44,7 @@ func (a *app) init(ctx context.Context, args []string, f initFlags) error {
 	}
 	address := "$SOURCE_URL"
 	if f.source != "" {
-		sourceURL, address = "", "service=" + f.source
+		sourceURL, address = "", "service="+f.source
 	}
 	source, err := steps.NewServer(engine.Source, sourceURL, f.source)
 	if err != nil {

@@ -25,39 +25,61 @@ func main() { os.Exit(run(os.Args[1:])) }
 func run(argv []string) int {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	defer cancel(nil)
-	patience := stopWithin
+	a := newApp(os.Stdin, os.Stdout, os.Stderr, os.LookupEnv)
+	w := signalWatch{cancel: cancel, patience: stopWithin, say: a.notice, exit: os.Exit, first: finishing, second: stopping}
 	if len(argv) > 0 && argv[0] == "demo" {
-		patience = removeWithin
+		w.patience, w.first, w.second = removeWithin, removing, leaving
 	}
-	stop := watchSignals(cancel, patience)
-	defer stop()
-	return execute(ctx, newApp(os.Stdin, os.Stdout, os.Stderr, os.LookupEnv), argv)
+	defer w.start()()
+	return execute(ctx, a, argv)
 }
 
-// watchSignals ends the context with the first signal, and the process with the second one or when
-// the time is up.
-func watchSignals(cancel context.CancelCauseFunc, patience time.Duration) (stop func()) {
+// What a person reads who presses Ctrl-C.
+const (
+	finishing = "finishing the piece at hand, then stopping; press Ctrl-C again to stop at once"
+	stopping  = "stopping at once: what is done is kept, and the same command goes on from here"
+	removing  = "stopping the demo's servers and removing what it made; press Ctrl-C again to leave it there"
+	leaving   = "stopping at once: what the demo made is left in the temporary directory"
+)
+
+// signalWatch ends the context with the first signal, and the process with the second one or when
+// the time is up. It says so.
+type signalWatch struct {
+	cancel        context.CancelCauseFunc
+	patience      time.Duration
+	say           func(text string, last bool)
+	exit          func(code int)
+	first, second string
+}
+
+// start listens until stop.
+func (w signalWatch) start() (stop func()) {
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
 	done := make(chan struct{})
-	go func() {
-		var first signalError
-		select {
-		case s := <-signals:
-			first = signalError{s}
-			cancel(first)
-		case <-done:
-			return
-		}
-		select {
-		case <-signals:
-		case <-time.After(patience):
-		case <-done:
-			return
-		}
-		os.Exit(first.code())
-	}()
+	go w.watch(signals, done)
 	return func() { signal.Stop(signals); close(done) }
+}
+
+func (w signalWatch) watch(signals <-chan os.Signal, done <-chan struct{}) {
+	var first signalError
+	select {
+	case s := <-signals:
+		first = signalError{s}
+		w.say(first.Error()+": "+w.first, false)
+		w.cancel(first)
+	case <-done:
+		return
+	}
+	select {
+	case <-signals:
+		w.say(w.second, true)
+	case <-time.After(w.patience):
+		w.say(fmt.Sprintf("not done after %s: %s", w.patience, w.second), true)
+	case <-done:
+		return
+	}
+	w.exit(first.code())
 }
 
 // execute runs one command line, shows how it ended, and gives the exit code.

@@ -109,6 +109,9 @@ func TestF05Signals(t *testing.T) {
 		if took := time.Since(sent); o.code != code || took > patience+time.Second {
 			t.Errorf("%s at %s: %s after %s, want %d\n%s", sig, at, o, took, code, o.text)
 		}
+		if !strings.Contains(o.text, ": finishing the piece at hand, then stopping") {
+			t.Errorf("%s at %s: nobody is told what happens now\n%s", sig, at, o.text)
+		}
 		r.writing(0)
 	}
 	r.finally(applyArgs...)
