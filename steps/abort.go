@@ -108,10 +108,10 @@ func abortSource(ctx context.Context, env *Env, emit abortSink, alone, steal boo
 		return sided(engine.Source, err)
 	}
 	failpoint.Hit("abort.disarmed")
-	if err := gate.Remove(ctx, env.Source, run, waiting(emit, "take the gate off the source")); err != nil {
+	if err := gate.Remove(ctx, env.Source, run, waiting(emit, engine.Source, "take the gate off the source")); err != nil {
 		return sided(engine.Source, err)
 	}
-	if err := capture.Remove(ctx, env.Source, run, waiting(emit, "remove capture from the source")); err != nil {
+	if err := capture.Remove(ctx, env.Source, run, waiting(emit, engine.Source, "remove capture from the source")); err != nil {
 		return sided(engine.Source, err)
 	}
 	failpoint.Hit("abort.source")
@@ -145,7 +145,7 @@ func openForAbort(ctx context.Context, conn *pgx.Conn, run scope.Run) error {
 // abortTarget takes our triggers off the target, and what the schema phase made where that is
 // wanted, then records the end. The gate goes last but one: until then nobody writes there.
 func abortTarget(ctx context.Context, env *Env, emit abortSink, drop bool) error {
-	if err := capture.Remove(ctx, env.Target, env.Run, waiting(emit, "remove capture from the target")); err != nil {
+	if err := capture.Remove(ctx, env.Target, env.Run, waiting(emit, engine.Target, "remove capture from the target")); err != nil {
 		return sided(engine.Target, err)
 	}
 	if drop {
@@ -155,7 +155,7 @@ func abortTarget(ctx context.Context, env *Env, emit abortSink, drop bool) error
 		emit.note("what the schema phase made on the target is dropped")
 	}
 	failpoint.Hit("abort.schema")
-	if err := gate.Remove(ctx, env.Target, env.Run, waiting(emit, "take the gate off the target")); err != nil {
+	if err := gate.Remove(ctx, env.Target, env.Run, waiting(emit, engine.Target, "take the gate off the target")); err != nil {
 		return sided(engine.Target, err)
 	}
 	failpoint.Hit("abort.target")

@@ -69,7 +69,7 @@ func (s *armStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Checkp
 		if err := s.env.Journal.Fenced(ctx); err != nil {
 			return err
 		}
-		if err := gate.Arm(ctx, conn, s.env.Run, []scope.Table{t}, waiting(cp, "gate a table of the source")); err != nil {
+		if err := gate.Arm(ctx, conn, s.env.Run, []scope.Table{t}, waiting(cp, engine.Source, "gate a table of the source")); err != nil {
 			return err
 		}
 		cp.Emit(engine.Event{
@@ -82,5 +82,5 @@ func (s *armStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Checkp
 
 // Undo takes the gate off the source.
 func (s *armStep) Undo(ctx context.Context, cp engine.Checkpoint) error {
-	return gate.Remove(ctx, s.env.Source, s.env.Run, waiting(cp, "take the gate off the source"))
+	return gate.Remove(ctx, s.env.Source, s.env.Run, waiting(cp, engine.Source, "take the gate off the source"))
 }

@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
-	"strings"
 
 	"github.com/pgrunbook/pgrunbook/engine"
 	"github.com/pgrunbook/pgrunbook/internal/pg"
@@ -115,7 +114,7 @@ func (s *captureStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Ch
 		if err := s.env.Journal.Fenced(ctx); err != nil {
 			return err
 		}
-		if err := capture.InstallOn(ctx, sides.source, s.env.Run, t, waiting(cp, "install capture on the source")); err != nil {
+		if err := capture.InstallOn(ctx, sides.source, s.env.Run, t, waiting(cp, engine.Source, "install capture on the source")); err != nil {
 			return err
 		}
 		cp.Emit(engine.Event{
@@ -128,23 +127,7 @@ func (s *captureStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Ch
 
 // Undo takes capture off the source.
 func (s *captureStep) Undo(ctx context.Context, cp engine.Checkpoint) error {
-	return capture.Remove(ctx, s.env.Source, s.env.Run, waiting(cp, "remove capture from the source"))
+	return capture.Remove(ctx, s.env.Source, s.env.Run, waiting(cp, engine.Source, "remove capture from the source"))
 }
 
 func sided(side engine.Side, err error) error { return fmt.Errorf("on the %s: %w", side, err) }
-
-// waiting reports lost attempts at a lock: what cannot be done yet, for which table, and who is in
-// the way.
-func waiting(cp interface{ Emit(engine.Event) }, what string) capture.OnWait {
-	return func(w pg.LockWait) {
-		names := make([]string, len(w.Blockers))
-		for i, b := range w.Blockers {
-			names[i] = b.String()
-		}
-		message := fmt.Sprintf("waiting to %s: no lock on %s at attempt %d", what, w.Object, w.Attempt)
-		if len(names) > 0 {
-			message += ", in the way: " + strings.Join(names, "; ")
-		}
-		cp.Emit(engine.Event{Kind: engine.EventWaiting, Object: w.Object, Message: message, Reason: "lock", Blockers: names, Elapsed: w.Waited})
-	}
-}

@@ -286,6 +286,10 @@ func TestArmGatesEveryTableAndNamesBlockers(t *testing.T) {
 				if len(e.Blockers) != 1 || e.Object != `"shop"."lock"` {
 					t.Errorf("waiting for %v on %s", e.Blockers, e.Object)
 				}
+				pid := writer.PgConn().PID()
+				if want := fmt.Sprintf("wait for pid %d to end, or on the source: SELECT pg_terminate_backend(%d)", pid, pid); e.Hint != want {
+					t.Errorf("hint %q, want %q", e.Hint, want)
+				}
 				if _, err := writer.Exec(context.Background(), "COMMIT"); err != nil {
 					t.Error(err)
 				}

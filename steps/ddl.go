@@ -39,7 +39,7 @@ func carryDDL(ctx context.Context, env *Env, cp engine.Checkpoint, c *carry) (ag
 	for _, ch := range c.changes {
 		cp.Emit(engine.Event{Kind: engine.EventNote, Level: "warn", Object: pg.Name(ch.Table.Schema, ch.Table.Name), Message: fmt.Sprintf("%s: carried to the target: %s", ch.Text, ch.SQL)})
 		var blocked *pg.LockError
-		err := runOn(ctx, sides.target, scope.Name{Schema: ch.Table.Schema, Name: ch.Table.Name}, waiting(cp, "carry a change to the target"), ch.SQL)
+		err := runOn(ctx, sides.target, scope.Name{Schema: ch.Table.Schema, Name: ch.Table.Name}, waiting(cp, engine.Target, "carry a change to the target"), ch.SQL)
 		if errors.As(err, &blocked) {
 			return nil, sided(engine.Target, err)
 		}
@@ -98,7 +98,7 @@ func madeValues(c capture.Change) bool {
 
 // rearm puts our triggers on what is new: partitions, on both sides.
 func rearm(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sideConns, t scope.Table) error {
-	if err := capture.InstallOn(ctx, sides.source, env.Run, t, waiting(cp, "install capture on the source")); err != nil {
+	if err := capture.InstallOn(ctx, sides.source, env.Run, t, waiting(cp, engine.Source, "install capture on the source")); err != nil {
 		return err
 	}
 	at, err := gate.State(ctx, sides.source, env.Run)
@@ -106,18 +106,18 @@ func rearm(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sideConns
 		return err
 	}
 	if at != gate.Absent {
-		if err := gate.InstallOn(ctx, sides.source, env.runAt(engine.Source), []scope.Table{t}, waiting(cp, "gate a table of the source")); err != nil {
+		if err := gate.InstallOn(ctx, sides.source, env.runAt(engine.Source), []scope.Table{t}, waiting(cp, engine.Source, "gate a table of the source")); err != nil {
 			return err
 		}
 	}
-	if err := gate.InstallOn(ctx, sides.target, env.runAt(engine.Target), []scope.Table{t}, waiting(cp, "gate a table of the target")); err != nil {
+	if err := gate.InstallOn(ctx, sides.target, env.runAt(engine.Target), []scope.Table{t}, waiting(cp, engine.Target, "gate a table of the target")); err != nil {
 		return err
 	}
 	back, err := capture.Shapes(ctx, sides.target, []scope.Table{t})
 	if err != nil || len(back) == 0 {
 		return err
 	}
-	if err := capture.InstallOn(ctx, sides.target, env.Run, t, waiting(cp, "install capture on the target")); err != nil {
+	if err := capture.InstallOn(ctx, sides.target, env.Run, t, waiting(cp, engine.Target, "install capture on the target")); err != nil {
 		return err
 	}
 	return capture.Accept(ctx, sides.target, t)

@@ -142,7 +142,7 @@ func (s *finishStep) allowed(ctx context.Context) error {
 }
 
 func (s *finishStep) cleanTarget(ctx context.Context, cp engine.Checkpoint) error {
-	wait := waiting(cp, "remove our triggers from the target")
+	wait := waiting(cp, engine.Target, "remove our triggers from the target")
 	if err := capture.Remove(ctx, s.env.Target, s.env.Run, wait); err != nil {
 		return sided(engine.Target, err)
 	}
@@ -162,7 +162,7 @@ func (s *finishStep) cleanTarget(ctx context.Context, cp engine.Checkpoint) erro
 }
 
 func (s *finishStep) cleanSource(ctx context.Context, cp engine.Checkpoint) error {
-	wait := waiting(cp, "remove our triggers from the source")
+	wait := waiting(cp, engine.Source, "remove our triggers from the source")
 	if err := capture.Remove(ctx, s.env.Source, s.env.Run, wait); err != nil {
 		return sided(engine.Source, err)
 	}

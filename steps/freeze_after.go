@@ -160,7 +160,7 @@ func refreshMaterialized(ctx context.Context, sides *sideConns, cp engine.Checkp
 			continue
 		}
 		view := pg.Name(name.Schema, name.Name)
-		if err := runOn(ctx, sides.target, name, waiting(cp, "refresh on the target"), "REFRESH MATERIALIZED VIEW "+view); err != nil {
+		if err := runOn(ctx, sides.target, name, waiting(cp, engine.Target, "refresh on the target"), "REFRESH MATERIALIZED VIEW "+view); err != nil {
 			return &engine.Error{Op: "refreshing", Object: view, Err: err, Hint: "Mend it on the target and run the same command again."}
 		}
 	}

@@ -24,7 +24,7 @@ func (f *flipper) gated(ctx context.Context, side engine.Side) error {
 	f.cp.Emit(engine.Event{Kind: engine.EventDiagnosed, Level: "warn", Message: fmt.Sprintf("mending the %s's gate: %v", side, missing), Finding: &engine.Finding{
 		Code: "CUT002", Severity: engine.SeverityWarning, Side: side, Text: missing.Error(), Fix: "Find out who disables triggers there.",
 	}})
-	if err := gate.InstallOn(ctx, conn, f.env.runAt(side), f.env.Scope.Tables, waiting(f.cp, "mend the gate")); err != nil {
+	if err := gate.InstallOn(ctx, conn, f.env.runAt(side), f.env.Scope.Tables, waiting(f.cp, side, "mend the gate")); err != nil {
 		return err
 	}
 	if side == f.from || f.to == engine.Source || !f.env.Runbook.Verify.Enabled {

@@ -85,7 +85,7 @@ func (s *reverseStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Ch
 	failpoint.Hit("reverse.prepared")
 	live := captured(s.env)
 	for _, t := range live {
-		if err := capture.InstallOn(ctx, sides.target, s.env.Run, t, waiting(cp, "install capture on the target")); err != nil {
+		if err := capture.InstallOn(ctx, sides.target, s.env.Run, t, waiting(cp, engine.Target, "install capture on the target")); err != nil {
 			return err
 		}
 	}

@@ -98,10 +98,7 @@ func (s *schemaStep) close(ctx context.Context, target *pgx.Conn, cp engine.Chec
 	if err := capture.Prepare(ctx, target, s.env.Run); err != nil {
 		return err
 	}
-	wait := func(w pg.LockWait) {
-		cp.Emit(engine.Event{Kind: engine.EventWaiting, Message: fmt.Sprintf("waiting to gate a table of the target: %v", w)})
-	}
-	if err := gate.Install(ctx, s.env.Target, s.env.runAt(engine.Target), s.env.Scope.Tables, wait); err != nil {
+	if err := gate.Install(ctx, s.env.Target, s.env.runAt(engine.Target), s.env.Scope.Tables, waiting(cp, engine.Target, "gate a table of the target")); err != nil {
 		return err
 	}
 	failpoint.Hit("schema.gated")
@@ -183,7 +180,7 @@ func (s *schemaStep) restorePre(ctx context.Context, sides *sideConns, a *dump.A
 		if err != nil {
 			return err
 		}
-		if err := dump.DropMade(ctx, sides.target, dump.NewSince(c.Before, now), waiting(cp, "drop what a dead process had restored")); err != nil {
+		if err := dump.DropMade(ctx, sides.target, dump.NewSince(c.Before, now), waiting(cp, engine.Target, "drop what a dead process had restored")); err != nil {
 			return err
 		}
 	}
@@ -277,5 +274,5 @@ func (s *schemaStep) Undo(ctx context.Context, cp engine.Checkpoint) error {
 		}
 		made = dump.NewSince(c.Before, now)
 	}
-	return dump.DropMade(ctx, conn, made, waiting(cp, "drop what the schema phase made"))
+	return dump.DropMade(ctx, conn, made, waiting(cp, engine.Target, "drop what the schema phase made"))
 }

@@ -54,6 +54,7 @@ type Status struct {
 	Error    string   `json:"error,omitempty"` // of the failed step
 	Type     string   `json:"type"`            // what to type next
 	asks     string   // for the approval of this name, which nobody gave yet
+	inWay    string   // what to type about those who hold what is being waited for
 }
 
 // StepStatus is one step of the plan with its record.
@@ -229,7 +230,7 @@ func (st *Status) readWaiting(ctx context.Context, run *journal.Run) error {
 		case e.Kind == engine.EventWaiting && e.Mark == limitMark:
 			continue
 		case e.Kind == engine.EventWaiting:
-			st.Waiting, st.Blockers = e.Message, e.Blockers
+			st.Waiting, st.Blockers, st.inWay = e.Message, e.Blockers, e.Hint
 			return nil
 		case e.Kind == engine.EventLag:
 			continue
@@ -316,6 +317,8 @@ func (st *Status) next() string {
 		return "pgrunbook approve " + st.asks + " --by WHO"
 	case st.asks != "" && st.asks != externalApproval: // the runner asks on its terminal, else it would have ended
 		return fmt.Sprintf("yes, where the runner asks (process %d of %s on %s), or pgrunbook approve %s --by WHO", st.Holder.PID, st.Holder.User, st.Holder.Host, st.asks)
+	case st.running() && st.inWay != "":
+		return st.inWay
 	case st.running():
 		return "nothing: it is running. pgrunbook status --watch follows it"
 	case st.Step == "":

@@ -112,7 +112,7 @@ func (e Etiquette) patiently(ctx context.Context, conn *pgx.Conn, once func(time
 			return errors.Join(err, lookErr)
 		}
 		waited := time.Since(start)
-		if waited >= e.GiveUp && (len(blockers) == 0 || slices.ContainsFunc(blockers, Blocker.foreign)) { // a build of ours may take hours
+		if waited >= e.GiveUp && (len(blockers) == 0 || slices.ContainsFunc(blockers, Blocker.Foreign)) { // a build of ours may take hours
 			return &LockError{Object: e.Object, Waited: waited, Blockers: blockers, Err: err}
 		}
 		timeout = patience
@@ -180,7 +180,8 @@ func cancellable(blockers []Blocker, outwaited map[int32]bool) bool {
 	return len(blockers) > 0
 }
 
-func (b Blocker) foreign() bool { return !strings.HasPrefix(b.Application, "pgrunbook ") }
+// Foreign reports that it is no session of ours.
+func (b Blocker) Foreign() bool { return !strings.HasPrefix(b.Application, "pgrunbook ") }
 
 func deadlockTimeout(ctx context.Context, conn *pgx.Conn) (time.Duration, error) {
 	var ms int64

@@ -200,11 +200,28 @@ func (o *Open) run(ctx context.Context, opts Options) (Result, error) {
 
 // heldBy adds the sessions that hold a lock to a lock timeout's event.
 const holders = `
-SELECT format('%s (pid %s, %s)', coalesce(nullif(a.application_name, ''), a.usename), a.pid, a.state)
+SELECT format('%s (pid %s, %s)', coalesce(nullif(a.application_name, ''), a.usename), a.pid, a.state), a.pid
   FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
  WHERE l.mode = 'AccessExclusiveLock' AND l.granted AND l.locktype = 'relation'
    AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()) AND a.pid <> pg_backend_pid()
  ORDER BY 1 LIMIT 5`
+
+// namesHolders says in an event who holds a table that is waited for, and what to type.
+func (p *Passer) namesHolders(ctx context.Context, e *engine.Event) {
+	rows, err := p.beat.Query(ctx, holders)
+	if err != nil {
+		return
+	}
+	var who string
+	var pid int32
+	_, _ = pgx.ForEachRow(rows, []any{&who, &pid}, func() error {
+		if e.Hint == "" {
+			e.Hint = fmt.Sprintf("wait for pid %d to end, or on the %s: SELECT pg_terminate_backend(%d)", pid, p.cfg.From.Side(), pid)
+		}
+		e.Blockers = append(e.Blockers, who)
+		return nil
+	})
+}
 
 // patiently repeats what failed for a reason that passes.
 func (p *Passer) patiently(ctx context.Context, patience time.Duration, f func() error) error {
@@ -220,9 +237,7 @@ func (p *Passer) patiently(ctx context.Context, patience time.Duration, f func()
 		}
 		if pg.SQLState(err) == "55P03" && p.beat != nil && !p.beat.IsClosed() {
 			e.Kind, e.Reason = engine.EventWaiting, "a table is locked"
-			if rows, err := p.beat.Query(ctx, holders); err == nil {
-				e.Blockers, _ = pgx.CollectRows(rows, pgx.RowTo[string])
-			}
+			p.namesHolders(ctx, &e)
 		}
 		p.cfg.Emit(e)
 		if pg.IsConnLost(err) {
