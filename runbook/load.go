@@ -112,19 +112,24 @@ func (l *loader) load(src []byte) {
 	if diags.HasErrors() {
 		// The tree of a broken file misses what stands after the break: complaints about that
 		// would send people to the wrong place.
+		l.loadRest(src, file, diags)
 		return
 	}
-	l.root = file.Body
-	if body, ok := file.Body.(*hclsyntax.Body); ok {
+	l.loadBody(file.Body)
+}
+
+func (l *loader) loadBody(root hcl.Body) {
+	l.root = root
+	if body, ok := root.(*hclsyntax.Body); ok {
 		l.checkDynamic(body)
 		l.checkEnvCalls(body)
 	}
-	content := l.content(file.Body, rootSchema, "the top level of a runbook")
+	content := l.content(root, rootSchema, "the top level of a runbook")
 	l.loadValues(content)
 	l.loadBlocks(content)
-	if _, ok := file.Body.(*hclsyntax.Body); !ok && l.files.envUsed && !slices.ContainsFunc(l.diags, isEnvDiagnostic) {
+	if _, ok := root.(*hclsyntax.Body); !ok && l.files.envUsed && !slices.ContainsFunc(l.diags, isEnvDiagnostic) {
 		// In the JSON twin try() hides the call from the evaluation and strings hide it from the syntax.
-		l.diags = append(l.diags, envDiagnostic(file.Body.MissingItemRange()))
+		l.diags = append(l.diags, envDiagnostic(root.MissingItemRange()))
 	}
 }
 
