@@ -213,6 +213,11 @@ func (s *stage) migrate(ctx context.Context) (Result, error) {
 	if err != nil {
 		return result, err
 	}
+	return s.verdict(result, report)
+}
+
+// verdict names what differs and what is lost.
+func (s *stage) verdict(result Result, report testpg.Report) (Result, error) {
 	result.Acknowledged, result.Lost, result.Blocked = report.Acknowledged, report.LostCount, report.LongestGap
 	if !report.OK() || len(result.Differences) > 0 {
 		s.say("%s", report)
