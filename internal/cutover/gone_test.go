@@ -78,7 +78,7 @@ func TestOneSideGone(t *testing.T) {
 	r.must(err)
 	t.Cleanup(func() { r.must(standby.Remove()) })
 	r.must(standby.Pause())
-	r.says(r.want(0, "apply", "-y"), "standbys of the source lag: second (streaming", "standbys of the source do not have the COMMIT that closed it yet: second (streaming")
+	r.says(r.want(0, "apply", "-y"), "standbys of the source lag: second (streaming", "one would take writes code=CUT003", "standbys of the source do not have the COMMIT that closed it yet: second (streaming", "Promoted now, one would take writes code=CUT003")
 	r.writing(onTarget)
 	r.says(r.want(15, "abort", "-y", "--without-target"), "the flip happened", "pgrunbook rollback --without-target")
 	r.dies(source)
