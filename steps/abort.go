@@ -12,6 +12,7 @@ import (
 	"github.com/pgrunbook/pgrunbook/internal/failpoint"
 	"github.com/pgrunbook/pgrunbook/internal/pg"
 	"github.com/pgrunbook/pgrunbook/steps/internal/capture"
+	"github.com/pgrunbook/pgrunbook/steps/internal/dump"
 	"github.com/pgrunbook/pgrunbook/steps/internal/gate"
 	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
 )
@@ -180,8 +181,27 @@ func undoSchema(ctx context.Context, env *Env) error {
 	if _, err := env.Journal.Begin(ctx, step); err != nil {
 		return err
 	}
-	if err := undo.Undo(ctx, env.Journal.Checkpoint(step.ID(), abortSink{env})); err != nil {
+	err := dropJoined(ctx, env)
+	if err == nil {
+		err = undo.Undo(ctx, env.Journal.Checkpoint(step.ID(), abortSink{env}))
+	}
+	if err != nil {
 		return errors.Join(err, env.Journal.End(ctx, step.ID(), err))
 	}
 	return env.Journal.Reopen(ctx, step.ID(), true)
+}
+
+// dropJoined drops what catch_up made on the target while the run was under way.
+func dropJoined(ctx context.Context, env *Env) error {
+	var c catchUpCursor
+	found, err := env.Journal.Checkpoint(catchUpID, abortSink{env}).Load(ctx, &c)
+	if err != nil || !found || len(c.Made) == 0 {
+		return err
+	}
+	conn, err := env.Target.Connect(ctx, pg.Use{Name: "schema", Marked: true})
+	if err != nil {
+		return err
+	}
+	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
+	return dump.DropMade(ctx, conn, c.Made, waiting(abortSink{env}, engine.Target, "drop what catch_up made"))
 }

@@ -25,6 +25,9 @@ func (s *captureStep) Phase() engine.Phase { return engine.PhaseCapture }
 func (s *captureStep) Fingerprint() string {
 	h := sha256.New()
 	for _, t := range capturedTables(s.env.Scope) {
+		if t.Joined {
+			continue
+		}
 		key := ""
 		if t.Key != nil {
 			key = t.Key.Shape

@@ -56,13 +56,25 @@ func newRig(t *testing.T, extra string) *rig {
 // newRigOn is newRig over two given databases.
 func newRigOn(t *testing.T, source, target, setup, extra string) *rig {
 	t.Helper()
+	return newRigWith(t, source, target, setup, `"shop.*"`, extra)
+}
+
+// newRigOf is newRig with other patterns of what is included.
+func newRigOf(t *testing.T, include, extra string) *rig {
+	t.Helper()
+	source, target := testpg.Pair(t)
+	return newRigWith(t, source, target, shopSetup, include, extra)
+}
+
+func newRigWith(t *testing.T, source, target, setup, include, extra string) *rig {
+	t.Helper()
 	r := &rig{t: t, source: source, target: target}
 	r.exec(r.source, setup)
 	var err error
 	if r.before, err = testpg.SchemaDump(t.Context(), r.source); err != nil {
 		t.Fatal(err)
 	}
-	text := fmt.Sprintf("runbook \"shop\" {}\nsource { url = %q }\ntarget { url = %q }\ntables {\n include = [\"shop.*\"]\n exclude_data = [\"shop.lock\"]\n}\n%s", r.source, r.target, extra)
+	text := fmt.Sprintf("runbook \"shop\" {}\nsource { url = %q }\ntarget { url = %q }\ntables {\n include = [%s]\n exclude_data = [\"shop.lock\"]\n}\n%s", r.source, r.target, include, extra)
 	rb, diags := runbook.Parse("shop.runbook.hcl", []byte(text), runbook.Options{})
 	if diags.HasErrors() {
 		t.Fatal(diags)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/jackc/pgx/v5"
 
@@ -25,7 +26,15 @@ func captured(env *Env) []scope.Table {
 
 // checkCatalog stops where a captured table is no longer what it was when its triggers were made.
 // What changes no row and no shape is not reported.
-func checkCatalog(ctx context.Context, env *Env, conn *pgx.Conn) error {
+func checkCatalog(ctx context.Context, env *Env, conn *pgx.Conn, side engine.Side) error {
+	if side == engine.Source {
+		var changed *errRedefined
+		if err := checkDefinitions(ctx, env, conn); errors.As(err, &changed) {
+			return &engine.Error{Op: "following", Err: err, Hint: "Run the same command again: catch_up compares the definitions of both sides."}
+		} else if err != nil {
+			return err
+		}
+	}
 	changes, err := capture.Check(ctx, conn, env.Run, captured(env))
 	if err != nil {
 		return err
@@ -38,7 +47,15 @@ func checkCatalog(ctx context.Context, env *Env, conn *pgx.Conn) error {
 	if err := capture.Err(changes); err != nil {
 		return err
 	}
+	return uncarried(env, changes)
+}
+
+// uncarried names a change that only catch_up may carry, or that the runbook does not let it.
+func uncarried(env *Env, changes []capture.Change) error {
 	c := changes[0]
+	if i := slices.IndexFunc(changes, func(c capture.Change) bool { return c.Rule == capture.Carry }); i >= 0 {
+		c = changes[i]
+	}
 	hint := "Run the same command again: catch_up reads the table once more."
 	if c.Rule == capture.Carry {
 		hint = fmt.Sprintf("Run the same command again: catch_up makes the same change on the target: %s", c.SQL)

@@ -49,11 +49,7 @@ func (s *catchUpStep) Plan(context.Context) (engine.StepPlan, error) {
 		},
 		Hazards: []engine.Hazard{{Kind: engine.HazardLoad, Text: "each pass reads the changed rows on the source by their key and makes one small durable commit there"}},
 	}
-	rule := "stops the run and is named (schema { on_ddl = \"stop\" })"
-	if s.env.Runbook.Schema.OnDDL == "carry" {
-		rule = "is made on the target too: new columns and partitions, defaults, NOT NULL, types that need no new rows; every other kind stops, named"
-	}
-	p.Actions = append(p.Actions, engine.Action{On: engine.Target, SQL: "ALTER TABLE ...", Why: "DDL on the source meanwhile " + rule})
+	p.Actions = append(p.Actions, ddlRules(s.env.Runbook.Schema.OnDDL == "carry")...)
 	for _, t := range s.env.Scope.Tables {
 		if t.Data == scope.Live && t.Identity == scope.FullRow {
 			p.Hazards = append(p.Hazards, engine.Hazard{
@@ -85,13 +81,17 @@ func (s *catchUpStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Ch
 	if err := s.silent(ctx); err != nil {
 		return err
 	}
-	if err := s.loadLeft(ctx, limits, cp); err != nil {
-		return err
-	}
-	for range recopiesMax {
-		err := s.drain(ctx, limits, cp)
+	for recopies := 0; recopies < recopiesMax; {
+		err := s.definitions(ctx, cp)
+		if err == nil {
+			err = s.explained(ctx, s.follow(ctx, limits, cp))
+		}
 		var again *recopy
 		var ddl *carry
+		var redefined *errRedefined
+		if errors.As(err, &redefined) {
+			continue
+		}
 		if errors.As(err, &ddl) {
 			if again, err = carryDDL(ctx, s.env, cp, ddl); err != nil {
 				return err
@@ -107,6 +107,7 @@ func (s *catchUpStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Ch
 			}
 			return err
 		}
+		recopies++
 		if err := s.recopy(ctx, limits, cp, again); err != nil {
 			return err
 		}
@@ -126,6 +127,13 @@ func (s *catchUpStep) silent(ctx context.Context) error {
 	}
 	defer sides.close(context.WithoutCancel(ctx))
 	return silent(ctx, sides.target, engine.Target, s.env.Scope)
+}
+
+func (s *catchUpStep) follow(ctx context.Context, limits *limits, cp engine.Checkpoint) error {
+	if err := s.loadLeft(ctx, limits, cp); err != nil {
+		return err
+	}
+	return s.drain(ctx, limits, cp)
 }
 
 // loadLeft ends the load of tables that a dead runner had begun to load again: the copy step is done
@@ -178,6 +186,9 @@ func (s *catchUpStep) drain(ctx context.Context, limits *limits, cp engine.Check
 // check names what fires no trigger. What needs a new load comes back as *recopy, compatible
 // changes, where the runbook wants them carried, as *carry.
 func (s *catchUpStep) check(ctx context.Context, conn *pgx.Conn) error {
+	if err := checkDefinitions(ctx, s.env, conn); err != nil {
+		return err
+	}
 	changes, err := capture.Check(ctx, conn, s.env.Run, s.env.Scope.Tables)
 	if err != nil {
 		return err
@@ -202,14 +213,15 @@ func (s *catchUpStep) check(ctx context.Context, conn *pgx.Conn) error {
 			}
 		}
 	}
-	if len(again.tables) > 0 {
-		return again
-	}
-	if len(changes) > 0 && s.env.Runbook.Schema.OnDDL == "carry" {
+	// A second load accepts the table as it is then: what the target lacks of it must be made before.
+	carried := slices.ContainsFunc(changes, func(c capture.Change) bool { return c.Rule == capture.Carry })
+	switch {
+	case carried && s.env.Runbook.Schema.OnDDL == "carry":
 		return &carry{changes: changes}
-	}
-	if len(changes) > 0 {
-		return checkCatalog(ctx, s.env, conn)
+	case carried:
+		return uncarried(s.env, changes)
+	case len(again.tables) > 0:
+		return again
 	}
 	return nil
 }

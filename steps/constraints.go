@@ -234,7 +234,12 @@ func (s *constraintsStep) rest(ctx context.Context, sides *sideConns, roles *rol
 	if err != nil || len(entries) == 0 {
 		return err
 	}
-	if err := a.Restore(ctx, s.env.Target, entries, o); err != nil {
+	return restoreEntries(ctx, s.env, sides, a, o, roles, entries)
+}
+
+// restoreEntries makes entries of an archive on the target, owned by whom the runbook says.
+func restoreEntries(ctx context.Context, env *Env, sides *sideConns, a *dump.Archive, o dump.RestoreOptions, roles *roleMap, entries []dump.Entry) error {
+	if err := a.Restore(ctx, env.Target, entries, o); err != nil {
 		return err
 	}
 	if !roles.mapped {

@@ -34,6 +34,9 @@ func (s *copyStep) Fingerprint() string {
 	methods := map[string]string{}
 	if s.env.Scope != nil {
 		for _, t := range s.env.Scope.Tables {
+			if t.Joined {
+				continue
+			}
 			methods[t.Schema+"."+t.Name.Name] = string(t.Method) + " " + string(t.Data) + " " + string(t.Identity)
 		}
 	}
@@ -43,6 +46,10 @@ func (s *copyStep) Fingerprint() string {
 	}
 	return fmt.Sprintf("copy/%x", sha256.Sum256(b))
 }
+
+// definitionsMax bounds how often a load goes on after the target refused a row whose definition was
+// behind the source's.
+const definitionsMax = 20
 
 // externalApproval is what a person says when the tables of method external are loaded.
 const externalApproval = "external-copy"
@@ -62,7 +69,21 @@ func (s *copyStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Check
 		return err
 	}
 	defer followLoaded(ctx, s.env, limits, cp)()
-	if err := loader.Run(ctx); err != nil {
+	err = loader.Run(ctx)
+	for range definitionsMax {
+		if !refusedRow(err) {
+			break
+		}
+		mended, why := mendRefused(ctx, s.env, cp)
+		if why != nil {
+			return errors.Join(why, err)
+		}
+		if !mended {
+			break
+		}
+		err = loader.Run(ctx)
+	}
+	if err != nil {
 		if cause := context.Cause(ctx); cause != nil && ctx.Err() != nil {
 			return cause
 		}

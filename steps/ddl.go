@@ -13,7 +13,6 @@ import (
 	"github.com/pgrunbook/pgrunbook/internal/failpoint"
 	"github.com/pgrunbook/pgrunbook/internal/pg"
 	"github.com/pgrunbook/pgrunbook/steps/internal/capture"
-	"github.com/pgrunbook/pgrunbook/steps/internal/gate"
 	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
 )
 
@@ -29,14 +28,31 @@ func (c *carry) Error() string {
 // Tables whose new column has a default that is no constant come back: its values were made on the
 // source when the column was, so their rows are read again.
 func carryDDL(ctx context.Context, env *Env, cp engine.Checkpoint, c *carry) (again *recopy, err error) {
-	sides, err := openSides(ctx, env, "ddl")
+	sides, err := openSidesToDefine(ctx, env, "ddl")
 	if err != nil {
 		return nil, err
 	}
 	defer sides.close(context.WithoutCancel(ctx))
 	again = &recopy{}
 	byTable := map[int32][]capture.Change{}
+	rewritten := map[int32]bool{}
 	for _, ch := range c.changes {
+		if ch.Rule == capture.Recopy {
+			rewritten[ch.ID] = true
+		}
+	}
+	for _, ch := range c.changes {
+		byTable[ch.ID] = append(byTable[ch.ID], ch)
+		if ch.Rule != capture.Carry {
+			continue
+		}
+		if ch.What == capture.ColumnType && rewritten[ch.ID] {
+			// Its rows are read again: those that are there need no cast, and might have none.
+			if _, err := sides.target.Exec(ctx, "DELETE FROM "+pg.Name(ch.Table.Schema, ch.Table.Name)); err != nil {
+				return nil, fmt.Errorf("emptying %s on the target: %w", pg.Name(ch.Table.Schema, ch.Table.Name), err)
+			}
+			ch.SQL += " USING NULL"
+		}
 		cp.Emit(engine.Event{Kind: engine.EventNote, Level: "warn", Object: pg.Name(ch.Table.Schema, ch.Table.Name), Message: fmt.Sprintf("%s: carried to the target: %s", ch.Text, ch.SQL)})
 		var blocked *pg.LockError
 		err := runOn(ctx, sides.target, scope.Name{Schema: ch.Table.Schema, Name: ch.Table.Name}, waiting(cp, engine.Target, "carry a change to the target"), ch.SQL)
@@ -50,7 +66,6 @@ func carryDDL(ctx context.Context, env *Env, cp engine.Checkpoint, c *carry) (ag
 			}
 		}
 		failpoint.Hit("ddl.changed")
-		byTable[ch.ID] = append(byTable[ch.ID], ch)
 	}
 	if err := refreshTables(ctx, env, sides.source, func(t scope.Table) bool { return byTable[t.ID] != nil }); err != nil {
 		return nil, err
@@ -63,8 +78,8 @@ func carryDDL(ctx context.Context, env *Env, cp engine.Checkpoint, c *carry) (ag
 		if err := rearm(ctx, env, cp, sides, t); err != nil {
 			return nil, err
 		}
-		if i := slices.IndexFunc(changes, madeValues); i >= 0 {
-			again.tables, again.changes = append(again.tables, t), append(again.changes, changes[i])
+		if i := slices.IndexFunc(changes, func(c capture.Change) bool { return c.Rule == capture.Recopy || madeValues(c) }); i >= 0 {
+			again.tables, again.changes = append(again.tables, t), slices.Concat(again.changes, changes[i:i+1], slices.Delete(slices.Clone(changes), i, i+1))
 			continue // accepted when the table is read again
 		}
 		failpoint.Hit("ddl.rearmed")
@@ -96,25 +111,16 @@ func madeValues(c capture.Change) bool {
 	return c.What == capture.ColumnAdded && c.Default != "" && !constant.MatchString(c.Default)
 }
 
-// rearm puts our triggers on what is new: partitions, on both sides.
+// rearm puts our triggers on what is new: tables and partitions, on both sides.
 func rearm(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sideConns, t scope.Table) error {
 	if err := capture.InstallOn(ctx, sides.source, env.Run, t, waiting(cp, engine.Source, "install capture on the source")); err != nil {
 		return err
 	}
-	at, err := gate.State(ctx, sides.source, env.Run)
-	if err != nil {
+	if err := gateNew(ctx, env, cp, sides, t); err != nil {
 		return err
 	}
-	if at != gate.Absent {
-		if err := gate.InstallOn(ctx, sides.source, env.runAt(engine.Source), []scope.Table{t}, waiting(cp, engine.Source, "gate a table of the source")); err != nil {
-			return err
-		}
-	}
-	if err := gate.InstallOn(ctx, sides.target, env.runAt(engine.Target), []scope.Table{t}, waiting(cp, engine.Target, "gate a table of the target")); err != nil {
-		return err
-	}
-	back, err := capture.Shapes(ctx, sides.target, []scope.Table{t})
-	if err != nil || len(back) == 0 {
+	back, err := wayBack(ctx, env, sides.target)
+	if err != nil || !back || t.Data != scope.Live {
 		return err
 	}
 	if err := capture.InstallOn(ctx, sides.target, env.Run, t, waiting(cp, engine.Target, "install capture on the target")); err != nil {

@@ -24,6 +24,8 @@ type Env struct {
 	Sink    engine.Sink
 	// Guardian is the command line of a process that calls Guard; empty is none.
 	Guardian []string
+
+	watch *watch // of NewEnv
 }
 
 // runAt is the run for a side's gate: it knows where writes go when that side is closed.

@@ -174,6 +174,9 @@ func (f *flipper) attempts(ctx context.Context) error {
 		return err
 	}
 	if f.to == engine.Target {
+		if err := f.compareDefinitions(ctx); err != nil {
+			return err
+		}
 		if err := refreshMaterialized(ctx, f.looks, f.cp); err != nil {
 			return err
 		}
@@ -331,5 +334,5 @@ func pendingRows(ctx context.Context, conn *pgx.Conn) (int64, error) {
 }
 
 func (f *flipper) check(ctx context.Context) error {
-	return checkCatalog(ctx, f.env, f.looks.of(f.from))
+	return checkCatalog(ctx, f.env, f.looks.of(f.from), f.from)
 }

@@ -35,6 +35,11 @@ func (f *flipper) after(ctx context.Context) error {
 			Fix: fmt.Sprintf("The %s's gate is closed all the same; do this by hand as its owner.", f.from),
 		}})
 	}
+	if f.to == engine.Target {
+		if err := f.compareDefinitions(ctx); err != nil {
+			warn("definitions differ between both sides", err)
+		}
+	}
 	var database string
 	if err := old.QueryRow(ctx, "SELECT current_database()").Scan(&database); err != nil {
 		return fmt.Errorf("closing the %s: %w", f.from, err)
@@ -63,6 +68,20 @@ func (f *flipper) after(ctx context.Context) error {
 	}
 	failpoint.Hit("freeze.closed")
 	return nil
+}
+
+// compareDefinitions names what changed on the source and is not on the target: before the freeze,
+// and once more when the application is there.
+func (f *flipper) compareDefinitions(ctx context.Context) error {
+	var cursor catchUpCursor
+	if _, err := f.env.Journal.Checkpoint(catchUpID, f.env.Sink).Load(ctx, &cursor); err != nil {
+		return err
+	}
+	c, err := compareDefinitions(ctx, f.env, f.looks, cursor.Handled)
+	if err != nil || c == nil {
+		return err
+	}
+	return c.named(f.cp)
 }
 
 func endSessions(ctx context.Context, conn *pgx.Conn) (n int, err error) {

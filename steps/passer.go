@@ -21,7 +21,9 @@ func newPasser(env *Env, from, to *pg.Server, cp engine.Checkpoint) *pass.Passer
 	return pass.New(pass.Config{
 		From: from, To: to, Run: env.Run, Tables: env.Scope.Tables, Log: env.Log, Emit: cp.Emit,
 		Fence: env.fence(to),
-		Check: func(ctx context.Context, conn *pgx.Conn) error { return checkCatalog(ctx, env, conn) },
+		Check: func(ctx context.Context, conn *pgx.Conn) error {
+			return checkCatalog(ctx, env, conn, engine.Side(from.Side()))
+		},
 	})
 }
 

@@ -24,11 +24,13 @@ func newReverse(env *Env) engine.Step { return &reverseStep{env} }
 func (s *reverseStep) ID() engine.StepID   { return "reverse" }
 func (s *reverseStep) Phase() engine.Phase { return engine.PhaseCutover }
 
-// Fingerprint covers the tables that the way back carries.
+// Fingerprint covers the tables that the way back carries, but for those that joined meanwhile.
 func (s *reverseStep) Fingerprint() string {
 	names := make([]string, 0, len(s.env.Scope.Tables))
 	for _, t := range captured(s.env) {
-		names = append(names, pg.Name(t.Schema, t.Name.Name))
+		if !t.Joined {
+			names = append(names, pg.Name(t.Schema, t.Name.Name))
+		}
 	}
 	return "reverse/1 " + strings.Join(names, ",")
 }

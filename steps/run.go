@@ -133,6 +133,9 @@ func (e *Env) walk(ctx context.Context, p *engine.Plan, built []engine.Step, o W
 	}
 	e.Sink.Emit(engine.Event{Kind: engine.EventRunStarted, Message: "run " + e.Run.ID + " of " + e.Plan.Name})
 	outcomes, err := w.Run(ctx)
+	if err != nil {
+		err = blamed(ctx, e, err)
+	}
 	return outcomes, withCause(ctx, err)
 }
 

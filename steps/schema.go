@@ -48,6 +48,8 @@ type schemaCursor struct {
 	Owned    bool        `json:"owned"`
 	Settings bool        `json:"settings"`
 	Made     []dump.Made `json:"made,omitempty"` // what the restore made, for abort
+	// Definitions are the source's from before the dump: what later ones are compared with.
+	Definitions map[string]string `json:"definitions,omitempty"`
 }
 
 // Apply makes what is missing, part by part.
@@ -61,6 +63,14 @@ func (s *schemaStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Che
 		return err
 	}
 	defer sides.close(context.WithoutCancel(ctx))
+	if c.Definitions == nil {
+		if c.Definitions, err = s.definitionsNow(ctx, sides.source); err != nil {
+			return err
+		}
+		if err := cp.Save(ctx, nil, c); err != nil {
+			return err
+		}
+	}
 	if !s.existing() {
 		if err := s.restore(ctx, sides, &c, cp); err != nil {
 			return err
@@ -70,6 +80,16 @@ func (s *schemaStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Che
 		return err
 	}
 	return s.close(ctx, sides.target, cp)
+}
+
+// definitionsNow is read before the dump: what changes between the two is found as changed, and as
+// what the target has already.
+func (s *schemaStep) definitionsNow(ctx context.Context, source *pgx.Conn) (map[string]string, error) {
+	items, err := dump.Inventory(ctx, source, s.env.Scope)
+	if err != nil {
+		return nil, sided(engine.Source, err)
+	}
+	return dump.Fingerprint(items), nil
 }
 
 // compare refuses a target whose tables are not the source's.

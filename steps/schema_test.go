@@ -224,6 +224,7 @@ func carried(t *testing.T, setup string) *rig {
 	r := newRig(t, "verify { workers = 2 }")
 	if setup != "" {
 		r.exec(r.source, setup)
+		r.replan()
 	}
 	r.must(r.walk(t.Context(), newSchema(r.env), newCapture(r.env), newCopy(r.env), newCatchUp(r.env)))
 	return r

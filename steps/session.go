@@ -18,7 +18,7 @@ type Server = pg.Server
 
 // NewEnv prepares both servers of a runbook. It connects to nothing.
 func NewEnv(rb *runbook.Runbook, log *slog.Logger, sink engine.Sink) (*Env, error) {
-	env := &Env{Runbook: rb, Log: log, Sink: sink}
+	env := &Env{Runbook: rb, Log: log, Sink: sink, watch: &watch{}}
 	var err error
 	if env.Source, err = serverOf(rb, engine.Source, rb.Source); err != nil {
 		return nil, err

@@ -25,6 +25,21 @@ func openSides(ctx context.Context, env *Env, name string) (*sideConns, error) {
 	return &sideConns{source: source, target: target}, nil
 }
 
+// openSidesToDefine is openSides for a target that gets definitions: in the replica role, so that no
+// trigger and no foreign key of the application acts on rows that are thrown away.
+func openSidesToDefine(ctx context.Context, env *Env, name string) (*sideConns, error) {
+	source, err := env.Source.Connect(ctx, pg.Use{Name: name, Marked: true, LockTimeout: lockPatience})
+	if err != nil {
+		return nil, err
+	}
+	target, err := env.Target.Connect(ctx, pg.Use{Name: name, Marked: true, Replica: true, LockTimeout: lockPatience})
+	if err != nil {
+		_ = source.Close(ctx)
+		return nil, err
+	}
+	return &sideConns{source: source, target: target}, nil
+}
+
 func (s *sideConns) close(ctx context.Context) {
 	if s == nil {
 		return

@@ -169,3 +169,23 @@ func checkTarget(ctx context.Context, q querier, want engine.Identity) error {
 	e.Op = "comparing the target"
 	return e
 }
+
+// SetScope puts a changed scope into the accepted plan: tables and sequences that joined it while
+// the run was under way. The plan's digest does not cover it, so approvals stay.
+func (r *Run) SetScope(ctx context.Context, scope []byte) error {
+	p := *r.Plan
+	p.Scope = scope
+	text, _, _, err := planJSON(&p)
+	if err != nil {
+		return err
+	}
+	err = r.fenced(ctx, func(tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, "UPDATE pgrunbook.run SET plan = $2::jsonb WHERE id = $1::text", r.ID, text)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("recording the changed scope: %w", err)
+	}
+	r.Plan.Scope = scope
+	return nil
+}

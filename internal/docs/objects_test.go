@@ -20,7 +20,8 @@ SELECT 'sequence pgrunbook.' || relname FROM pg_class c WHERE relnamespace = (SE
 UNION ALL
 SELECT 'function pgrunbook.' || proname FROM pg_proc WHERE pronamespace = (SELECT oid FROM pg_namespace WHERE nspname = 'pgrunbook')
 UNION ALL
-SELECT 'trigger ' || tgname FROM pg_trigger WHERE NOT tgisinternal AND tgname ~ 'pgrunbook'
+SELECT 'trigger ' || tgname FROM pg_trigger WHERE NOT tgisinternal
+   AND (tgname ~ 'pgrunbook' OR tgrelid IN (SELECT oid FROM pg_class WHERE relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = 'pgrunbook')))
 UNION ALL
 SELECT 'setting default_transaction_read_only' FROM pg_db_role_setting s JOIN pg_database d ON d.oid = s.setdatabase
  WHERE d.datname = current_database() AND 'default_transaction_read_only=on' = ANY (s.setconfig)

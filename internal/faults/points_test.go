@@ -96,6 +96,9 @@ var elsewhere = map[string]string{
 	"ddl.rearmed":       "TestF40DeathsInCarriedDDL",
 	"ddl.accepted":      "TestF40DeathsInCarriedDDL",
 	"pooler.paused":     "package cutover: TestR14KilledBehindPoolers",
+	"join.prepared":     "TestF41DeathsWhenTablesJoin",
+	"join.recorded":     "TestF41DeathsWhenTablesJoin",
+	"join.armed":        "TestF41DeathsWhenTablesJoin",
 }
 
 // A walk is a command with the names that it passes, in order, and how often.

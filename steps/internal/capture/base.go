@@ -79,6 +79,21 @@ CREATE TABLE pgrunbook.watermark (from_side text PRIMARY KEY, pass uuid NOT NULL
 // baseTables are what baseSQL makes.
 var baseTables = []string{"captured", "truncated", "heartbeat", "sentinel", "watermark", "side"}
 
+// guardSQL makes what refuses to empty a table of captured changes: nothing could tell afterwards
+// which rows have to be read again.
+const guardSQL = `
+CREATE FUNCTION pgrunbook.guard() RETURNS pg_catalog.trigger LANGUAGE plpgsql AS $pgrunbook$
+BEGIN
+  RAISE EXCEPTION 'pgrunbook: % holds captured changes that are on no other server yet', TG_RELID::pg_catalog.regclass
+    USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Passes empty it. To end the run: pgrunbook abort.';
+END $pgrunbook$;
+REVOKE ALL ON FUNCTION pgrunbook.guard() FROM PUBLIC;`
+
+// guard puts it on a table of ours.
+func guard(ctx context.Context, tx pgx.Tx, table string) error {
+	return script(ctx, tx, fmt.Sprintf("CREATE TRIGGER no_truncate BEFORE TRUNCATE ON %[1]s FOR EACH STATEMENT EXECUTE PROCEDURE pgrunbook.guard(); ALTER TABLE %[1]s ENABLE ALWAYS TRIGGER no_truncate", table))
+}
+
 // xColumn is the writing transaction's top-level id: xid8 from 13 on
 // (https://www.postgresql.org/docs/13/release-13.html), before that txid_current's bigint.
 func xColumn(major int) string {
@@ -135,6 +150,15 @@ func Prepare(ctx context.Context, conn *pgx.Conn, run scope.Run) error {
 			if err := remark(ctx, tx, "TABLE "+pg.Name(Schema, t), run); err != nil {
 				return err
 			}
+		}
+		if err := script(ctx, tx, guardSQL); err != nil {
+			return fmt.Errorf("creating our tables: %w", err)
+		}
+		if err := remark(ctx, tx, "FUNCTION pgrunbook.guard()", run); err != nil {
+			return err
+		}
+		if err := guard(ctx, tx, "pgrunbook.truncated"); err != nil {
+			return err
 		}
 		_, err := tx.Exec(ctx, "INSERT INTO pgrunbook.side (run, mark, gate_key) VALUES ($1, $2, $3)", run.ID, run.Mark, run.GateKey)
 		if err != nil {

@@ -28,6 +28,9 @@ func compare(t scope.Table, was, now fingerprint) []Change {
 		changes = append(changes, newChange(t, Inheritance, Stop, "its inheritance changed, or it became a partition of another table"))
 	}
 	changes = append(changes, members(t, was, now)...)
+	if was.Function != now.Function || was.Records != now.Records {
+		changes = append(changes, newChange(t, Tampered, Recopy, "our function or the table that it writes to was dropped, renamed or made anew: rows may have changed unseen"))
+	}
 	return changes
 }
 

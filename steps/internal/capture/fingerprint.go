@@ -20,6 +20,8 @@ type fingerprint struct {
 	KeyFits   bool       `json:"key_fits"`  // an immediate, valid, total unique index over the key's columns
 	Uniques   int64      `json:"uniques"`   // sum of the oids of the root's unique indexes
 	Children  []link     `json:"children"`  // legacy inheritance children of a plain table
+	Function  int64      `json:"function"`  // hash of the capture function's body, 0 where it is gone
+	Records   int64      `json:"records"`   // oid of the delta or image table, 0 where it is gone
 	Parents   []link     `json:"parents"`   // of the root: legacy parents, or a tree that it was attached to
 }
 
@@ -65,10 +67,10 @@ type trigPrint struct {
 }
 
 // detailSQL reads fingerprints in one statement, so that each is of one instant. $1 and $2 are ids
-// and root oids, $3 the key columns, chr(1) between them (” without a key). %[1]s is the
+// and root oids, $3 the key columns, chr(1) between them (” without a key), $4 the shapes of keys. %[1]s is the
 // expression for attgenerated, which came with 12.
 const detailSQL = `
-WITH RECURSIVE root AS (SELECT * FROM unnest($1::int4[], $2::oid[], $3::text[]) AS r (id, oid, cols)),
+WITH RECURSIVE root AS (SELECT * FROM unnest($1::int4[], $2::oid[], $3::text[], $4::text[]) AS r (id, oid, cols, shape)),
 tree (id, oid, parent, ixmin, level) AS (
   SELECT r.id, r.oid, 0::oid, 0::int8, 0 FROM root r
   UNION ALL
@@ -95,6 +97,8 @@ SELECT r.id, json_build_object('relations', rels.list,
     'children', (SELECT json_agg(json_build_object('name', k.inhrelid::regclass::text, 'xmin', k.xmin::text::int8) ORDER BY k.inhrelid)
        FROM pg_inherits k JOIN pg_class p ON p.oid = k.inhparent AND p.relkind <> 'p' WHERE k.inhparent = r.oid),
     'parents', (SELECT json_agg(json_build_object('name', k.inhparent::regclass::text, 'xmin', k.xmin::text::int8) ORDER BY k.inhparent) FROM pg_inherits k WHERE k.inhrelid = r.oid),
+    'function', (SELECT coalesce(sum(hashtext(p.prosrc)), 0)::int8 FROM pg_proc p WHERE p.pronamespace = 'pgrunbook'::regnamespace AND p.proname = 'capture_' || r.id),
+    'records', coalesce((SELECT to_regclass('pgrunbook.' || CASE c.shape WHEN '' THEN 'image_' || c.id ELSE 'delta_' || c.shape END)::oid::int8 FROM (VALUES (r.id, r.shape)) c (id, shape)), 0),
     'uniques', (SELECT coalesce(sum(x.indexrelid::int8), 0)::int8 FROM pg_index x WHERE x.indrelid = r.oid AND x.indisunique AND x.indisvalid AND x.indimmediate),
     'key_fits', r.cols = '' OR EXISTS (
       SELECT FROM pg_index x WHERE x.indrelid = r.oid AND x.indisunique AND x.indisvalid AND x.indimmediate AND x.indpred IS NULL AND x.indexprs IS NULL
@@ -116,11 +120,11 @@ func details(ctx context.Context, conn *pgx.Conn, tables []scope.Table, roots []
 	if major < 11 {
 		keyColumns = "x.indnatts"
 	}
-	ids, cols := make([]int32, len(tables)), make([]string, len(tables))
+	ids, cols, shapes := make([]int32, len(tables)), make([]string, len(tables)), make([]string, len(tables))
 	for i, t := range tables {
-		ids[i], cols[i] = t.ID, keyNames(t)
+		ids[i], cols[i], shapes[i] = t.ID, keyNames(t), shape(t)
 	}
-	rows, err := conn.Query(ctx, fmt.Sprintf(detailSQL, generated, keyColumns), ids, roots, cols)
+	rows, err := conn.Query(ctx, fmt.Sprintf(detailSQL, generated, keyColumns), ids, roots, cols, shapes)
 	if err != nil {
 		return nil, fmt.Errorf("reading the catalog: %w", err)
 	}

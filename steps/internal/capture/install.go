@@ -82,7 +82,7 @@ func InstallOn(ctx context.Context, conn *pgx.Conn, run scope.Run, t scope.Table
 	failpoint.Hit("capture.objects")
 	for range 10 { // a member may join while we install
 		for _, r := range rels {
-			if err := ensure(ctx, conn, run, t, r, onWait); err != nil {
+			if err := ensure(ctx, conn, run, t, r, before == nil, onWait); err != nil {
 				return err
 			}
 			failpoint.Hit("capture.triggers")
@@ -147,6 +147,9 @@ func objects(ctx context.Context, conn *pgx.Conn, run scope.Run, t scope.Table, 
 			if err := script(ctx, tx, create); err != nil {
 				return err
 			}
+			if err := guard(ctx, tx, name); err != nil {
+				return err
+			}
 			if err := remark(ctx, tx, "TABLE "+name, run); err != nil {
 				return err
 			}
@@ -166,14 +169,18 @@ func objects(ctx context.Context, conn *pgx.Conn, run scope.Run, t scope.Table, 
 	return nil
 }
 
-// ensure makes one relation's triggers right. Nothing is locked where nothing is wrong.
-func ensure(ctx context.Context, conn *pgx.Conn, run scope.Run, t scope.Table, r relation, onWait OnWait) error {
+// ensure makes one relation's triggers right; what stood there first under a name of ours is somebody
+// else's and is refused. Nothing is locked where nothing is wrong.
+func ensure(ctx context.Context, conn *pgx.Conn, run scope.Run, t scope.Table, r relation, first bool, onWait OnWait) error {
 	have, ok, err := inspect(ctx, conn, run, t, r)
 	if err != nil || ok {
 		return err
 	}
 	mode := pg.ShareRowExclusive
 	for _, f := range have {
+		if f.theirs && first {
+			return Theirs(r.Name, f.name)
+		}
 		if !f.right {
 			mode = pg.AccessExclusive // DROP TRIGGER
 		}
@@ -207,6 +214,15 @@ func ensure(ctx context.Context, conn *pgx.Conn, run scope.Run, t scope.Table, r
 		return fmt.Errorf("capturing %s: %w", pg.Name(r.Schema, r.Name.Name), err)
 	}
 	return nil
+}
+
+// Theirs refuses a trigger of somebody else that has a name of ours.
+func Theirs(rel scope.Name, trigger string) error {
+	return &engine.Error{
+		Class: engine.ClassPreflight, Op: "looking at the triggers of", Object: pg.Name(rel.Schema, rel.Name),
+		Err:  fmt.Errorf("trigger %s is not one of ours and has a name of ours", trigger),
+		Hint: fmt.Sprintf("Rename it: ALTER TRIGGER %s ON %s RENAME TO ...;", pgx.Identifier{trigger}.Sanitize(), pg.Name(rel.Schema, rel.Name)),
+	}
 }
 
 func dropSQL(rel scope.Name, name string) string {

@@ -108,6 +108,27 @@ func byRelation(owners []Owner) map[uint32][]Placed {
 	return all
 }
 
+// Forget takes one table's capture off a side: triggers, function, what they recorded, and the record
+// of it. The table may be a partition of another captured one by now.
+func Forget(ctx context.Context, conn *pgx.Conn, run scope.Run, t scope.Table, onWait OnWait) error {
+	if err := RemoveTriggers(ctx, conn, run, fmt.Sprintf("^capture_%d$", t.ID), onWait); err != nil {
+		return err
+	}
+	statements := []string{
+		fmt.Sprintf("DELETE FROM pgrunbook.truncated WHERE rel = %d", t.ID), fmt.Sprintf("DELETE FROM pgrunbook.captured WHERE id = %d", t.ID),
+		"DROP TABLE IF EXISTS " + ImageName(t.ID),
+	}
+	if t.Identity == scope.ByKey && t.Key != nil {
+		statements = append(statements, fmt.Sprintf("DELETE FROM %s WHERE rel = %d", DeltaName(t.Key.Shape), t.ID))
+	}
+	for _, sql := range statements {
+		if _, err := conn.Exec(ctx, sql); err != nil {
+			return fmt.Errorf("forgetting %s: %w", pg.Name(t.Schema, t.Name.Name), err)
+		}
+	}
+	return nil
+}
+
 // Remove takes everything off a side that this package made there for the run: functions first
 // become no-ops, triggers go one relation per transaction, then the tables. The schema stays while
 // anything else is in it (a gate, a journal) and where a DBA made it. It may be called again after
@@ -135,6 +156,9 @@ func Remove(ctx context.Context, srv *pg.Server, run scope.Run, onWait OnWait) e
 			return err
 		}
 		failpoint.Hit("capture.dropped")
+	}
+	if _, err := conn.Exec(ctx, "DROP FUNCTION IF EXISTS pgrunbook.guard()"); err != nil {
+		return fmt.Errorf("dropping pgrunbook.guard: %w", err)
 	}
 	return DropSchema(ctx, conn, run)
 }

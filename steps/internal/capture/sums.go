@@ -40,11 +40,11 @@ func (f fingerprint) sums() []int64 {
 		s[9]++
 		s[10] += l.Xmin
 	}
-	s[11] = f.Uniques
+	s[11], s[12], s[13] = f.Uniques, f.Function, f.Records
 	return s[:]
 }
 
-const sumParts = 12
+const sumParts = 14
 
 // differingSQL compares the sums of now with the stored ones: per table, or ($2 false) for all
 // tables together under id 0.
@@ -61,11 +61,15 @@ par AS (SELECT m.id, count(*) AS a, sum(i.xmin::text::int8) AS b FROM m JOIN pg_
 chi AS (SELECT m.id, count(*) AS a, sum(i.xmin::text::int8) AS b FROM m JOIN pg_inherits i ON i.inhrelid = m.rel GROUP BY m.id),
 idx AS (SELECT m.id, sum(x.indexrelid::int8) AS a FROM m JOIN pg_index x ON x.indrelid = m.rel AND m.root
          WHERE x.indisunique AND x.indisvalid AND x.indimmediate GROUP BY m.id),
+fun AS (SELECT CASE WHEN $2 THEN c.id ELSE 0 END AS id, sum(hashtext(p.prosrc)) AS a FROM pgrunbook.captured c
+          JOIN pg_proc p ON p.pronamespace = 'pgrunbook'::regnamespace AND p.proname = 'capture_' || c.id WHERE c.id = ANY ($1) GROUP BY 1),
+rec AS (SELECT CASE WHEN $2 THEN c.id ELSE 0 END AS id, sum(t.oid::int8) AS a FROM pgrunbook.captured c
+          JOIN pg_class t ON t.relnamespace = 'pgrunbook'::regnamespace AND t.relname = CASE c.shape WHEN '' THEN 'image_' || c.id ELSE 'delta_' || c.shape END WHERE c.id = ANY ($1) GROUP BY 1),
 stored AS (SELECT CASE WHEN $2 THEN id ELSE 0 END AS id, ARRAY[%s]::int8[] AS sums FROM pgrunbook.captured WHERE id = ANY ($1) GROUP BY 1)
 SELECT stored.id FROM stored
-  LEFT JOIN cls USING (id) LEFT JOIN att USING (id) LEFT JOIN trg USING (id) LEFT JOIN par USING (id) LEFT JOIN chi USING (id) LEFT JOIN idx USING (id)
+  LEFT JOIN cls USING (id) LEFT JOIN att USING (id) LEFT JOIN trg USING (id) LEFT JOIN par USING (id) LEFT JOIN chi USING (id) LEFT JOIN idx USING (id) LEFT JOIN fun USING (id) LEFT JOIN rec USING (id)
  WHERE stored.sums <> ARRAY[coalesce(cls.a, 0), coalesce(cls.b, 0), coalesce(cls.d, 0), coalesce(att.a, 0), coalesce(att.b, 0), coalesce(trg.a, 0), coalesce(trg.b, 0),
-   coalesce(par.a, 0), coalesce(par.b, 0), coalesce(chi.a, 0), coalesce(chi.b, 0), coalesce(idx.a, 0)]::int8[]
+   coalesce(par.a, 0), coalesce(par.b, 0), coalesce(chi.a, 0), coalesce(chi.b, 0), coalesce(idx.a, 0), coalesce(fun.a, 0), coalesce(rec.a, 0)]::int8[]
  ORDER BY 1`
 
 // differing gives the ids of tables whose sums changed.

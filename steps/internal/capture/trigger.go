@@ -141,11 +141,13 @@ type found struct {
 	right   bool // function, events, transition tables and mark are what they must be
 	enabled string
 	want    bool
+	theirs  bool // its function is none of ours
 }
 
 const foundSQL = `
 SELECT t.tgname, t.tgenabled::text, t.tgtype, t.tgfoid = coalesce(to_regprocedure($2)::oid, 0::oid),
-       coalesce(t.tgoldtable, ''), coalesce(t.tgnewtable, ''), strpos(pg_get_triggerdef(t.oid), $3) > 0
+       coalesce(t.tgoldtable, ''), coalesce(t.tgnewtable, ''), strpos(pg_get_triggerdef(t.oid), $3) > 0,
+       NOT EXISTS (SELECT FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace WHERE p.oid = t.tgfoid AND n.nspname = 'pgrunbook')
   FROM pg_trigger t WHERE t.tgrelid = $1 AND t.tgname LIKE 'pgrunbook\_capture\_%' AND NOT t.tgisinternal`
 
 // inspect compares a relation's capture triggers with what they must be.
@@ -163,7 +165,7 @@ func inspect(ctx context.Context, conn *pgx.Conn, run scope.Run, t scope.Table, 
 		var bits int16
 		var function, marked bool
 		var oldTable, newTable string
-		if err := row.Scan(&f.name, &f.enabled, &bits, &function, &oldTable, &newTable, &marked); err != nil {
+		if err := row.Scan(&f.name, &f.enabled, &bits, &function, &oldTable, &newTable, &marked, &f.theirs); err != nil {
 			return f, err
 		}
 		g, ok := want[f.name]

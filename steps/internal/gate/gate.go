@@ -157,6 +157,7 @@ type gap struct {
 	Wrong bool // a trigger of the gate's name is there and is another one: it must go first
 	Off   bool // the gate's trigger is there and not ENABLE ALWAYS
 	Gone  bool // no such relation
+	Their bool // the trigger of the gate's name is somebody else's
 }
 
 // gapsSQL finds tables and members without the gate's trigger as it must be: BEFORE statement (bit
@@ -167,14 +168,15 @@ tree (oid) AS (
   SELECT c.oid FROM named x JOIN pg_namespace n ON n.nspname = x.schema_name JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = x.table_name
   UNION
   SELECT i.inhrelid FROM tree t JOIN pg_class p ON p.oid = t.oid AND p.relkind = 'p' JOIN pg_inherits i ON i.inhparent = t.oid)
-SELECT n.nspname, c.relname, c.oid, g.oid IS NOT NULL AND NOT g.fits, g.oid IS NOT NULL AND g.fits, false
+SELECT n.nspname, c.relname, c.oid, g.oid IS NOT NULL AND NOT g.fits, g.oid IS NOT NULL AND g.fits, false, coalesce(g.theirs, false)
   FROM tree t JOIN pg_class c ON c.oid = t.oid AND c.relkind IN ('r', 'p') JOIN pg_namespace n ON n.oid = c.relnamespace
   LEFT JOIN (SELECT g.oid, g.tgrelid, g.tgenabled, g.tgtype = 62 AND g.tgfoid = coalesce(to_regprocedure('pgrunbook.gate()')::oid, 0::oid)
-                    AND strpos(pg_get_triggerdef(g.oid), $3) > 0 AS fits
+                    AND strpos(pg_get_triggerdef(g.oid), $3) > 0 AS fits,
+                    NOT EXISTS (SELECT FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace WHERE p.oid = g.tgfoid AND n.nspname = 'pgrunbook') AS theirs
                FROM pg_trigger g WHERE g.tgname = '!pgrunbook_gate') g ON g.tgrelid = c.oid
  WHERE g.oid IS NULL OR NOT g.fits OR g.tgenabled <> 'A'
 UNION ALL
-SELECT x.schema_name, x.table_name, 0::oid, false, false, true FROM named x
+SELECT x.schema_name, x.table_name, 0::oid, false, false, true, false FROM named x
  WHERE NOT EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = x.schema_name AND c.relname = x.table_name)
  ORDER BY 1, 2`
 
@@ -189,7 +191,7 @@ func ungated(ctx context.Context, conn *pgx.Conn, run scope.Run, tables []scope.
 	}
 	gaps, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (gap, error) {
 		var g gap
-		err := row.Scan(&g.Schema, &g.Name.Name, &g.OID, &g.Wrong, &g.Off, &g.Gone)
+		err := row.Scan(&g.Schema, &g.Name.Name, &g.OID, &g.Wrong, &g.Off, &g.Gone, &g.Their)
 		return g, err
 	})
 	if err != nil {
@@ -202,6 +204,9 @@ func arm(ctx context.Context, conn *pgx.Conn, run scope.Run, g gap, onWait captu
 	name := pg.Name(g.Schema, g.Name.Name)
 	if g.Gone {
 		return &engine.Error{Class: engine.ClassStale, Op: "arming the gate on", Object: name, Err: errors.New("there is no such table"), Hint: "Run plan again."}
+	}
+	if g.Their {
+		return capture.Theirs(g.Name, Trigger)
 	}
 	statements, mode := triggerSQL(run, g.Name), pg.ShareRowExclusive
 	if g.Wrong {

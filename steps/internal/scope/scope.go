@@ -44,7 +44,8 @@ type Table struct {
 
 	Inherits bool   `json:"inherits,omitempty"` // has legacy inheritance parents or children
 	Unlogged bool   `json:"unlogged,omitempty"`
-	Why      string `json:"why,omitempty"` // why this method, key and capture, for the plan
+	Joined   bool   `json:"joined,omitempty"` // it was made while the run was under way
+	Why      string `json:"why,omitempty"`    // why this method, key and capture, for the plan
 }
 
 // Kind of relation.

@@ -1,0 +1,30 @@
+package faults_test
+
+import "testing"
+
+// extra are new tables that the patterns cover: one with a key, captured, and one without, reloaded
+// inside the freeze.
+const extra = `CREATE TABLE app.extra (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, note text NOT NULL);
+	INSERT INTO app.extra (note) SELECT 'early' FROM generate_series(1, 200);
+	CREATE TABLE app.heap (line text); INSERT INTO app.heap VALUES ('a'), ('a')`
+
+// TestF41DeathsWhenTablesJoin makes new tables after the copy and dies when they are on the target,
+// when they are in the journal and when they are gated and captured. Rows are written between.
+func TestF41DeathsWhenTablesJoin(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.edit("source { url", "schema { on_ddl = \"carry\" }\nsource { url")
+	r.finally("apply", "--auto-approve", "--until", "copy")
+	r.sql(r.source, extra)
+	for _, point := range []string{"join.prepared", "join.recorded", "join.armed"} {
+		if !r.killed(point, applyArgs...) {
+			t.Fatalf("the runner did not die at %s", point)
+		}
+		r.sql(r.source, "INSERT INTO app.extra (note) VALUES ('"+point+"'); UPDATE app.extra SET note = note || '.' WHERE id % 7 = 0; DELETE FROM app.extra WHERE id IN (SELECT min(id) FROM app.extra)")
+	}
+	r.finally(applyArgs...)
+	r.moved(0, 1)
+	r.sql(r.target, "DO $$ BEGIN ASSERT (SELECT count(*) FROM app.extra) = 200 AND (SELECT count(*) FROM app.heap) = 2; END $$; INSERT INTO app.extra (note) VALUES ('after')")
+	r.writing(1)
+	r.balance(r.target)
+}

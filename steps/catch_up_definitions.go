@@ -1,0 +1,148 @@
+package steps
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pgrunbook/pgrunbook/engine"
+	"github.com/pgrunbook/pgrunbook/internal/failpoint"
+	"github.com/pgrunbook/pgrunbook/internal/pg"
+	"github.com/pgrunbook/pgrunbook/steps/internal/capture"
+	"github.com/pgrunbook/pgrunbook/steps/internal/dump"
+	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
+)
+
+// ddlRules say what becomes of DDL on the source while the run is under way.
+func ddlRules(carried bool) []engine.Action {
+	rules := []engine.Action{
+		{On: engine.Target, SQL: "ALTER TABLE ... ADD COLUMN, SET DEFAULT, SET NOT NULL, TYPE; CREATE TABLE ... PARTITION OF ...", Why: "a column or partition added, a default, NOT NULL or type changed on the source"},
+		{On: engine.Target, SQL: "pg_restore of new schemas, tables, sequences, types, functions and views", Why: "new ones that the patterns cover: gated, captured and loaded, or without a key reloaded inside the freeze"},
+		{On: engine.Target, SQL: "ALTER TYPE ... ADD VALUE, RENAME VALUE; ALTER TABLE, ALTER DOMAIN ... ADD, DROP CONSTRAINT; CREATE OR REPLACE FUNCTION, VIEW; ALTER SEQUENCE", Why: "labels, constraints and definitions that changed, before rows fail"},
+	}
+	why := " is carried (schema { on_ddl = \"carry\" })"
+	if !carried {
+		why = " stops the run and is named (schema { on_ddl = \"stop\" }): this is what \"carry\" would do"
+	}
+	for i := range rules {
+		rules[i].Why, rules[i].Group = rules[i].Why+why, "DDL on the source meanwhile"
+	}
+	return append(rules,
+		engine.Action{On: engine.Target, Why: "loaded again, whatever on_ddl says: a table that was rewritten with other rows, whose partitions were detached or swapped, or whose triggers were touched", Group: "DDL on the source meanwhile"},
+		engine.Action{On: engine.Target, Why: "stops, named: a table or column that was dropped or renamed, a key's type, inheritance, a change without a statement that makes it", Group: "DDL on the source meanwhile"},
+		engine.Action{On: engine.Target, Why: "named before and after the freeze: owners, grants, comments, options, extension versions, and what was dropped on the source but is still on the target", Group: "DDL on the source meanwhile"},
+	)
+}
+
+// catchUpCursor is what the step keeps of definitions that it carried.
+type catchUpCursor struct {
+	Handled map[string]string `json:"handled,omitempty"` // by name, as dump.Fingerprint has them
+	Made    []dump.Made       `json:"made,omitempty"`    // on the target, for abort
+}
+
+// definitions makes new tables and sequences in scope part of the run and carries what else changed
+// on the source and has a rule. What has none stops, named.
+func (s *catchUpStep) definitions(ctx context.Context, cp engine.Checkpoint) error {
+	sides, err := openSidesToDefine(ctx, s.env, "definitions")
+	if err != nil {
+		return err
+	}
+	defer sides.close(context.WithoutCancel(ctx))
+	if err := armJoined(ctx, s.env, cp, sides); err != nil { // of a process that died
+		return err
+	}
+	n, err := readNews(ctx, s.env, sides.source)
+	if err != nil {
+		return err
+	}
+	if err := stopping(ctx, s.env, sides.source, n); err != nil {
+		return err
+	}
+	if !n.empty() && s.env.Runbook.Schema.OnDDL != "carry" {
+		return n.stop()
+	}
+	cursor := catchUpCursor{}
+	if _, err := cp.Load(ctx, &cursor); err != nil {
+		return err
+	}
+	if cursor.Handled == nil {
+		cursor.Handled = map[string]string{}
+	}
+	c, err := compareDefinitions(ctx, s.env, sides, cursor.Handled)
+	if err != nil {
+		return err
+	}
+	failpoint.Hit("catch_up.compared")
+	if c != nil {
+		if err := c.settle(ctx, s.env, cp, sides, &cursor); err != nil {
+			return err
+		}
+	}
+	if err := n.join(ctx, s.env, cp, sides); err != nil {
+		return err
+	}
+	if err := armJoined(ctx, s.env, cp, sides); err != nil {
+		return err
+	}
+	return s.reopen(ctx, c, n)
+}
+
+// stopping names what of a captured table no rule carries. It comes first: a table that was renamed is
+// new by name, and must not be taken for one that may be dropped.
+func stopping(ctx context.Context, env *Env, source *pgx.Conn, n news) error {
+	changes, err := capture.Check(ctx, source, env.Run, captured(env))
+	if err != nil {
+		return err
+	}
+	return capture.Err(slices.DeleteFunc(changes, func(c capture.Change) bool {
+		return slices.ContainsFunc(n.left, func(t scope.Table) bool { return t.ID == c.ID })
+	}))
+}
+
+// reopen lets later steps that are done already act on what joined.
+func (s *catchUpStep) reopen(ctx context.Context, c *comparison, n news) error {
+	later := len(n.tables) > 0
+	if c != nil {
+		later = later || slices.ContainsFunc(c.differences, func(d difference) bool { return d.later })
+	}
+	if later {
+		if err := s.env.Journal.Reopen(ctx, "constraints", true); err != nil {
+			return err
+		}
+	}
+	if len(n.tables) == 0 {
+		return nil
+	}
+	return s.env.Journal.Reopen(ctx, verifyID, true)
+}
+
+// refusedRow reports whether a server refused a row for its value, or a statement of ours: a type or
+// constraint may be another one than the source's by now, or a table of ours may be gone.
+func refusedRow(err error) bool {
+	state := pg.SQLState(err)
+	return strings.HasPrefix(state, "22") || strings.HasPrefix(state, "23") || strings.HasPrefix(state, "42")
+}
+
+// explained gives what changed on the source instead of an error that only follows from it.
+func (s *catchUpStep) explained(ctx context.Context, err error) error {
+	if !refusedRow(err) {
+		return err
+	}
+	conn, connErr := s.env.Source.Connect(ctx, pg.Use{Name: "definitions", LockTimeout: lockPatience})
+	if connErr != nil {
+		return err
+	}
+	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
+	why := s.check(ctx, conn)
+	var redefined *errRedefined
+	var again *recopy
+	var ddl *carry
+	var told *engine.Error
+	if errors.As(why, &redefined) || errors.As(why, &again) || errors.As(why, &ddl) || errors.As(why, &told) {
+		return why
+	}
+	return err
+}

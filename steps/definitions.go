@@ -1,0 +1,289 @@
+package steps
+
+import (
+	"context"
+	"maps"
+	"slices"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pgrunbook/pgrunbook/engine"
+	"github.com/pgrunbook/pgrunbook/internal/pg"
+	"github.com/pgrunbook/pgrunbook/steps/internal/dump"
+	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
+)
+
+// comparison is what of the source's definitions changed since the structure was restored and is
+// not on the target.
+type comparison struct {
+	source, target map[string]dump.Item
+	differences    []difference
+}
+
+// difference is one definition that changed on the source since the structure was restored.
+type difference struct {
+	item      dump.Item // the source's; of what was dropped, the target's
+	verb      string    // "is new", "changed", "was dropped"
+	sql       []string  // what makes the target alike
+	restore   bool      // made from a dump of the source
+	later     bool      // made with what comes after the rows
+	elsewhere bool      // capture.Check tells it
+	mild      bool      // no row and no later statement depends on it: named, not stopped for
+	why       string    // why it cannot be carried
+}
+
+func (d difference) text() string {
+	t := d.item.ID() + " " + d.verb + " on the source"
+	if d.why != "" {
+		t += " (" + d.why + ")"
+	}
+	return t
+}
+
+func (d difference) carried() bool { return len(d.sql) > 0 || d.restore || d.later }
+
+func (d difference) finding() *engine.Finding {
+	f := &engine.Finding{Code: "RUN012", Severity: engine.SeverityWarning, Side: engine.Source, Object: d.item.ID(), Text: d.text() + " and is not carried", Fix: "Make the same change on the target if it is wanted there."}
+	if d.verb == "was dropped" {
+		f.Text, f.Fix = d.text()+" and is still on the target", "Drop it there if nothing needs it."
+	}
+	return f
+}
+
+// compareDefinitions looks at every definition of both sides. It is nil where the run has no record
+// of what the source was like: without a schema phase nobody asked for its structure. Definitions
+// that handled has as they are now were carried already, by statements that another server may
+// write down in other words.
+func compareDefinitions(ctx context.Context, env *Env, sides *sideConns, handled map[string]string) (*comparison, error) {
+	was, err := restoredDefinitions(ctx, env)
+	if err != nil || was == nil {
+		return nil, err
+	}
+	maps.Copy(was, handled)
+	c := &comparison{}
+	if c.source, err = readDefinitions(ctx, env, sides.source); err != nil {
+		return nil, err
+	}
+	if c.target, err = dump.Inventory(ctx, sides.target, nil); err != nil {
+		return nil, sided(engine.Target, err)
+	}
+	for _, id := range slices.Sorted(maps.Keys(c.source)) {
+		i := c.source[id]
+		known, missing := was[id] != "", c.target[id].Kind == ""
+		awaited := missing && i.Kind.AfterRows() && handled[id] != "" // nothing has made it so far
+		if !awaited && (dump.Unchanged(was, i) || c.target[id].Def == i.Def && !ownWords(i.Kind)) {
+			continue
+		}
+		if !known && ownWords(i.Kind) {
+			continue // of an object that is new itself
+		}
+		d := difference{item: i, verb: "changed"}
+		if !known || missing {
+			d.verb = "is new"
+		}
+		if err := c.remedy(ctx, env, sides, &d, c.target[id]); err != nil {
+			return nil, err
+		}
+		if !d.elsewhere {
+			c.differences = append(c.differences, d)
+		}
+	}
+	for _, id := range slices.Sorted(maps.Keys(was)) {
+		_, there := c.source[id]
+		i, left := c.target[id]
+		if !left || there || was[id] == gone || ownWords(i.Kind) || i.Kind == dump.ItemComment {
+			continue
+		}
+		if t := owningTable(env, i.Name); t == nil || t.Data != scope.Live || i.Kind != dump.ItemTable {
+			c.differences = append(c.differences, dropped(env, i))
+		}
+	}
+	return c, nil
+}
+
+// gone is what handled has of a definition that was dropped on both sides, or may stay.
+const gone = "gone"
+
+// ownWords are kinds that differ between servers without meaning: owners are mapped, versions of
+// extensions are the server's.
+func ownWords(k dump.ItemKind) bool {
+	return slices.Contains([]dump.ItemKind{dump.ItemOwner, dump.ItemGrant, dump.ItemExtension, dump.ItemSetting, dump.ItemOption}, k)
+}
+
+// restoredDefinitions are the source's as the schema phase found them.
+func restoredDefinitions(ctx context.Context, env *Env) (map[string]string, error) {
+	var c schemaCursor
+	if _, err := env.Journal.Checkpoint("schema", env.Sink).Load(ctx, &c); err != nil {
+		return nil, err
+	}
+	return c.Definitions, nil
+}
+
+// readDefinitions reads those of the source that the runbook's patterns cover now. What is excluded
+// is told to the scope: a table that was made since the plan may be excluded as well.
+func readDefinitions(ctx context.Context, env *Env, source *pgx.Conn) (map[string]dump.Item, error) {
+	sums, err := readSums(ctx, source)
+	if err != nil {
+		return nil, err
+	}
+	fresh, _, err := scope.Resolve(ctx, scope.Input{Source: source, Runbook: env.Runbook})
+	if err != nil {
+		return nil, err
+	}
+	env.Scope.ExcludedTables, env.Scope.ExcludedSchemas = fresh.ExcludedTables, fresh.ExcludedSchemas
+	items, err := dump.Inventory(ctx, source, fresh)
+	if err != nil {
+		return nil, sided(engine.Source, err)
+	}
+	env.watch.compared(sums, dump.Fingerprint(items))
+	return items, nil
+}
+
+// hasOn reports whether the target has the relation or domain of that name.
+func (c *comparison) hasOn(name string) bool {
+	return slices.ContainsFunc([]dump.ItemKind{dump.ItemTable, dump.ItemPartition, dump.ItemView, dump.ItemMatview, dump.ItemDomain}, func(k dump.ItemKind) bool {
+		_, there := c.target[dump.Item{Kind: k, Name: name}.ID()]
+		return there
+	})
+}
+
+// remedy decides what is done about a definition that is new or changed.
+func (c *comparison) remedy(ctx context.Context, env *Env, sides *sideConns, d *difference, target dump.Item) (err error) {
+	i, missing := d.item, target.Kind == ""
+	if missing && i.On != "" && !i.Kind.AfterRows() && !c.hasOn(i.On) {
+		d.elsewhere = true // it comes with what it is on
+		return nil
+	}
+	switch i.Kind {
+	case dump.ItemEnum:
+		if missing {
+			d.restore = true
+			return nil
+		}
+		return enumRemedy(ctx, sides, d, target)
+	case dump.ItemComment, dump.ItemOwner, dump.ItemGrant, dump.ItemOption, dump.ItemSetting, dump.ItemExtension:
+		d.mild, d.restore = true, i.Kind == dump.ItemExtension && missing
+		return nil
+	case dump.ItemTable, dump.ItemPartition:
+		return tableRemedy(ctx, env, sides, d, missing)
+	case dump.ItemCheck, dump.ItemDomainCheck:
+		sql, err := dump.Define(ctx, sides.source, i)
+		if err != nil {
+			return err
+		}
+		if !missing {
+			d.sql = append(d.sql, dump.Drop(i))
+		}
+		d.sql = append(d.sql, sql)
+		return nil
+	case dump.ItemMatview:
+		d.restore, d.mild = missing, !missing
+		return nil
+	default:
+		return plainRemedy(ctx, sides, d, missing)
+	}
+}
+
+// plainRemedy is for kinds that are made whole: by pg_restore, with what comes after the rows, or by a
+// statement that replaces.
+func plainRemedy(ctx context.Context, sides *sideConns, d *difference, missing bool) error {
+	switch {
+	case d.item.Kind.AfterRows():
+		d.later = true
+		if !missing && d.verb == "changed" {
+			d.sql = []string{dump.Drop(d.item)}
+		}
+	case missing:
+		d.restore = true
+	default:
+		sql, err := dump.Define(ctx, sides.source, d.item)
+		if err != nil {
+			return err
+		}
+		if sql == "" {
+			d.why = "no statement makes the one of the other"
+			return nil
+		}
+		d.sql = []string{sql}
+	}
+	return nil
+}
+
+func enumRemedy(ctx context.Context, sides *sideConns, d *difference, target dump.Item) error {
+	want, err := dump.ReadLabels(ctx, sides.source, d.item.OID)
+	if err != nil {
+		return err
+	}
+	have, err := dump.ReadLabels(ctx, sides.target, target.OID)
+	if err != nil {
+		return err
+	}
+	if d.sql, err = dump.Labels(d.item.Name, want, have); err != nil {
+		d.why = err.Error()
+	}
+	return nil
+}
+
+// tableRemedy leaves captured tables and their partitions to capture.Check, which sees each column.
+func tableRemedy(ctx context.Context, env *Env, sides *sideConns, d *difference, missing bool) error {
+	t := owningTable(env, d.item.Name)
+	switch {
+	case t != nil && t.Data == scope.Live:
+		d.elsewhere = true
+	case t != nil && d.item.Kind == dump.ItemTable && !missing:
+		sql, err := alterEmpty(ctx, sides, *t)
+		if err != nil {
+			return err
+		}
+		d.sql = sql
+		if len(sql) == 0 {
+			d.why = "no statement makes the one of the other"
+		}
+	case d.item.Kind == dump.ItemPartition && t != nil && missing:
+		sql, err := dump.Define(ctx, sides.source, d.item)
+		d.sql = []string{sql}
+		return err
+	case missing:
+		d.restore = true
+	default:
+		d.why = "no statement makes the one of the other"
+	}
+	return nil
+}
+
+// owningTable is the scope's table of that name, or the one whose partition it is.
+func owningTable(env *Env, quoted string) *scope.Table {
+	for i := range env.Scope.Tables {
+		t := &env.Scope.Tables[i]
+		if pg.Name(t.Schema, t.Name.Name) == quoted {
+			return t
+		}
+		for _, m := range t.Members {
+			if pg.Name(m.Schema, m.Name.Name) == quoted {
+				return t
+			}
+		}
+	}
+	return nil
+}
+
+// dropped decides what is done about a definition that only the target still has.
+func dropped(env *Env, i dump.Item) difference {
+	d := difference{item: i, verb: "was dropped"}
+	for _, t := range env.Scope.Tables {
+		if t.Key != nil && (i.Kind == dump.ItemConstraint && i.On == pg.Name(t.Schema, t.Name.Name) && i.Name == pgx.Identifier{t.Key.Constraint}.Sanitize() || i.Kind == dump.ItemIndex && i.Name == pg.Name(t.Key.Index.Schema, t.Key.Index.Name)) {
+			d.mild = true // passes find rows by it; whether the source may lose it, capture says
+			return d
+		}
+	}
+	if sql := dump.Drop(i); sql != "" {
+		d.sql = []string{sql}
+		return d
+	}
+	if t := owningTable(env, i.Name); t != nil && i.Kind == dump.ItemTable && t.Data != scope.Live {
+		d.why = "its rows are to be carried"
+		return d
+	}
+	d.mild = true
+	return d
+}

@@ -1,0 +1,187 @@
+package steps
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pgrunbook/pgrunbook/engine"
+	"github.com/pgrunbook/pgrunbook/internal/pg"
+	"github.com/pgrunbook/pgrunbook/steps/internal/capture"
+	"github.com/pgrunbook/pgrunbook/steps/internal/dump"
+)
+
+// named tells a person, before writes are held, what differs and will stay so; an error is what a
+// rule can still carry, or must not be passed over.
+func (c *comparison) named(cp interface{ Emit(engine.Event) }) error {
+	for _, d := range c.differences {
+		if _, there := c.target[d.item.ID()]; d.later && there && len(d.sql) == 0 {
+			continue
+		}
+		if !d.mild && !d.later {
+			return &engine.Error{Op: "comparing the definitions of both sides", Object: d.item.ID(), Err: errors.New(d.text()), Hint: "Run the same command again: catch_up carries it, or says what to do."}
+		}
+		f := d.finding()
+		cp.Emit(engine.Event{Kind: engine.EventDiagnosed, Level: "warn", Object: f.Object, Message: f.Text, Finding: f})
+	}
+	return nil
+}
+
+// mendRefused looks, when the target refused a row in the load, for definitions that changed since
+// the structure was restored, and makes the target's alike. It is false where nothing of that kind
+// explains the refusal.
+func mendRefused(ctx context.Context, env *Env, cp engine.Checkpoint) (bool, error) {
+	sides, err := openSidesToDefine(ctx, env, "definitions")
+	if err != nil {
+		return false, err
+	}
+	defer sides.close(context.WithoutCancel(ctx))
+	changes, err := capture.Check(ctx, sides.source, env.Run, captured(env))
+	if err == nil {
+		err = capture.Err(changes)
+	}
+	if err != nil {
+		return false, err
+	}
+	c, err := compareDefinitions(ctx, env, sides, nil)
+	if err != nil || c == nil {
+		return false, err
+	}
+	mended := false
+	for _, d := range c.differences {
+		if len(d.sql) == 0 || d.restore || d.later || d.mild {
+			continue
+		}
+		if env.Runbook.Schema.OnDDL != "carry" {
+			return false, d.stop(true)
+		}
+		if err := d.carry(ctx, cp, sides); err != nil {
+			return false, err
+		}
+		mended = true
+	}
+	return mended, nil
+}
+
+// carry runs the statements of a difference on the target.
+func (d difference) carry(ctx context.Context, cp engine.Checkpoint, sides *sideConns) error {
+	cp.Emit(engine.Event{Kind: engine.EventNote, Level: "warn", Object: d.item.ID(), Message: fmt.Sprintf("%s: carried to the target%s", d.text(), d.how())})
+	for _, sql := range d.sql {
+		if err := d.politely(ctx, cp, sides, sql); err != nil {
+			return &engine.Error{
+				Op: "carrying a change to the target", Object: d.item.ID(), Err: fmt.Errorf("%s: %w", sql, err),
+				Hint: "Make the same change on the target by hand, then run the same command again.",
+			}
+		}
+	}
+	return nil
+}
+
+// politely runs a statement on the target under the lock etiquette of internal/pg.
+func (d difference) politely(ctx context.Context, cp engine.Checkpoint, sides *sideConns, sql string) error {
+	e := pg.Etiquette{Object: d.item.ID(), Mode: pg.AccessExclusive, Report: waiting(cp, engine.Target, "carry a change to the target")}
+	rel := d.item.On
+	if rel == "" {
+		rel = d.item.Name
+	}
+	// By comparison: to_regclass refuses what is no relation's name, as a function's.
+	rows, err := sides.target.Query(ctx, "SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE quote_ident(n.nspname) || '.' || quote_ident(c.relname) = $1", rel)
+	if err != nil {
+		return err
+	}
+	if e.Relations, err = pgx.CollectRows(rows, pgx.RowTo[uint32]); err != nil {
+		return err
+	}
+	return pg.WithSessionLock(ctx, sides.target, e, func(ctx context.Context) error {
+		_, err := sides.target.Exec(ctx, sql)
+		return err
+	})
+}
+
+// settle makes the target like the source where a rule says so. Names of what is done are told; the
+// first difference without a rule is an error.
+func (c *comparison) settle(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sideConns, cursor *catchUpCursor) (err error) {
+	stop := env.Runbook.Schema.OnDDL != "carry"
+	var restore []dump.Item
+	for _, d := range c.differences {
+		switch {
+		case d.mild && !d.restore:
+			continue
+		case d.later && len(d.sql) == 0:
+			continue // in either mode: it is made from the source as it is then
+		case stop || !d.carried():
+			return d.stop(stop)
+		}
+		if err := d.carry(ctx, cp, sides); err != nil {
+			return err
+		}
+		if d.restore {
+			restore = append(restore, d.item)
+		}
+	}
+	if len(restore) > 0 {
+		if err := restoreNew(ctx, env, cp, sides, restore, cursor); err != nil {
+			return err
+		}
+	}
+	for _, d := range c.differences {
+		def := gone
+		if d.verb != "was dropped" {
+			def = d.item.Def[:min(12, len(d.item.Def))]
+		}
+		if d.later || !d.mild || d.restore {
+			cursor.Handled[d.item.ID()] = def
+		}
+	}
+	return cp.Save(ctx, nil, cursor)
+}
+
+func (d difference) how() string {
+	if d.restore {
+		return " by pg_restore"
+	}
+	return ": " + strings.Join(d.sql, "; ")
+}
+
+func (d difference) stop(byRule bool) error {
+	e := &engine.Error{Op: "following", Object: d.item.ID(), Err: errors.New(d.text())}
+	switch {
+	case d.carried():
+		e.Hint = `Undo the change, or set schema { on_ddl = "carry" } in the runbook and run the same command again; the target then gets it` + d.how()
+	case byRule:
+		e.Hint = "Undo the change, or make the same one on the target, then run the same command again."
+	default:
+		e.Hint = "Make the same change on the target, or undo it, then run the same command again. If it cannot be made there, abort the run and start over."
+	}
+	return e
+}
+
+// restoreNew makes new definitions from a dump of the source, as the schema phase does.
+func restoreNew(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sideConns, items []dump.Item, cursor *catchUpCursor) error {
+	before, err := dump.Objects(ctx, sides.target)
+	if err != nil {
+		return err
+	}
+	roles, err := (&constraintsStep{env: env}).roles(ctx, sides)
+	if err != nil {
+		return err
+	}
+	a, o, err := (&schemaStep{env: env}).archive(ctx, sides, roles)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = a.Close() }()
+	entries := a.Of(items)
+	if err := restoreEntries(ctx, env, sides, a, o, roles, entries); err != nil {
+		return err
+	}
+	now, err := dump.Objects(ctx, sides.target)
+	if err != nil {
+		return err
+	}
+	cursor.Made = append(cursor.Made, dump.NewSince(before, now)...)
+	return cp.Save(ctx, nil, cursor)
+}

@@ -1,0 +1,248 @@
+package steps
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pgrunbook/pgrunbook/engine"
+	"github.com/pgrunbook/pgrunbook/internal/failpoint"
+	"github.com/pgrunbook/pgrunbook/internal/pg"
+	"github.com/pgrunbook/pgrunbook/steps/internal/capture"
+	"github.com/pgrunbook/pgrunbook/steps/internal/dump"
+	"github.com/pgrunbook/pgrunbook/steps/internal/gate"
+	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
+)
+
+// news is how the source's tables and sequences in scope differ by name from those of the run.
+type news struct {
+	tables    []scope.Table    // new ones, without an id
+	sequences []scope.Sequence // new ones
+	gone      []scope.Sequence // of the run, not there any more
+	left      []scope.Table    // joined this run and became partitions of others since
+}
+
+func (n news) empty() bool {
+	return len(n.tables)+len(n.sequences)+len(n.gone)+len(n.left) == 0
+}
+
+// readNews resolves the runbook's patterns anew. Columns and partitions of tables that no capture
+// follows are brought up to date in the scope. A new table that the rules cannot carry is an error.
+func readNews(ctx context.Context, env *Env, source *pgx.Conn) (n news, err error) {
+	fresh, findings, err := scope.Resolve(ctx, scope.Input{Source: source, Runbook: env.Runbook})
+	if err != nil {
+		return n, err
+	}
+	now, had := map[scope.Name]scope.Table{}, map[scope.Name]bool{}
+	for _, t := range fresh.Tables {
+		now[t.Name] = t
+	}
+	for i := range env.Scope.Tables {
+		t := &env.Scope.Tables[i]
+		had[t.Name] = true
+		is, there := now[t.Name]
+		if there && t.Data != scope.Live {
+			t.Columns, t.Members = is.Columns, is.Members
+		}
+		if !there && t.Joined && isMember(fresh.Tables, t.Name) {
+			n.left = append(n.left, *t)
+		}
+	}
+	for _, t := range fresh.Tables {
+		if had[t.Name] {
+			continue
+		}
+		for _, f := range findings {
+			if f.Severity == engine.SeverityError && f.Object == t.Display() {
+				return n, &engine.Error{Op: "following the new table", Object: t.Display(), Err: errors.New(f.Text), Hint: "Give it a key on the source (a unique index over NOT NULL columns), or drop it, then run the same command again."}
+			}
+		}
+		n.tables = append(n.tables, t)
+	}
+	same := func(s scope.Sequence) func(scope.Sequence) bool {
+		return func(o scope.Sequence) bool { return o.Name == s.Name }
+	}
+	for _, s := range fresh.Sequences {
+		if !slices.ContainsFunc(env.Scope.Sequences, same(s)) {
+			n.sequences = append(n.sequences, s)
+		}
+	}
+	for _, s := range env.Scope.Sequences {
+		if !slices.ContainsFunc(fresh.Sequences, same(s)) {
+			n.gone = append(n.gone, s)
+		}
+	}
+	return n, nil
+}
+
+func isMember(tables []scope.Table, name scope.Name) bool {
+	return slices.ContainsFunc(tables, func(t scope.Table) bool {
+		return slices.ContainsFunc(t.Members, func(m scope.Member) bool { return m.Name == name })
+	})
+}
+
+// join makes new tables and sequences part of the run. Their structure is on the target already, or
+// it is an error. The scope is recorded before anything stands on the source: whoever goes on after a
+// death arms them.
+func (n news) join(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sideConns) error {
+	if n.empty() {
+		return nil
+	}
+	if env.Runbook.Schema.OnDDL != "carry" {
+		return n.stop()
+	}
+	if err := n.leave(ctx, env, cp, sides); err != nil {
+		return err
+	}
+	states, err := env.Journal.TableStates(ctx, nil)
+	if err != nil {
+		return err
+	}
+	next := int32(0)
+	for id := range states {
+		next = max(next, id)
+	}
+	for _, t := range env.Scope.Tables {
+		next = max(next, t.ID)
+	}
+	for _, t := range n.tables {
+		next++
+		t.ID, t.Joined = next, true
+		if err := prepareNew(ctx, env, sides, t); err != nil {
+			return err
+		}
+		env.Scope.Tables = append(env.Scope.Tables, t)
+		cp.Emit(engine.Event{Kind: engine.EventNote, Level: "warn", Object: pg.Name(t.Schema, t.Name.Name), Message: fmt.Sprintf("%s is new and in scope: carried from here on (%s)", pg.Name(t.Schema, t.Name.Name), t.Why)})
+	}
+	for _, s := range n.sequences {
+		cp.Emit(engine.Event{Kind: engine.EventNote, Level: "warn", Object: pg.Name(s.Schema, s.Name.Name), Message: fmt.Sprintf("sequence %s is new and in scope: carried from here on", pg.Name(s.Schema, s.Name.Name))})
+	}
+	env.Scope.Sequences = append(env.Scope.Sequences, n.sequences...)
+	env.Scope.Sequences = slices.DeleteFunc(env.Scope.Sequences, func(s scope.Sequence) bool {
+		return slices.ContainsFunc(n.gone, func(g scope.Sequence) bool { return g.Name == s.Name })
+	})
+	raw, err := json.Marshal(env.Scope)
+	if err != nil {
+		return fmt.Errorf("writing the scope as JSON: %w", err)
+	}
+	failpoint.Hit("join.prepared")
+	if err := env.Journal.SetScope(ctx, raw); err != nil {
+		return err
+	}
+	failpoint.Hit("join.recorded")
+	return nil
+}
+
+func (n news) stop() error {
+	e := &engine.Error{Op: "following", Hint: `Drop it if nothing needs it, or set schema { on_ddl = "carry" } in the runbook and run the same command again: it is carried from then on.`}
+	switch {
+	case len(n.tables) > 0:
+		e.Object, e.Err = n.tables[0].Display(), errors.New("this table is new on the source and in scope")
+	case len(n.sequences) > 0:
+		e.Object, e.Err = n.sequences[0].Display(), errors.New("this sequence is new on the source and in scope")
+	case len(n.gone) > 0:
+		e.Object, e.Err = n.gone[0].Display(), errors.New("this sequence was dropped on the source")
+		e.Hint = `Make it again, or set schema { on_ddl = "carry" } in the runbook and run the same command again: it is left out from then on.`
+	default:
+		e.Object, e.Err = n.left[0].Display(), errors.New("this table became a partition of another one")
+	}
+	return e
+}
+
+// prepareNew takes a partition that was detached on the source off its tree on the target, and looks
+// that the table is there as it must be.
+func prepareNew(ctx context.Context, env *Env, sides *sideConns, t scope.Table) error {
+	var parent *string
+	name := pg.Name(t.Schema, t.Name.Name)
+	err := sides.target.QueryRow(ctx, `SELECT (SELECT quote_ident(n.nspname) || '.' || quote_ident(p.relname) FROM pg_inherits h JOIN pg_class p ON p.oid = h.inhparent JOIN pg_namespace n ON n.oid = p.relnamespace
+		WHERE h.inhrelid = to_regclass($1) AND p.relkind = 'p')`, name).Scan(&parent)
+	if err != nil {
+		return fmt.Errorf("looking at %s on the target: %w", name, err)
+	}
+	if parent != nil {
+		if _, err := sides.target.Exec(ctx, "ALTER TABLE "+*parent+" DETACH PARTITION "+name); err != nil {
+			return fmt.Errorf("detaching %s on the target: %w", name, err)
+		}
+		if _, err := sides.target.Exec(ctx, "DELETE FROM ONLY "+name); err != nil {
+			return fmt.Errorf("emptying %s on the target: %w", name, err)
+		}
+	}
+	one := *env.Scope
+	one.Tables = []scope.Table{t}
+	differences, err := dump.Differences(ctx, sides.target, &one, false)
+	if err != nil || len(differences) == 0 {
+		return err
+	}
+	return &engine.Error{
+		Op: "following the new table", Object: name, Err: errors.New(joinSome(differences)),
+		Hint: "Make it on the target as it is on the source, without rows, then run the same command again.",
+	}
+}
+
+// leave lets go of tables that joined this run and became partitions of another table: their rows go
+// with that one from now on.
+func (n news) leave(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sideConns) error {
+	back, err := wayBack(ctx, env, sides.target)
+	if err != nil {
+		return err
+	}
+	for _, t := range n.left {
+		name := pg.Name(t.Schema, t.Name.Name)
+		cp.Emit(engine.Event{Kind: engine.EventNote, Level: "warn", Object: name, Message: name + " became a partition: its rows go with its tree"})
+		captures := map[engine.Side]*pgx.Conn{engine.Source: sides.source}
+		if back {
+			captures[engine.Target] = sides.target
+		}
+		for side, conn := range captures {
+			if t.Data != scope.Live {
+				continue
+			}
+			if err := capture.Forget(ctx, conn, env.Run, t, waiting(cp, side, "remove capture of a partition")); err != nil {
+				return err
+			}
+		}
+		if _, err := sides.target.Exec(ctx, "DROP TABLE IF EXISTS "+name); err != nil { // the tree makes it again
+			return fmt.Errorf("dropping %s on the target: %w", name, err)
+		}
+		env.Scope.Tables = slices.DeleteFunc(env.Scope.Tables, func(o scope.Table) bool { return o.ID == t.ID })
+	}
+	return nil
+}
+
+// armJoined gates and captures every table that joined this run, so far as it is not done.
+func armJoined(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sideConns) error {
+	for _, t := range env.Scope.Tables {
+		if !t.Joined {
+			continue
+		}
+		if err := rearm(ctx, env, cp, sides, t); err != nil {
+			return err
+		}
+		failpoint.Hit("join.armed")
+	}
+	return nil
+}
+
+// wayBack reports whether the way back is captured already: what joins must be as well.
+func wayBack(ctx context.Context, env *Env, target *pgx.Conn) (bool, error) {
+	shapes, err := capture.Shapes(ctx, target, captured(env))
+	return len(shapes) > 0, err
+}
+
+// gateNew gates a table on both sides; on the source only where others are gated.
+func gateNew(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sideConns, t scope.Table) error {
+	at, err := gate.State(ctx, sides.source, env.Run)
+	if err != nil {
+		return err
+	}
+	if at != gate.Absent {
+		if err := gate.InstallOn(ctx, sides.source, env.runAt(engine.Source), []scope.Table{t}, waiting(cp, engine.Source, "gate a table of the source")); err != nil {
+			return err
+		}
+	}
+	return gate.InstallOn(ctx, sides.target, env.runAt(engine.Target), []scope.Table{t}, waiting(cp, engine.Target, "gate a table of the target"))
+}

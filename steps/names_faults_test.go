@@ -1,0 +1,123 @@
+package steps
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pgrunbook/pgrunbook/engine"
+	"github.com/pgrunbook/pgrunbook/internal/testpg"
+)
+
+// An event trigger that refuses our DDL is named, on either side; once it is off, the same command
+// goes on.
+func TestF47EventTriggers(t *testing.T) {
+	r := newRig(t, "")
+	steps := []engine.Step{newSchema(r.env), newCapture(r.env)}
+	refuse := `CREATE SCHEMA guard; CREATE FUNCTION guard.no_ddl() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN RAISE EXCEPTION ''not here: %'', tg_tag; END';
+		CREATE EVENT TRIGGER nothing_new ON ddl_command_start WHEN TAG IN ('CREATE TRIGGER') EXECUTE FUNCTION guard.no_ddl()`
+	walk := func() error {
+		_, err := r.env.walk(t.Context(), &engine.Plan{Steps: []engine.StepPlan{{ID: "schema"}, {ID: "capture"}}}, steps, WalkOptions{Show: engine.SinkFunc(r.emit)})
+		return err
+	}
+	r.env.report(engine.SinkFunc(r.emit))
+	for _, url := range []string{r.target, r.source} {
+		r.exec(url, refuse)
+		err := walk()
+		if err == nil || !strings.Contains(err.Error(), `"nothing_new" of the`) || !strings.Contains(engine.HintOf(err), `ALTER EVENT TRIGGER "nothing_new" DISABLE`) {
+			t.Fatalf("%v, hint %q", err, engine.HintOf(err))
+		}
+		r.exec(url, "ALTER EVENT TRIGGER nothing_new DISABLE")
+	}
+	r.must(walk())
+	r.exec(r.source, "DROP EVENT TRIGGER nothing_new; DROP SCHEMA guard CASCADE")
+	r.exec(r.target, "DROP EVENT TRIGGER nothing_new; DROP SCHEMA guard CASCADE")
+}
+
+// Names of 63 bytes that differ in the last one meet nowhere, and what somebody else named as we name
+// ours is refused and left alone.
+func TestF48Names(t *testing.T) {
+	r := newRig(t, "")
+	long := strings.Repeat("n", 62)
+	r.exec(r.source, strings.NewReplacer("LONG", long).Replace(`
+		CREATE TABLE shop.LONG1 (LONGa int, LONGb text, PRIMARY KEY (LONGa)); CREATE TABLE shop.LONG2 (LONGa int, LONGb text, PRIMARY KEY (LONGa));
+		CREATE TABLE shop."Odd ""name"" $1 %I" (id int PRIMARY KEY, "c,1" text);
+		INSERT INTO shop.LONG1 VALUES (1, 'one'); INSERT INTO shop.LONG2 VALUES (1, 'two'); INSERT INTO shop."Odd ""name"" $1 %I" VALUES (1, 'x')`))
+	r.exec(r.source, `CREATE TRIGGER pgrunbook_capture_upd BEFORE UPDATE ON shop.customer FOR EACH ROW EXECUTE FUNCTION suppress_redundant_updates_trigger()`)
+	r.replan()
+	err := r.walk(t.Context(), newSchema(r.env), newCapture(r.env))
+	if err == nil || !strings.Contains(err.Error(), "not one of ours") || !strings.Contains(engine.HintOf(err), "RENAME TO") {
+		t.Fatalf("a trigger with our name: %v, hint %q", err, engine.HintOf(err))
+	}
+	r.want(r.source, "SELECT tgfoid::regproc::text FROM pg_trigger WHERE tgname = 'pgrunbook_capture_upd' AND tgrelid = 'shop.customer'::regclass", "suppress_redundant_updates_trigger")
+	r.exec(r.source, `DROP TRIGGER pgrunbook_capture_upd ON shop.customer`)
+	r.must(r.walk(t.Context(), newSchema(r.env), newCapture(r.env), newCopy(r.env), newCatchUp(r.env), newConstraints(r.env), newVerify(r.env), newReverse(r.env), newArm(r.env)))
+	r.exec(r.source, strings.NewReplacer("LONG", long).Replace(`UPDATE shop.LONG1 SET LONGb = 'three'; DELETE FROM shop.LONG2; INSERT INTO shop."Odd ""name"" $1 %I" VALUES (2, 'y')`))
+	r.must(r.catchUp())
+	r.sameTables(t)
+}
+
+// After the flip nobody writes to the source: neither a superuser, nor in the replica role, nor through
+// a foreign table of another session; a transaction that began before and one that is prepared keep
+// the flip from happening, named.
+func TestF80WritesAfterTheFreeze(t *testing.T) {
+	r := following(t, "cutover {\n max_write_block = \"60s\"\n attempts = 1\n retry_every = \"100ms\"\n}")
+	r.must(r.walk(t.Context(), newConstraints(r.env), newArm(r.env)))
+	r.exec(r.source, "BEGIN; UPDATE shop.customer SET name = 'prepared' WHERE id = 1; PREPARE TRANSACTION 'left'")
+	err := r.walk(t.Context(), newFreeze(r.env, nil))
+	if engine.ClassOf(err) != engine.ClassNoCutover || !strings.Contains(err.Error(), "'left'") {
+		t.Fatalf("with a prepared transaction: %v", err)
+	}
+	r.exec(r.source, "COMMIT PREPARED 'left'")
+	away := r.awayFromSource(t)
+	r.exec(away, "UPDATE away.customer SET name = 'through' WHERE id = 2") // it would have worked before
+	r.must(r.walk(t.Context(), newFreeze(r.env, nil)))
+	r.sameTables(t)
+	for _, sql := range []string{
+		"UPDATE shop.customer SET name = 'late'", "SET session_replication_role = replica; DELETE FROM shop.invoice",
+		"BEGIN READ WRITE; TRUNCATE shop.log; COMMIT", "INSERT INTO shop.lock VALUES (1)",
+	} {
+		if err := try(t, r.source, "SET default_transaction_read_only = off; "+sql); err == nil || !strings.Contains(err.Error(), "25006") && !strings.Contains(err.Error(), "moved") {
+			t.Errorf("%s: %v", sql, err)
+		}
+	}
+	if err := try(t, away, "UPDATE away.customer SET name = 'late' WHERE id = 3"); err == nil || !strings.Contains(err.Error(), "25006") && !strings.Contains(err.Error(), "moved") {
+		t.Errorf("through a foreign table: %v", err)
+	}
+	r.sameTables(t)
+}
+
+// awayFromSource is another database with a foreign table over the source's customers.
+func (r *rig) awayFromSource(t *testing.T) string {
+	t.Helper()
+	major, _, err := testpg.PairMajors()
+	r.must(err)
+	at, err := pgx.ParseConfig(r.source)
+	r.must(err)
+	away := testpg.NewDB(t, testpg.Shared(t, major))
+	r.exec(away, fmt.Sprintf(`CREATE EXTENSION postgres_fdw; CREATE SCHEMA away;
+		CREATE SERVER shop FOREIGN DATA WRAPPER postgres_fdw OPTIONS (host '%s', port '%d', dbname '%s');
+		CREATE USER MAPPING FOR CURRENT_USER SERVER shop OPTIONS (password_required 'false');
+		CREATE FOREIGN TABLE away.customer (id int, name text) SERVER shop OPTIONS (schema_name 'shop', table_name 'customer')`, at.Host, at.Port, at.Database))
+	return away
+}
+
+// A difference that the comparison before the cutover finds keeps the flip from happening; the keys
+// are listed and the source takes writes.
+func TestF81VerifyMismatch(t *testing.T) {
+	r := following(t, "")
+	r.exec(r.target, "SET pgrunbook.mark = '"+r.env.Run.Mark+"'; UPDATE shop.customer SET name = 'wrong' WHERE id = 13")
+	err := r.walk(t.Context(), newConstraints(r.env), newVerify(r.env), newArm(r.env), newFreeze(r.env, nil))
+	if engine.ClassOf(err) != engine.ClassDifferences || !strings.Contains(err.Error(), "shop") {
+		t.Fatalf("%v", err)
+	}
+	if !strings.Contains(err.Error(), "13") && !r.heard("13") {
+		t.Errorf("the key is not told: %v", err)
+	}
+	r.exec(r.source, "UPDATE shop.customer SET name = 'goes on' WHERE id = 1")
+	if err := try(t, r.target, "UPDATE shop.customer SET name = 'x'"); err == nil {
+		t.Error("the target takes writes")
+	}
+}
