@@ -125,7 +125,7 @@ func (s *captureStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Ch
 			Message: fmt.Sprintf("captured %d of %d tables", i+1, len(tables)),
 		})
 	}
-	return nil
+	return align(ctx, s.env, cp, sides)
 }
 
 // Undo takes capture off the source.

@@ -5,6 +5,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
@@ -104,6 +105,65 @@ cutover {
 		t.Error("nobody was told of what only the target has")
 	}
 	r.exec(r.target, "INSERT INTO shop.product (code, price) VALUES ('after', 1); INSERT INTO shop.late VALUES (2, 'y'); SELECT 1 / (nextval('shop.number') > 10)::int")
+}
+
+// DDL between the plan and the dump, between the dump and the capture, and on a table that the freeze
+// reloads, also when it comes after the freeze's own comparison.
+func TestF40BeforeCaptureAndAtFreeze(t *testing.T) {
+	r := newRigOf(t, `"shop.*"`, `schema { on_ddl = "carry" }
+cutover {
+  max_write_block = "60s"
+  attempts = 1
+}`)
+	r.exec(r.source, `ALTER TABLE shop.customer ADD COLUMN early text DEFAULT 'e'; ALTER TABLE shop.invoice ALTER total TYPE numeric(12, 2);
+		CREATE TABLE shop.event_2027 PARTITION OF shop.event FOR VALUES FROM ('2027-01-01') TO ('2028-01-01'); INSERT INTO shop.event VALUES ('2027-02-02', 1)`)
+	r.must(r.walk(t.Context(), newSchema(r.env)))
+	r.exec(r.source, `ALTER TABLE shop.customer ADD COLUMN mid int NOT NULL DEFAULT 5; ALTER TABLE shop.customer ALTER name DROP NOT NULL; ALTER TABLE shop.invoice ALTER total SET DEFAULT 9;
+		UPDATE shop.customer SET mid = id, name = NULL WHERE id < 4;
+		CREATE TABLE shop.event_2028 PARTITION OF shop.event FOR VALUES FROM ('2028-01-01') TO ('2029-01-01'); INSERT INTO shop.event VALUES ('2028-02-02', 1)`)
+	r.must(r.walk(t.Context(), newCapture(r.env)))
+	if err := try(t, r.target, "INSERT INTO shop.event_2028 VALUES ('2028-03-03', 2)"); err == nil {
+		t.Error("the target's new partition has no gate")
+	}
+	r.env.Journal.Close(t.Context())
+	r.open() // as a new process, from the accepted plan
+	r.must(r.walk(t.Context(), newCopy(r.env), newCatchUp(r.env)))
+	r.sameTables(t)
+	r.must(r.walk(t.Context(), newConstraints(r.env), newVerify(r.env), newReverse(r.env), newArm(r.env)))
+	r.exec(r.source, "ALTER TABLE shop.log ADD COLUMN one int DEFAULT 3")
+	r.must(r.catchUp())
+	var once sync.Once
+	r.onEvent = func(e engine.Event) {
+		if strings.HasPrefix(e.Message, "freeze attempt 1") {
+			once.Do(func() { r.exec(r.source, "ALTER TABLE shop.log ADD COLUMN two int DEFAULT 4") })
+		}
+	}
+	err := r.walk(t.Context(), newFreeze(r.env, nil))
+	if err == nil || !strings.Contains(err.Error(), `table "shop"."log" changed`) || engine.HintOf(err) == "" {
+		t.Fatalf("%v, hint %q", err, engine.HintOf(err))
+	}
+	r.must(r.catchUp())
+	r.must(r.walk(t.Context(), newVerify(r.env), newFreeze(r.env, nil)))
+	r.sameTables(t)
+	r.want(r.target, "SELECT count(*)::text FROM shop.log WHERE one = 3 AND two = 4", "20")
+	r.exec(r.target, "INSERT INTO shop.invoice (customer) VALUES (1)")
+	r.want(r.target, "SELECT count(*)::text FROM shop.invoice WHERE total = 9", "2") // one of old: the default came over
+}
+
+// By default the same is named before a row is loaded, and goes on once the target is alike.
+func TestF40BeforeCaptureStops(t *testing.T) {
+	r := newRig(t, "")
+	r.must(r.walk(t.Context(), newSchema(r.env)))
+	r.exec(r.source, "ALTER TABLE shop.customer ADD COLUMN mid int")
+	err := r.walk(t.Context(), newCapture(r.env))
+	if err == nil || !strings.Contains(err.Error(), `table "shop"."customer" changed`) || !strings.Contains(engine.HintOf(err), "ADD COLUMN") {
+		t.Fatalf("%v, hint %q", err, engine.HintOf(err))
+	}
+	r.exec(r.target, "ALTER TABLE shop.customer ADD COLUMN mid int")
+	r.must(r.walk(t.Context(), newCapture(r.env), newCopy(r.env), newCatchUp(r.env)))
+	r.exec(r.source, "UPDATE shop.customer SET mid = id")
+	r.must(r.catchUp())
+	r.sameTables(t)
 }
 
 // replan makes the plan again, after more was made on the source.

@@ -18,6 +18,7 @@ import (
 type comparison struct {
 	source, target map[string]dump.Item
 	differences    []difference
+	empty          bool // nothing is captured or loaded yet
 }
 
 // difference is one definition that changed on the source since the structure was restored.
@@ -59,13 +60,17 @@ func compareDefinitions(ctx context.Context, env *Env, sides *sideConns, handled
 	if err != nil || was == nil {
 		return nil, err
 	}
-	maps.Copy(was, handled)
 	c := &comparison{}
+	return c, c.read(ctx, env, sides, was, handled)
+}
+
+func (c *comparison) read(ctx context.Context, env *Env, sides *sideConns, was, handled map[string]string) (err error) {
+	maps.Copy(was, handled)
 	if c.source, err = readDefinitions(ctx, env, sides.source); err != nil {
-		return nil, err
+		return err
 	}
 	if c.target, err = dump.Inventory(ctx, sides.target, nil); err != nil {
-		return nil, sided(engine.Target, err)
+		return sided(engine.Target, err)
 	}
 	for _, id := range slices.Sorted(maps.Keys(c.source)) {
 		i := c.source[id]
@@ -82,7 +87,7 @@ func compareDefinitions(ctx context.Context, env *Env, sides *sideConns, handled
 			d.verb = "is new"
 		}
 		if err := c.remedy(ctx, env, sides, &d, c.target[id]); err != nil {
-			return nil, err
+			return err
 		}
 		if !d.elsewhere {
 			c.differences = append(c.differences, d)
@@ -98,7 +103,7 @@ func compareDefinitions(ctx context.Context, env *Env, sides *sideConns, handled
 			c.differences = append(c.differences, dropped(env, i))
 		}
 	}
-	return c, nil
+	return nil
 }
 
 // gone is what handled has of a definition that was dropped on both sides, or may stay.
@@ -122,7 +127,7 @@ func restoredDefinitions(ctx context.Context, env *Env) (map[string]string, erro
 // readDefinitions reads those of the source that the runbook's patterns cover now. What is excluded
 // is told to the scope: a table that was made since the plan may be excluded as well.
 func readDefinitions(ctx context.Context, env *Env, source *pgx.Conn) (map[string]dump.Item, error) {
-	sums, err := readSums(ctx, source)
+	sums, err := readSums(ctx, env, source)
 	if err != nil {
 		return nil, err
 	}
@@ -165,7 +170,7 @@ func (c *comparison) remedy(ctx context.Context, env *Env, sides *sideConns, d *
 		d.mild, d.restore = true, i.Kind == dump.ItemExtension && missing
 		return nil
 	case dump.ItemTable, dump.ItemPartition:
-		return tableRemedy(ctx, env, sides, d, missing)
+		return c.tableRemedy(ctx, env, sides, d, missing)
 	case dump.ItemCheck, dump.ItemDomainCheck:
 		sql, err := dump.Define(ctx, sides.source, i)
 		if err != nil {
@@ -225,10 +230,10 @@ func enumRemedy(ctx context.Context, sides *sideConns, d *difference, target dum
 }
 
 // tableRemedy leaves captured tables and their partitions to capture.Check, which sees each column.
-func tableRemedy(ctx context.Context, env *Env, sides *sideConns, d *difference, missing bool) error {
+func (c *comparison) tableRemedy(ctx context.Context, env *Env, sides *sideConns, d *difference, missing bool) error {
 	t := owningTable(env, d.item.Name)
 	switch {
-	case t != nil && t.Data == scope.Live:
+	case t != nil && t.Data == scope.Live && !c.empty:
 		d.elsewhere = true
 	case t != nil && d.item.Kind == dump.ItemTable && !missing:
 		sql, err := alterEmpty(ctx, sides, *t)

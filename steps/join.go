@@ -125,16 +125,20 @@ func (n news) join(ctx context.Context, env *Env, cp engine.Checkpoint, sides *s
 	env.Scope.Sequences = slices.DeleteFunc(env.Scope.Sequences, func(s scope.Sequence) bool {
 		return slices.ContainsFunc(n.gone, func(g scope.Sequence) bool { return g.Name == s.Name })
 	})
-	raw, err := json.Marshal(env.Scope)
-	if err != nil {
-		return fmt.Errorf("writing the scope as JSON: %w", err)
-	}
 	failpoint.Hit("join.prepared")
-	if err := env.Journal.SetScope(ctx, raw); err != nil {
+	if err := recordScope(ctx, env); err != nil {
 		return err
 	}
 	failpoint.Hit("join.recorded")
 	return nil
+}
+
+func recordScope(ctx context.Context, env *Env) error {
+	raw, err := json.Marshal(env.Scope)
+	if err != nil {
+		return fmt.Errorf("writing the scope as JSON: %w", err)
+	}
+	return env.Journal.SetScope(ctx, raw)
 }
 
 func (n news) stop() error {

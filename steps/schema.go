@@ -76,7 +76,7 @@ func (s *schemaStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Che
 			return err
 		}
 	}
-	if err := s.compare(ctx, sides.target); err != nil {
+	if err := s.compare(ctx, sides, cp); err != nil {
 		return err
 	}
 	return s.close(ctx, sides.target, cp)
@@ -92,16 +92,26 @@ func (s *schemaStep) definitionsNow(ctx context.Context, source *pgx.Conn) (map[
 	return dump.Fingerprint(items), nil
 }
 
-// compare refuses a target whose tables are not the source's.
-func (s *schemaStep) compare(ctx context.Context, target *pgx.Conn) error {
-	differences, err := dump.Differences(ctx, target, s.env.Scope, s.existing())
+// compare refuses a target whose tables are not the source's. What we restored differs only where the
+// source changed after the plan.
+func (s *schemaStep) compare(ctx context.Context, sides *sideConns, cp engine.Checkpoint) error {
+	hint := "Make the target's tables like the source's, or let the runbook restore them into an empty database: schema { mode = \"restore\" }."
+	differences, err := dump.Differences(ctx, sides.target, s.env.Scope, s.existing())
+	if err == nil && len(differences) > 0 && !s.existing() {
+		hint = "The source's tables changed since the plan was made: abort the run and plan again."
+		if s.env.Runbook.Schema.OnDDL != "carry" {
+			hint = `The source's tables changed since the plan was made: set schema { on_ddl = "carry" } and run the same command again, or abort the run and plan again.`
+		} else if err = align(ctx, s.env, cp, sides); err == nil {
+			differences, err = dump.Differences(ctx, sides.target, s.env.Scope, false)
+		}
+	}
 	if err != nil || len(differences) == 0 {
 		return err
 	}
 	return &engine.Error{
 		Class: engine.ClassPreflight, Op: "comparing the tables of both sides",
 		Err:  fmt.Errorf("%d differences: %s", len(differences), strings.Join(cut(differences, 20), "; ")),
-		Hint: "Make the target's tables like the source's, or let the runbook restore them into an empty database: schema { mode = \"restore\" }.",
+		Hint: hint,
 	}
 }
 
