@@ -62,7 +62,7 @@ func (s *Server) Identity(ctx context.Context, conn *pgx.Conn) (Identity, error)
 func timeline(ctx context.Context, conn *pgx.Conn, walfile, checkpoint bool) (tli int64, err error) {
 	switch {
 	case walfile:
-		err = conn.QueryRow(ctx, `SELECT ('x' || pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()), 1, 8))::pg_catalog.bit(32)::pg_catalog.int8`).Scan(&tli)
+		err = conn.QueryRow(ctx, `SELECT ('x' || pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()), 1, 8))::pg_catalog.bit(32)::pg_catalog.int8`, pgx.QueryExecModeExec).Scan(&tli)
 	case checkpoint:
 		err = conn.QueryRow(ctx, "SELECT timeline_id FROM pg_catalog.pg_control_checkpoint()").Scan(&tli)
 	}

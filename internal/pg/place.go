@@ -42,7 +42,7 @@ func (s *Server) checkPlace(ctx context.Context, conn *pgx.Conn) error {
 		return nil
 	}
 	moved := &MovedError{Side: s.cfg.Side, Address: s.Address(), Was: s.cfg.Timeline}
-	if err := conn.QueryRow(ctx, recoverySQL).Scan(&moved.Recovery); err != nil {
+	if err := conn.QueryRow(ctx, recoverySQL, pgx.QueryExecModeExec).Scan(&moved.Recovery); err != nil {
 		return fmt.Errorf("asking whether the %s is a standby: %w", s.cfg.Side, err)
 	}
 	if moved.Recovery {

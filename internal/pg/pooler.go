@@ -110,7 +110,7 @@ func (s *Server) probeRound(ctx context.Context, a, b *pgx.Conn, first uint32, f
 
 func backendPID(ctx context.Context, conn *pgx.Conn) (uint32, error) {
 	var pid uint32
-	if err := conn.QueryRow(ctx, "SELECT pg_catalog.pg_backend_pid()").Scan(&pid); err != nil {
+	if err := conn.QueryRow(ctx, "SELECT pg_catalog.pg_backend_pid()", pgx.QueryExecModeExec).Scan(&pid); err != nil {
 		return 0, fmt.Errorf("reading the session's process id: %w", err)
 	}
 	return pid, nil

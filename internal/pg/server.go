@@ -23,6 +23,7 @@ type Server struct {
 	warnings []string
 	token    string // tells this process's sessions from another's of the same run
 	watch    *watch
+	known    *knows
 	explain  func(*MovedError) error // nil: a MovedError says it itself
 	readOnly bool                    // every session is one that cannot write
 
@@ -53,7 +54,7 @@ func New(cfg Config) (*Server, error) {
 	if _, err := rand.Read(token[:]); err != nil {
 		return nil, fmt.Errorf("drawing a random token: %w", err)
 	}
-	return &Server{cfg: cfg, conf: conf, warnings: warnings, token: hex.EncodeToString(token[:]), watch: newWatch()}, nil
+	return &Server{cfg: cfg, conf: conf, warnings: warnings, token: hex.EncodeToString(token[:]), watch: newWatch(), known: &knows{}}, nil
 }
 
 // ForRun gives the same side with a run's id and mark, which are known only once the journal is
@@ -77,7 +78,7 @@ func (s *Server) ReadOnly() *Server {
 
 // copy leaves out what was found out about a pooler.
 func (s *Server) copy() *Server {
-	return &Server{cfg: s.cfg, conf: s.conf, warnings: s.warnings, token: s.token, watch: s.watch, explain: s.explain, readOnly: s.readOnly}
+	return &Server{cfg: s.cfg, conf: s.conf, warnings: s.warnings, token: s.token, watch: s.watch, known: s.known, explain: s.explain, readOnly: s.readOnly}
 }
 
 // Config gives the settings, secrets included: for a process of ours that takes over, through a pipe.

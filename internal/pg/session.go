@@ -1,11 +1,13 @@
 package pg
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/jackc/pgx/v5"
 )
@@ -64,17 +66,52 @@ var pinned = [][2]string{
 	{"exit_on_error", "off"}, // a lock that was not had in time must not end the session
 }
 
-// pinSQL sets what this server knows and lets a role set, in one round trip. A synchronous_commit
-// that promises more than ours stays.
-const pinSQL = `
-SELECT pg_catalog.set_config(s.name, w.value, false)
-  FROM (SELECT ($1::pg_catalog.text[])[i] AS name, ($2::pg_catalog.text[])[i] AS value
-          FROM pg_catalog.generate_subscripts($1::pg_catalog.text[], 1) AS i) AS w
-  JOIN pg_catalog.pg_settings s ON pg_catalog.lower(s.name) OPERATOR(pg_catalog.=) pg_catalog.lower(w.name)
- WHERE s.context OPERATOR(pg_catalog.=) 'user' AND s.setting OPERATOR(pg_catalog.<>) w.value
-   AND NOT (s.name OPERATOR(pg_catalog.=) 'synchronous_commit' AND w.value OPERATOR(pg_catalog.=) 'on' AND s.setting OPERATOR(pg_catalog.=) 'remote_apply')`
+// knownSQL lists which of some settings this server knows and lets a role set.
+const knownSQL = `
+SELECT pg_catalog.lower(name) FROM pg_catalog.pg_settings
+ WHERE pg_catalog.lower(name) OPERATOR(pg_catalog.=) ANY ($1::pg_catalog.text[]) AND context OPERATOR(pg_catalog.=) 'user'`
 
-// unhurried comes before pinSQL, which a role's statement_timeout may end, and which a role's
+// durably leaves a synchronous_commit alone that promises more than ours.
+const durably = `SELECT pg_catalog.set_config('synchronous_commit', 'on', false) WHERE pg_catalog.current_setting('synchronous_commit') OPERATOR(pg_catalog.<>) 'remote_apply'`
+
+// knows remembers, by version, which settings a side's servers have: asking takes a server longer
+// than all that is then set.
+type knows struct {
+	sync.Mutex
+	byVersion map[string]map[string]bool
+}
+
+func (k *knows) of(ctx context.Context, conn *pgx.Conn) (map[string]bool, error) {
+	k.Lock()
+	defer k.Unlock()
+	version := conn.PgConn().ParameterStatus("server_version")
+	if has := k.byVersion[version]; has != nil {
+		return has, nil
+	}
+	names := []string{"client_encoding", "default_transaction_read_only", "lock_timeout", "synchronous_commit"}
+	for _, p := range pinned {
+		names = append(names, strings.ToLower(p[0]))
+	}
+	rows, err := conn.Query(ctx, knownSQL, pgx.QueryExecModeExec, names)
+	if err != nil {
+		return nil, err
+	}
+	found, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return nil, err
+	}
+	has := make(map[string]bool, len(found))
+	for _, name := range found {
+		has[name] = true
+	}
+	if k.byVersion == nil {
+		k.byVersion = map[string]map[string]bool{}
+	}
+	k.byVersion[version] = has
+	return has, nil
+}
+
+// unhurried comes before knownSQL, which a role's statement_timeout may end, and which a role's
 // jit_above_cost of 0 may make take seconds.
 func unhurried(conn *pgx.Conn) string {
 	const always = "SET statement_timeout = 0"
@@ -88,27 +125,18 @@ func (s *Server) pin(ctx context.Context, conn *pgx.Conn, use Use) error {
 	if err := conn.PgConn().Exec(ctx, unhurried(conn)).Close(); err != nil {
 		return fmt.Errorf("pinning the session's timeout: %w", err)
 	}
-	names, values := make([]string, 0, len(pinned)+4), make([]string, 0, len(pinned)+4)
-	add := func(name, value string) { names, values = append(names, name), append(values, value) }
-	for _, p := range pinned {
-		add(p[0], p[1])
+	has, err := s.known.of(ctx, conn)
+	if err != nil {
+		return fmt.Errorf("reading which settings the %s has: %w", s.cfg.Side, err)
 	}
-	encoding := use.Encoding
-	if encoding == "" {
-		encoding = "UTF8"
-	}
-	add("client_encoding", encoding)
-	add("default_transaction_read_only", onOff(use.ReadOnly || s.readOnly))
-	add("lock_timeout", strconv.FormatInt(use.LockTimeout.Milliseconds(), 10))
-	add("synchronous_commit", onOff(!use.AsyncCommit))
-	if _, err := conn.Exec(ctx, pinSQL, names, values); err != nil {
+	if err := conn.PgConn().Exec(ctx, s.pins(use, has)).Close(); err != nil {
 		return fmt.Errorf("pinning the session's settings: %w", err)
 	}
 	if use.Marked && s.cfg.Mark == "" {
 		return errors.New("a marked session needs the run's mark")
 	}
 	if use.Marked {
-		if _, err := conn.Exec(ctx, "SELECT pg_catalog.set_config('pgrunbook.mark', $1, false)", s.cfg.Mark); err != nil {
+		if _, err := conn.Exec(ctx, "SELECT pg_catalog.set_config('pgrunbook.mark', $1, false)", pgx.QueryExecModeExec, s.cfg.Mark); err != nil {
 			return fmt.Errorf("marking the session: %w", err)
 		}
 	}
@@ -116,6 +144,30 @@ func (s *Server) pin(ctx context.Context, conn *pgx.Conn, use Use) error {
 		return s.becomeReplica(ctx, conn)
 	}
 	return nil
+}
+
+// pins is one script, so that it costs one round trip. SET would quote lists anew.
+func (s *Server) pins(use Use, has map[string]bool) string {
+	var calls []string
+	set := func(name, value string) {
+		if has[strings.ToLower(name)] {
+			calls = append(calls, fmt.Sprintf("pg_catalog.set_config('%s', '%s', false)", name, value))
+		}
+	}
+	for _, p := range pinned {
+		set(p[0], p[1])
+	}
+	set("client_encoding", cmp.Or(use.Encoding, "UTF8"))
+	set("default_transaction_read_only", onOff(use.ReadOnly || s.readOnly))
+	set("lock_timeout", strconv.FormatInt(use.LockTimeout.Milliseconds(), 10))
+	if use.AsyncCommit {
+		set("synchronous_commit", "off")
+	}
+	script := "SELECT " + strings.Join(calls, ", ")
+	if !use.AsyncCommit {
+		script += "; " + durably
+	}
+	return script
 }
 
 // becomeReplica silences ordinary triggers and foreign keys for this session. A role without the
