@@ -120,7 +120,7 @@ func (p *program) start(path string, args ...string) (string, int) {
 // query gives the first value of a query's first row, as text.
 func query(t *testing.T, url, sql string, args ...any) string {
 	t.Helper()
-	conn, err := pgx.Connect(t.Context(), url)
+	conn, err := testpg.Connect(t.Context(), url)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -177,7 +177,7 @@ func (r *rig) exec(url, sql string) {
 
 func try(t *testing.T, url, sql string) error {
 	t.Helper()
-	conn, err := pgx.Connect(t.Context(), url)
+	conn, err := testpg.Connect(t.Context(), url)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -7,8 +7,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/jackc/pgx/v5"
-
 	"github.com/pgrunbook/pgrunbook/engine"
 	"github.com/pgrunbook/pgrunbook/engine/journal"
 	"github.com/pgrunbook/pgrunbook/internal/testpg"
@@ -85,7 +83,7 @@ func (l *limited) start(list ...engine.Step) {
 
 func (l *limited) number(url, sql string) int {
 	l.t.Helper()
-	conn, err := pgx.Connect(l.t.Context(), url)
+	conn, err := testpg.Connect(l.t.Context(), url)
 	l.must(err)
 	defer func() { _ = conn.Close(context.Background()) }()
 	var n int

@@ -172,12 +172,12 @@ func database(t *testing.T, side string) (*pg.Server, string) {
 // query runs one statement and gives its first value as text.
 func query(t *testing.T, url, sql string) string {
 	t.Helper()
-	conn, err := pgx.Connect(t.Context(), url)
+	conn, err := testpg.Connect(t.Context(), url)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer conn.Close(t.Context())
-	first, err := simpleQuery(t.Context(), conn, sql)
+	first, err := simpleQuery(t.Context(), conn.Conn, sql)
 	if err != nil {
 		t.Fatalf("%s: %v", sql, err)
 	}

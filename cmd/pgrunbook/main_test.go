@@ -10,7 +10,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/pgrunbook/pgrunbook/internal/testpg"
@@ -105,7 +104,7 @@ func runSQL(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	conn, err := pgx.Connect(ctx, ts.Getenv(strings.ToUpper(args[0])+"_URL"))
+	conn, err := testpg.Connect(ctx, ts.Getenv(strings.ToUpper(args[0])+"_URL"))
 	ts.Check(err)
 	defer conn.Close(ctx)
 	results, err := conn.PgConn().Exec(ctx, args[1]).ReadAll()
@@ -153,7 +152,7 @@ func mode(ts *testscript.TestScript, _ bool, args []string) {
 func waitFor(ts *testscript.TestScript, _ bool, args []string) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	conn, err := pgx.Connect(ctx, ts.Getenv("TARGET_URL"))
+	conn, err := testpg.Connect(ctx, ts.Getenv("TARGET_URL"))
 	ts.Check(err)
 	defer conn.Close(ctx)
 	for {

@@ -183,7 +183,8 @@ func (r *rig) try(url, text string) error {
 // ask gives a query's first value as text.
 func (r *rig) ask(url, sql string) string {
 	r.t.Helper()
-	conn := r.connect(url)
+	conn, err := testpg.Connect(r.t.Context(), url)
+	r.must(err)
 	defer func() { _ = conn.Close(context.Background()) }()
 	var s string
 	if err := conn.QueryRow(r.t.Context(), sql).Scan(&s); err != nil {

@@ -169,7 +169,7 @@ func (p *pair) sql(url, sql string) {
 // list gives the first column of a query's rows.
 func (p *pair) list(url, sql string) []string {
 	p.t.Helper()
-	conn, err := pgx.Connect(p.t.Context(), url)
+	conn, err := testpg.Connect(p.t.Context(), url)
 	if err != nil {
 		p.t.Fatal(err)
 	}

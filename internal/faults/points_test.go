@@ -173,7 +173,7 @@ func TestEveryFailpoint(t *testing.T) {
 		}
 	}
 	t.Logf("%d failpoints; apply passes %d, rollback %d, finish %d, abort %d", len(all), len(apply.names), len(rollback.names), len(finish.names), len(abort.names))
-	const parts = 4
+	const parts = 2
 	for part := range parts {
 		t.Run("F01 F02 F84 every boundary", func(t *testing.T) {
 			t.Parallel()

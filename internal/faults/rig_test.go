@@ -18,8 +18,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/jackc/pgx/v5"
-
 	"github.com/pgrunbook/pgrunbook/internal/testpg"
 )
 
@@ -148,6 +146,9 @@ func newRigOn(t *testing.T, source, target string) *rig {
 func (r *rig) stop() {
 	r.cancel()
 	r.wait.Wait()
+	if r.client.wrong != nil {
+		r.t.Errorf("a statement of the clients cannot run: %v", r.client.wrong)
+	}
 	for _, w := range r.ways {
 		w.Close()
 	}
@@ -174,7 +175,7 @@ func (r *rig) must(err error) {
 
 func (r *rig) sql(url, text string) {
 	r.t.Helper()
-	conn, err := pgx.Connect(r.t.Context(), url)
+	conn, err := testpg.Connect(r.t.Context(), url)
 	r.must(err)
 	defer func() { _ = conn.Close(context.Background()) }()
 	_, err = conn.PgConn().Exec(r.t.Context(), text).ReadAll()

@@ -13,8 +13,6 @@ import (
 	"strconv"
 	"strings"
 	"time"
-
-	"github.com/jackc/pgx/v5"
 )
 
 // Options say what cluster to start. The zero value of all but Major is good.
@@ -42,6 +40,7 @@ type Cluster struct {
 	root    *workdir
 	account account
 	proc    *process
+	admin   admin
 }
 
 // defaults are settings that suit tests: nothing here changes what SQL means.
@@ -50,6 +49,8 @@ func defaults(o Options) map[string]string {
 		"max_connections": "100", "shared_buffers": "64MB", "max_prepared_transactions": "20",
 		"timezone": "UTC", "log_timezone": "UTC", "lc_messages": "C", "log_line_prefix": "%m [%p] %q%u@%d/%a ",
 		"dynamic_shared_memory_type": "mmap", "logging_collector": "off", "max_wal_senders": "10",
+		// Its rounds grow with the number of databases, and each is a new process.
+		"autovacuum_naptime": "1h",
 	}
 	if !o.Fsync {
 		s["fsync"], s["full_page_writes"] = "off", "off"
@@ -146,7 +147,7 @@ func (c *Cluster) Addr() string { return net.JoinHostPort("127.0.0.1", strconv.I
 
 // Exec runs statements one by one as superuser, each on its own.
 func (c *Cluster) Exec(ctx context.Context, db string, statements ...string) error {
-	conn, err := pgx.Connect(ctx, c.URL(db, c.Superuser))
+	conn, err := Connect(ctx, c.URL(db, c.Superuser))
 	if err != nil {
 		return fmt.Errorf("connecting to %s: %w", db, err)
 	}

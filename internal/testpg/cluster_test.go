@@ -15,7 +15,7 @@ import (
 // queryOne runs a query that returns one text value.
 func queryOne(ctx context.Context, t *testing.T, url, sql string, args ...any) string {
 	t.Helper()
-	conn, err := pgx.Connect(ctx, url)
+	conn, err := testpg.Connect(ctx, url)
 	if err != nil {
 		t.Fatalf("connecting: %v", err)
 	}

@@ -10,8 +10,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"github.com/jackc/pgx/v5"
 )
 
 // TB is what the helpers need of testing.TB.
@@ -145,7 +143,7 @@ func NewDB(t TB, c *Cluster) string {
 	name := fmt.Sprintf("t%d_%s", dbCount.Add(1), simpleName(t.Name()))
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	if err := c.Exec(ctx, "postgres", "CREATE DATABASE "+pgx.Identifier{name}.Sanitize()); err != nil {
+	if err := c.createDB(ctx, name); err != nil {
 		t.Fatalf("making a test database: %v", err)
 		return ""
 	}
@@ -155,6 +153,7 @@ func NewDB(t TB, c *Cluster) string {
 		}
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
+		endIdle(ctx, c.URL(name, c.Superuser))
 		if err := c.DropDB(ctx, name); err != nil {
 			t.Errorf("dropping a test database: %v", err)
 		}
@@ -170,45 +169,4 @@ func simpleName(s string) string {
 		return '_'
 	}, strings.ToLower(s))
 	return s[:min(len(s), 40)]
-}
-
-// preparedQuery lists what a dead transaction manager left in this database.
-const preparedQuery = `SELECT gid FROM pg_catalog.pg_prepared_xacts WHERE database = pg_catalog.current_database()`
-
-// DropDB ends the sessions of a database, rolls back its prepared transactions
-// and drops it.
-func (c *Cluster) DropDB(ctx context.Context, name string) error {
-	if err := c.rollBackPrepared(ctx, name); err != nil {
-		return err
-	}
-	ident := pgx.Identifier{name}.Sanitize()
-	if c.Major >= 13 {
-		return c.Exec(ctx, "postgres", "DROP DATABASE "+ident+" WITH (FORCE)")
-	}
-	return c.Exec(ctx, "postgres",
-		"ALTER DATABASE "+ident+" ALLOW_CONNECTIONS false",
-		"SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity WHERE datname = '"+name+"'",
-		"DROP DATABASE "+ident)
-}
-
-func (c *Cluster) rollBackPrepared(ctx context.Context, name string) error {
-	conn, err := pgx.Connect(ctx, c.URL(name, c.Superuser))
-	if err != nil {
-		return fmt.Errorf("connecting to %s: %w", name, err)
-	}
-	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
-	rows, err := conn.Query(ctx, preparedQuery)
-	if err != nil {
-		return fmt.Errorf("listing prepared transactions: %w", err)
-	}
-	gids, err := pgx.CollectRows(rows, pgx.RowTo[string])
-	if err != nil {
-		return fmt.Errorf("listing prepared transactions: %w", err)
-	}
-	for _, gid := range gids {
-		if _, err := conn.Exec(ctx, "ROLLBACK PREPARED '"+strings.ReplaceAll(gid, "'", "''")+"'"); err != nil {
-			return fmt.Errorf("rolling back prepared transaction %s: %w", gid, err)
-		}
-	}
-	return nil
 }

@@ -109,11 +109,14 @@ func (p *pair) connect(url string) *pgx.Conn {
 
 func (p *pair) exec(url, sql string) {
 	p.t.Helper()
-	conn := p.connect(url)
+	conn, err := testpg.Connect(context.Background(), url)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	defer func() { _ = conn.Close(context.Background()) }()
 	if _, err := conn.PgConn().Exec(context.Background(), sql).ReadAll(); err != nil {
 		p.t.Fatal(err)
 	}
-	_ = conn.Close(context.Background())
 }
 
 // write writes as an application does and returns the SQLSTATE, empty for success.

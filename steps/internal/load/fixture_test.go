@@ -131,7 +131,7 @@ func (p *pair) connect(url string) *pgx.Conn {
 
 func (p *pair) exec(url, sql string) {
 	p.t.Helper()
-	conn, err := pgx.Connect(p.ctx, url)
+	conn, err := testpg.Connect(p.ctx, url)
 	if err != nil {
 		p.t.Fatal(err)
 	}
@@ -143,7 +143,7 @@ func (p *pair) exec(url, sql string) {
 
 func (p *pair) one(url, sql string) string {
 	p.t.Helper()
-	conn, err := pgx.Connect(p.ctx, url)
+	conn, err := testpg.Connect(p.ctx, url)
 	if err != nil {
 		p.t.Fatal(err)
 	}

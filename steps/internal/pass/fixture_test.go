@@ -91,12 +91,12 @@ func (p *pair) connect(url string) *pgx.Conn {
 
 func (p *pair) exec(url, sql string) {
 	p.t.Helper()
-	conn, err := pgx.Connect(p.ctx, url)
+	conn, err := testpg.Connect(p.ctx, url)
 	if err != nil {
 		p.t.Fatal(err)
 	}
 	defer func() { _ = conn.Close(p.ctx) }()
-	if err := run(p.ctx, conn, sql); err != nil {
+	if err := run(p.ctx, conn.Conn, sql); err != nil {
 		p.t.Fatalf("%s: %v", sql, err)
 	}
 }
@@ -105,7 +105,7 @@ func (p *pair) app(sql string) { p.t.Helper(); p.exec(p.source, sql) }
 
 func (p *pair) one(url, sql string) string {
 	p.t.Helper()
-	conn, err := pgx.Connect(p.ctx, url)
+	conn, err := testpg.Connect(p.ctx, url)
 	if err != nil {
 		p.t.Fatal(err)
 	}
