@@ -31,7 +31,7 @@ type writers struct {
 // a random number.
 func startWriters(t *testing.T, sourceURL string, statements ...string) *writers {
 	t.Helper()
-	w := &writers{t: t, ledger: testpg.NewLedger(testpg.LedgerOptions{Accounts: 200, Pause: 20 * time.Millisecond})}
+	w := &writers{t: t, ledger: testpg.NewLedger(testpg.LedgerOptions{Accounts: 200, Pause: 40 * time.Millisecond})}
 	if err := w.ledger.Setup(t.Context(), sourceURL); err != nil {
 		t.Fatal(err)
 	}
@@ -59,7 +59,7 @@ func (w *writers) write(ctx context.Context, url string, statements []string, ra
 		if err == nil {
 			err = one(conn, statements[random.IntN(len(statements))], random.IntN(1_000_000))
 		}
-		pause := 20 * time.Millisecond
+		pause := 40 * time.Millisecond
 		switch state := stateOf(err); {
 		case err == nil:
 			w.done.Add(1)

@@ -108,7 +108,7 @@ func newIdleRig(t *testing.T) *rig {
 // rigOn is a rig on two databases, the newer one's major at hand.
 func rigOn(t *testing.T, schema, source, target string, newest int) *rig {
 	t.Helper()
-	r := &rig{t: t, dir: t.TempDir(), ledger: testpg.NewLedger(testpg.LedgerOptions{Accounts: 100, Pause: 25 * time.Millisecond, TxTimeout: 20 * time.Second})}
+	r := &rig{t: t, dir: t.TempDir(), ledger: testpg.NewLedger(testpg.LedgerOptions{Accounts: 100, Pause: 50 * time.Millisecond, TxTimeout: 20 * time.Second})}
 	r.source, r.target = source, target
 	bin, err := testpg.ClientBinDir(t.Context(), newest)
 	r.must(err)

@@ -73,7 +73,7 @@ func (c *client) run(ctx context.Context) {
 		}
 		select {
 		case <-ctx.Done():
-		case <-time.After(time.Duration(15+c.random.IntN(20)) * time.Millisecond):
+		case <-time.After(time.Duration(30+c.random.IntN(40)) * time.Millisecond):
 		}
 	}
 	c.drop()

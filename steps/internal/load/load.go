@@ -82,6 +82,8 @@ type Loader struct {
 	gate   *valve
 	report *reporter
 	kick   chan struct{} // a chunk was committed
+
+	finishing finishSessions
 }
 
 // New prepares a Loader; it does not connect.

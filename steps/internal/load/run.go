@@ -36,6 +36,7 @@ func (l *Loader) run(ctx context.Context) error {
 	if err := l.bulk(ctx); err != nil {
 		return err
 	}
+	defer l.finishing.close()
 	o := newOverview(l)
 	g, gctx := errgroup.WithContext(ctx)
 	for n := range maxWorkers {
@@ -91,12 +92,12 @@ func (l *Loader) finish(ctx context.Context, t scope.Table) error {
 	}}.Do(ctx, "finishing "+tableName(t), func(ctx context.Context) error { return l.finishOnce(ctx, t) })
 }
 
-func (l *Loader) finishOnce(ctx context.Context, t scope.Table) error {
-	s, err := l.connect(ctx, "finish "+t.Name.Name)
+func (l *Loader) finishOnce(ctx context.Context, t scope.Table) (err error) {
+	s, err := l.finishing.take(ctx, l)
 	if err != nil {
 		return err
 	}
-	defer s.close()
+	defer func() { l.finishing.give(s, err) }()
 	state, _, err := l.cfg.Journal.TableState(ctx, nil, t.ID)
 	if err != nil || state.State == journal.Following {
 		return err

@@ -148,8 +148,8 @@ func (j *job) applyImages(ctx context.Context, w *work) error {
 		}
 		if n[1] != want {
 			return &engine.Error{
-				Op: "following", Object: tableName(t), Err: fmt.Errorf("%d rows were deleted on the %s but only %d of them are on the %s", want, j.p.cfg.From.Side(), n[1], j.p.cfg.To.Side()),
-				Hint: "The two sides differ: load this table again.",
+				Class: engine.ClassDifferences, Op: "following", Object: tableName(t), Err: fmt.Errorf("%d rows were deleted on the %s but only %d of them are on the %s", want, j.p.cfg.From.Side(), n[1], j.p.cfg.To.Side()),
+				Hint: "Find out who wrote to the target, or what it lost. Rows of a table without a key cannot be mended one by one: begin again with pgrunbook abort.",
 			}
 		}
 		j.res.Deleted += n[1]
