@@ -12,6 +12,11 @@ import (
 	"time"
 )
 
+// Full says that the tests take their full form: every case that does not need hours. Continuous
+// integration does; make test takes a share of the costly cases, to stay under 20 minutes on two
+// cores.
+func Full() bool { return os.Getenv("PGRUNBOOK_FULL") != "" || os.Getenv("PGRUNBOOK_SOAK") != "" }
+
 // TB is what the helpers need of testing.TB.
 type TB interface {
 	Helper()
