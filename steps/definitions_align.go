@@ -42,7 +42,7 @@ func align(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sideConns
 	if at, err := gate.State(ctx, sides.target, env.Run); err != nil {
 		return err
 	} else if at != gate.Absent {
-		if err := gate.InstallOn(ctx, sides.target, env.Run, env.Scope.Tables, waiting(cp, "gate a table of the target")); err != nil {
+		if err := gate.InstallOn(ctx, sides.target, env.runAt(engine.Target), env.Scope.Tables, waiting(cp, engine.Target, "gate a table of the target")); err != nil {
 			return err
 		}
 	}
