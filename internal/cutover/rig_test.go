@@ -183,7 +183,7 @@ func (r *rig) try(url, text string) error {
 // ask gives a query's first value as text.
 func (r *rig) ask(url, sql string) string {
 	r.t.Helper()
-	conn, err := testpg.Connect(r.t.Context(), url)
+	conn, err := pgx.Connect(r.t.Context(), url)
 	r.must(err)
 	defer func() { _ = conn.Close(context.Background()) }()
 	var s string

@@ -18,6 +18,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/pgrunbook/pgrunbook/internal/testpg"
 )
 
@@ -175,7 +177,7 @@ func (r *rig) must(err error) {
 
 func (r *rig) sql(url, text string) {
 	r.t.Helper()
-	conn, err := testpg.Connect(r.t.Context(), url)
+	conn, err := pgx.Connect(r.t.Context(), url)
 	r.must(err)
 	defer func() { _ = conn.Close(context.Background()) }()
 	_, err = conn.PgConn().Exec(r.t.Context(), text).ReadAll()

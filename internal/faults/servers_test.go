@@ -7,6 +7,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/pgrunbook/pgrunbook/internal/testpg"
 )
 
@@ -27,7 +29,7 @@ func ownServers(t *testing.T, settings map[string]string) (r *rig, clusters [2]*
 
 func (r *rig) number(url, sql string) (n int) {
 	r.t.Helper()
-	conn, err := testpg.Connect(r.t.Context(), url)
+	conn, err := pgx.Connect(r.t.Context(), url)
 	r.must(err)
 	defer func() { _ = conn.Close(r.t.Context()) }()
 	r.must(conn.QueryRow(r.t.Context(), sql).Scan(&n))

@@ -117,7 +117,7 @@ func (w *world) silence(source bool) string {
 	if off == "" {
 		return "it names triggers, and there is none"
 	}
-	w.sql(url, "SET default_transaction_read_only = off; "+off)
+	w.sql(url, "BEGIN READ WRITE; "+off+"; COMMIT")
 	if source {
 		w.modes = on
 	}

@@ -405,7 +405,7 @@ func difference(a, b string) string {
 func (w *world) sql(url, text string) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	conn, err := testpg.Connect(ctx, url)
+	conn, err := pgx.Connect(ctx, url)
 	w.must(err)
 	defer func() { _ = conn.Close(ctx) }()
 	if _, err = conn.PgConn().Exec(ctx, text).ReadAll(); err != nil {

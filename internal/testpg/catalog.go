@@ -28,7 +28,7 @@ func AllTables(ctx context.Context, url string) ([]string, error) {
 }
 
 func relations(ctx context.Context, url, kind string) ([]string, error) {
-	conn, err := Connect(ctx, url)
+	conn, err := pgx.Connect(ctx, url)
 	if err != nil {
 		return nil, fmt.Errorf("listing relations: %w", err)
 	}
@@ -56,7 +56,7 @@ func Sequences(ctx context.Context, url string) (map[string]Sequence, error) {
 	if err != nil {
 		return nil, err
 	}
-	conn, err := Connect(ctx, url)
+	conn, err := pgx.Connect(ctx, url)
 	if err != nil {
 		return nil, fmt.Errorf("reading sequences: %w", err)
 	}

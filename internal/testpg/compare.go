@@ -80,12 +80,12 @@ func DiffAt(ctx context.Context, sourceURL, targetURL, targetSnapshot string, ta
 
 // side is one database in one snapshot.
 type side struct {
-	conn    *Session
+	conn    *pgx.Conn
 	version int
 }
 
 func openSide(ctx context.Context, url, snapshot string) (*side, error) {
-	conn, err := Connect(ctx, url)
+	conn, err := pgx.Connect(ctx, url)
 	if err != nil {
 		return nil, err
 	}
@@ -113,11 +113,7 @@ func (s *side) begin(ctx context.Context, snapshot string) error {
 	return nil
 }
 
-func (s *side) close(ctx context.Context) {
-	ctx = context.WithoutCancel(ctx)
-	_, _ = s.conn.Exec(ctx, "ROLLBACK")
-	_ = s.conn.Close(ctx)
-}
+func (s *side) close(ctx context.Context) { _ = s.conn.Close(context.WithoutCancel(ctx)) }
 
 // shape is what a table looks like on one side.
 type shape struct {

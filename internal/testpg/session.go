@@ -10,8 +10,8 @@ import (
 
 // Session is a connection for a statement or two of a test's own. Close keeps it, cleaned, for the
 // next one who asks for the same URL: a new process of the server costs more than most statements.
-// What must be seen by a client that comes anew (a setting of the database, a closed door) needs
-// pgx.Connect.
+// What must be seen by a client that comes anew (a setting of the database, a closed door), and what
+// must live through a flip, which ends the sessions of the side that is left, needs pgx.Connect.
 type Session struct {
 	*pgx.Conn
 
