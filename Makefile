@@ -9,8 +9,10 @@ GOLANGCI_LINT_VERSION := 2.15.0
 LINT := .cache/bin/golangci-lint-$(GOLANGCI_LINT_VERSION)
 # The majors that tests name beside the pair in PGRUNBOOK_TEST_PAIR (15:18).
 MAJORS ?= 12 15 18
-# Packages tested at the same time: each may run several servers.
-TEST_PROCS ?= 2
+# Packages tested at the same time: each may run several servers, and those that run the built
+# program keep two migrations going.
+TEST_PROCS ?= 3
+WHOLE_PROCS ?= 2
 TEST_TIMEOUT ?= 40m
 SOAK_TIMEOUT ?= 26h
 PKG ?= ./...
@@ -20,7 +22,12 @@ PROGRAM_TESTS := /(examples|internal/(cutover|docs|faults|histories))$$
 MUTANT_TESTS := /steps/internal/(freeze|load|pass)$$
 # Whole migrations that make test leaves to PGRUNBOOK_FULL=1, the form of continuous integration:
 # with them, the two cores of a small machine need an hour.
-FULL_TESTS := TestF06LocalDisk|TestF08ClocksThatJump|TestF16SourceDiskFull|TestF17Limits|TestF21Access|TestF22ReplicaLag|TestF85AbortAfterDeath
+FULL_TESTS := TestF01ChainOfKills|TestF01DeathsInSecondLoad|TestF01DeathAfterRewrite|TestF03StoppedRunner|TestF06LocalDisk|TestF08ClocksThatJump|$\
+  TestF10F11Servers|TestF12F13Failover|TestF14CutInCopy|TestF14Network|TestF15LostAnswers|TestF16SourceDiskFull|TestF16TargetDiskFull|$\
+  TestF17Limits|TestF20Poolers|TestF21Access|TestF22ReplicaLag|TestF31Blockers|TestF40DeathsInCarriedDDL|TestF41DeathsWhenTablesJoin|$\
+  TestF84F85AbortLeavesNoTrace|TestF84FinishKilled|TestF85AbortAfterDeath|TestFollowThenBack|TestNoWayBack|TestNoWayBackAskedFor|$\
+  TestOneSideGone|TestPasswordsShowNowhere|TestR14KilledBehindPoolers|TestR18OldSide|TestR27OldSideByDefault|TestRollbackWithoutTarget|$\
+  TestEveryBoundary|TestGivenUpTargetIsNotOpened|TestOverBudget|TestUntilEachStep|TestWayBackBetweenMajors|TestWhatCountsAsGone|TestWhatIf
 SKIP := $(if $(PGRUNBOOK_FULL)$(PGRUNBOOK_SOAK),,-skip '^($(FULL_TESTS))$$')
 
 .PHONY: help
@@ -39,11 +46,11 @@ demo: build ## Build, then migrate a throw-away database under load
 test: setup lint ## Set up, lint, vet and run all tests with the race detector (PKG=./engine/... for some)
 	$(GO) vet $(PKG)
 	unit=$$($(GO) list $(PKG) | grep -vE '$(PROGRAM_TESTS)' || true); \
-	  test -z "$$unit" || $(GO) test -race -timeout $(TEST_TIMEOUT) -p $(TEST_PROCS) $$unit
+	  test -z "$$unit" || $(GO) test -vet off -race -timeout $(TEST_TIMEOUT) -p $(TEST_PROCS) $$unit
 	mutants=$$($(GO) list $(PKG) | grep -E '$(MUTANT_TESTS)' || true); \
-	  test -z "$$mutants" || $(GO) test -tags failpoint -run Mutant -timeout $(TEST_TIMEOUT) -p $(TEST_PROCS) $$mutants
+	  test -z "$$mutants" || $(GO) test -vet off -tags failpoint -run Mutant -timeout $(TEST_TIMEOUT) -p $(TEST_PROCS) $$mutants
 	whole=$$($(GO) list $(PKG) | grep -E '$(PROGRAM_TESTS)' || true); \
-	  test -z "$$whole" || $(GO) test -timeout $(TEST_TIMEOUT) -p $(TEST_PROCS) $(SKIP) $$whole
+	  test -z "$$whole" || $(GO) test -vet off -timeout $(TEST_TIMEOUT) -p $(WHOLE_PROCS) $(SKIP) $$whole
 	@$(if $(SKIP),echo "make test: left to PGRUNBOOK_FULL=1: $(subst |, ,$(FULL_TESTS)) and shares of others",true)
 
 .PHONY: soak
