@@ -27,7 +27,15 @@ func AllTables(ctx context.Context, url string) ([]string, error) {
 	return relations(ctx, url, "r")
 }
 
-func relations(ctx context.Context, url, kind string) ([]string, error) {
+func relations(ctx context.Context, url, kind string) (names []string, err error) {
+	err = notEnded(func() error {
+		names, err = relationsOnce(ctx, url, kind)
+		return err
+	})
+	return names, err
+}
+
+func relationsOnce(ctx context.Context, url, kind string) ([]string, error) {
 	conn, err := pgx.Connect(ctx, url)
 	if err != nil {
 		return nil, fmt.Errorf("listing relations: %w", err)

@@ -55,7 +55,26 @@ func Diff(ctx context.Context, sourceURL, targetURL string, tables []string) ([]
 
 // DiffAt is Diff with the target seen in an exported snapshot (PostgreSQL docs,
 // pg_export_snapshot), so that writers may go on there. An empty name means now.
-func DiffAt(ctx context.Context, sourceURL, targetURL, targetSnapshot string, tables []string) ([]Difference, error) {
+func DiffAt(ctx context.Context, sourceURL, targetURL, targetSnapshot string, tables []string) (diffs []Difference, err error) {
+	err = notEnded(func() error {
+		diffs, err = diffOnce(ctx, sourceURL, targetURL, targetSnapshot, tables)
+		return err
+	})
+	return diffs, err
+}
+
+// notEnded does something again whose session was ended from outside: a flip does that on the side
+// that it leaves.
+func notEnded(do func() error) error {
+	const times = 3
+	for n := 1; ; n++ {
+		if err := do(); err == nil || n == times || sqlState(err) != "57P01" {
+			return err
+		}
+	}
+}
+
+func diffOnce(ctx context.Context, sourceURL, targetURL, targetSnapshot string, tables []string) ([]Difference, error) {
 	var sides [2]*side
 	snapshots := [2]string{"", targetSnapshot}
 	for i, url := range []string{sourceURL, targetURL} {
