@@ -5,11 +5,14 @@ package failpoint
 import (
 	"fmt"
 	"os"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // A rule acts at the n-th hit of a name.
@@ -77,7 +80,11 @@ func do(name, act string) {
 		_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
 		select {} // the signal is on its way
 	case "stop":
-		_ = syscall.Kill(os.Getpid(), syscall.SIGSTOP)
+		// To this very thread: the process may give a signal of its own to a thread that waits for a
+		// core, and this one would go on meanwhile, past the boundary.
+		runtime.LockOSThread()
+		_ = unix.Tgkill(os.Getpid(), unix.Gettid(), syscall.SIGSTOP)
+		runtime.UnlockOSThread()
 	case "sleep":
 		d, err := time.ParseDuration(arg)
 		if err != nil {
