@@ -13,7 +13,7 @@ MAJORS ?= 12 15 18
 # program keep two migrations going.
 TEST_PROCS ?= 3
 WHOLE_PROCS ?= 2
-TEST_TIMEOUT ?= 40m
+TEST_TIMEOUT ?= 70m
 SOAK_TIMEOUT ?= 26h
 PKG ?= ./...
 # Packages whose tests run the built program: the race detector would look at the harness alone.
