@@ -46,7 +46,7 @@ func judge(state freeze.State, owner journal.Ownership, to engine.Side) verdict 
 // the other side takes writes already.
 func (f *flipper) settle(ctx context.Context) (opened bool, err error) {
 	if f.Gates == nil {
-		if f.Gates, err = freeze.OpenGates(ctx, f.From, f.To); err != nil {
+		if err := f.openGates(ctx); err != nil {
 			return false, err
 		}
 		defer f.closeGates(ctx)
@@ -90,6 +90,18 @@ func (f *flipper) verdict(ctx context.Context) (freeze.State, verdict, error) {
 	return state, judge(state, owner, f.to), nil
 }
 
+// openGates opens the sessions, and lets the journal find out at the same time that it has lost its own.
+func (f *flipper) openGates(ctx context.Context) (err error) {
+	found := make(chan error, 1)
+	go func() {
+		_, err := f.env.Journal.Owner(ctx)
+		found <- err
+	}()
+	f.Gates, err = freeze.OpenGates(ctx, f.From, f.To)
+	<-found // a session that was lost is opened by the next question
+	return err
+}
+
 func (f *flipper) closeGates(ctx context.Context) {
 	if f.Freeze != nil {
 		f.Gates.Close(ctx)
@@ -127,7 +139,8 @@ func unsettled(cause error) error {
 func (f *flipper) unknown(ctx context.Context, cause error) error {
 	f.cp.Emit(engine.Event{Kind: engine.EventWaiting, Level: "warn", Message: "looking at both gates: " + cause.Error()})
 	var opened bool
-	err := untilSettled(ctx, f.env, false, func(ctx context.Context) (err error) {
+	silent := errors.Is(cause, context.DeadlineExceeded) // else the connection is gone, and a new one shows whether the side is
+	err := untilSettled(ctx, f.env, !silent, func(ctx context.Context) (err error) {
 		opened, err = f.settle(ctx)
 		return err
 	})
