@@ -197,15 +197,11 @@ func (n news) leave(ctx context.Context, env *Env, cp engine.Checkpoint, sides *
 	for _, t := range n.left {
 		name := pg.Name(t.Schema, t.Name.Name)
 		cp.Emit(engine.Event{Kind: engine.EventNote, Level: "warn", Object: name, Message: name + " became a partition: its rows go with its tree"})
-		captures := map[engine.Side]*pgx.Conn{engine.Source: sides.source}
-		if back {
-			captures[engine.Target] = sides.target
-		}
-		for side, conn := range captures {
-			if t.Data != scope.Live {
+		for _, side := range []engine.Side{engine.Source, engine.Target} {
+			if t.Data != scope.Live || side == engine.Target && !back {
 				continue
 			}
-			if err := capture.Forget(ctx, conn, env.Run, t, waiting(cp, side, "remove capture of a partition")); err != nil {
+			if err := capture.Forget(ctx, sides.of(side), env.Run, t, waiting(cp, side, "remove capture of a partition")); err != nil {
 				return err
 			}
 		}

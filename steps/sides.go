@@ -13,26 +13,24 @@ import (
 type sideConns struct{ source, target *pgx.Conn }
 
 func openSides(ctx context.Context, env *Env, name string) (*sideConns, error) {
-	source, err := env.Source.Connect(ctx, pg.Use{Name: name, Marked: true, LockTimeout: lockPatience})
-	if err != nil {
-		return nil, err
-	}
-	target, err := env.Target.Connect(ctx, pg.Use{Name: name, Marked: true, LockTimeout: lockPatience})
-	if err != nil {
-		_ = source.Close(ctx)
-		return nil, err
-	}
-	return &sideConns{source: source, target: target}, nil
+	return openSidesFor(ctx, env, pg.Use{Name: name, Marked: true, LockTimeout: lockPatience})
 }
 
 // openSidesToDefine is openSides for a target that gets definitions: in the replica role, so that no
 // trigger and no foreign key of the application acts on rows that are thrown away.
 func openSidesToDefine(ctx context.Context, env *Env, name string) (*sideConns, error) {
-	source, err := env.Source.Connect(ctx, pg.Use{Name: name, Marked: true, LockTimeout: lockPatience})
+	return openSidesFor(ctx, env, pg.Use{Name: name, Marked: true, Replica: true, LockTimeout: lockPatience})
+}
+
+// openSidesFor opens the target as asked, and the source never in the replica role.
+func openSidesFor(ctx context.Context, env *Env, use pg.Use) (*sideConns, error) {
+	asked := use
+	asked.Replica = false
+	source, err := env.Source.Connect(ctx, asked)
 	if err != nil {
 		return nil, err
 	}
-	target, err := env.Target.Connect(ctx, pg.Use{Name: name, Marked: true, Replica: true, LockTimeout: lockPatience})
+	target, err := env.Target.Connect(ctx, use)
 	if err != nil {
 		_ = source.Close(ctx)
 		return nil, err
