@@ -18,8 +18,8 @@ var errMended = errors.New("the gate had to be mended")
 func (f *flipper) gated(ctx context.Context, side engine.Side) error {
 	conn := f.looks.of(side)
 	missing := gate.Verify(ctx, conn, f.env.Run, f.env.Scope.Tables)
-	if missing == nil {
-		return nil
+	if !errors.Is(missing, gate.ErrUngated) { // a look that failed is no reason to compare again
+		return missing
 	}
 	f.cp.Emit(engine.Event{Kind: engine.EventDiagnosed, Level: "warn", Message: fmt.Sprintf("mending the %s's gate: %v", side, missing), Finding: &engine.Finding{
 		Code: "CUT002", Severity: engine.SeverityWarning, Side: side, Text: missing.Error(), Fix: "Find out who disables triggers there.",

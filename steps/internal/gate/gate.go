@@ -180,24 +180,25 @@ SELECT x.schema_name, x.table_name, 0::oid, false, false, true, false FROM named
  WHERE NOT EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = x.schema_name AND c.relname = x.table_name)
  ORDER BY 1, 2`
 
-func ungated(ctx context.Context, conn *pgx.Conn, run scope.Run, tables []scope.Table) ([]gap, error) {
+// ungated looks again where it was in DDL's way: pg_get_triggerdef opens the table.
+func ungated(ctx context.Context, conn *pgx.Conn, run scope.Run, tables []scope.Table) (gaps []gap, err error) {
 	schemas, names := make([]string, len(tables)), make([]string, len(tables))
 	for i, t := range tables {
 		schemas[i], names[i] = t.Schema, t.Name.Name
 	}
-	rows, err := conn.Query(ctx, gapsSQL, schemas, names, pg.Literal(run.Mark))
-	if err != nil {
-		return nil, fmt.Errorf("looking for tables without a gate: %w", err)
-	}
-	gaps, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (gap, error) {
-		var g gap
-		err := row.Scan(&g.Schema, &g.Name.Name, &g.OID, &g.Wrong, &g.Off, &g.Gone, &g.Their)
-		return g, err
+	err = pg.Retry(ctx, "looking for tables without a gate", func(ctx context.Context) error {
+		rows, err := conn.Query(ctx, gapsSQL, schemas, names, pg.Literal(run.Mark))
+		if err != nil {
+			return err
+		}
+		gaps, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (gap, error) {
+			var g gap
+			err := row.Scan(&g.Schema, &g.Name.Name, &g.OID, &g.Wrong, &g.Off, &g.Gone, &g.Their)
+			return g, err
+		})
+		return err
 	})
-	if err != nil {
-		return nil, fmt.Errorf("looking for tables without a gate: %w", err)
-	}
-	return gaps, nil
+	return gaps, err
 }
 
 func arm(ctx context.Context, conn *pgx.Conn, run scope.Run, g gap, onWait capture.OnWait) error {
@@ -229,6 +230,9 @@ func arm(ctx context.Context, conn *pgx.Conn, run scope.Run, g gap, onWait captu
 	return nil
 }
 
+// ErrUngated is what Verify finds; its other errors say that it could not look.
+var ErrUngated = errors.New("are not gated, or not always")
+
 // Verify refuses unless every table and member is gated: a freeze with one ungated table would
 // lose what is written there.
 func Verify(ctx context.Context, conn *pgx.Conn, run scope.Run, tables []scope.Table) error {
@@ -238,7 +242,7 @@ func Verify(ctx context.Context, conn *pgx.Conn, run scope.Run, tables []scope.T
 	}
 	first := pg.Name(gaps[0].Schema, gaps[0].Name.Name)
 	return &engine.Error{
-		Op: "checking the gate of", Object: first, Err: fmt.Errorf("%d of the tables in scope are not gated, or not always", len(gaps)),
+		Op: "checking the gate of", Object: first, Err: fmt.Errorf("%d of the tables in scope %w", len(gaps), ErrUngated),
 		Hint: "Run the same command again: it arms them. If that repeats, find out who alters triggers (ENABLE TRIGGER ALL does).",
 	}
 }
