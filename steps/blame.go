@@ -15,7 +15,7 @@ import (
 
 // eventTriggersSQL gives the enabled event triggers with their functions as a CONTEXT line has them.
 const eventTriggersSQL = `
-SELECT e.evtname::text, p.proname::text FROM pg_event_trigger e JOIN pg_proc p ON p.oid = e.evtfoid WHERE e.evtenabled <> 'D' ORDER BY 1`
+SELECT e.evtname::text, quote_ident(p.proname) FROM pg_event_trigger e JOIN pg_proc p ON p.oid = e.evtfoid WHERE e.evtenabled <> 'D' ORDER BY 1`
 
 // blamed names the event trigger that stopped a statement of ours: the server's error tells its
 // function only.
@@ -51,7 +51,7 @@ func blockingTrigger(ctx context.Context, conn *pgx.Conn, where string) (name st
 	}
 	var trigger, function string
 	_, err = pgx.ForEachRow(rows, []any{&trigger, &function}, func() error {
-		if strings.Contains(where, function+"()") {
+		if strings.Contains(where, " "+function+"()") || strings.Contains(where, "."+function+"()") {
 			name = trigger
 		}
 		return nil

@@ -17,7 +17,8 @@ func TestF47EventTriggers(t *testing.T) {
 	r := newRig(t, "")
 	steps := []engine.Step{newSchema(r.env), newCapture(r.env)}
 	refuse := `CREATE SCHEMA guard; CREATE FUNCTION guard.no_ddl() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN RAISE EXCEPTION ''not here: %'', tg_tag; END';
-		CREATE EVENT TRIGGER nothing_new ON ddl_command_start WHEN TAG IN ('CREATE TRIGGER') EXECUTE FUNCTION guard.no_ddl()`
+		CREATE EVENT TRIGGER nothing_new ON ddl_command_start WHEN TAG IN ('CREATE TRIGGER') EXECUTE FUNCTION guard.no_ddl();
+		CREATE FUNCTION guard.ddl() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN END'; CREATE EVENT TRIGGER other ON ddl_command_start EXECUTE FUNCTION guard.ddl()`
 	walk := func() error {
 		_, err := r.env.walk(t.Context(), &engine.Plan{Steps: []engine.StepPlan{{ID: "schema"}, {ID: "capture"}}}, steps, WalkOptions{Show: engine.SinkFunc(r.emit)})
 		return err
@@ -32,8 +33,8 @@ func TestF47EventTriggers(t *testing.T) {
 		r.exec(url, "ALTER EVENT TRIGGER nothing_new DISABLE")
 	}
 	r.must(walk())
-	r.exec(r.source, "DROP EVENT TRIGGER nothing_new; DROP SCHEMA guard CASCADE")
-	r.exec(r.target, "DROP EVENT TRIGGER nothing_new; DROP SCHEMA guard CASCADE")
+	r.exec(r.source, "DROP EVENT TRIGGER nothing_new; DROP EVENT TRIGGER other; DROP SCHEMA guard CASCADE")
+	r.exec(r.target, "DROP EVENT TRIGGER nothing_new; DROP EVENT TRIGGER other; DROP SCHEMA guard CASCADE")
 }
 
 // Names of 63 bytes that differ in the last one meet nowhere, and what somebody else named as we name
