@@ -20,6 +20,8 @@ PKG ?= ./...
 PROGRAM_TESTS := /(examples|internal/(cutover|docs|faults|histories))$$
 # Packages that show, built with the tag failpoint, that their tests notice a broken protocol.
 MUTANT_TESTS := /steps/internal/(freeze|load|pass)$$
+# go test begins its packages in the order given: no core waits at the end for one that began last.
+LONGEST_FIRST := awk '/\/(steps|faults|examples)$$/ {print; next} {rest = rest $$0 "\n"} END {printf "%s", rest}'
 # Whole migrations that make test leaves to PGRUNBOOK_FULL=1, the form of continuous integration:
 # with them, the two cores of a small machine need an hour.
 FULL_TESTS := TestF01ChainOfKills|TestF01DeathsInSecondLoad|TestF01DeathAfterRewrite|TestF03StoppedRunner|TestF06LocalDisk|TestF08ClocksThatJump|$\
@@ -45,11 +47,11 @@ demo: build ## Build, then migrate a throw-away database under load
 .PHONY: test
 test: setup lint ## Set up, lint, vet and run all tests with the race detector (PKG=./engine/... for some)
 	$(GO) vet $(PKG)
-	unit=$$($(GO) list $(PKG) | grep -vE '$(PROGRAM_TESTS)' || true); \
+	unit=$$($(GO) list $(PKG) | grep -vE '$(PROGRAM_TESTS)' | $(LONGEST_FIRST) || true); \
 	  test -z "$$unit" || $(GO) test -vet off -race -timeout $(TEST_TIMEOUT) -p $(TEST_PROCS) $$unit
 	mutants=$$($(GO) list $(PKG) | grep -E '$(MUTANT_TESTS)' || true); \
 	  test -z "$$mutants" || $(GO) test -vet off -tags failpoint -run Mutant -timeout $(TEST_TIMEOUT) -p $(TEST_PROCS) $$mutants
-	whole=$$($(GO) list $(PKG) | grep -E '$(PROGRAM_TESTS)' || true); \
+	whole=$$($(GO) list $(PKG) | grep -E '$(PROGRAM_TESTS)' | $(LONGEST_FIRST) || true); \
 	  test -z "$$whole" || $(GO) test -vet off -timeout $(TEST_TIMEOUT) -p $(WHOLE_PROCS) $(SKIP) $$whole
 	@$(if $(SKIP),echo "make test: left to PGRUNBOOK_FULL=1: $(subst |, ,$(FULL_TESTS)) and shares of others",true)
 

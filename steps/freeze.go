@@ -70,6 +70,10 @@ func (s *freezeStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Che
 		return err
 	}
 	if !opened {
+		f.cursor.AtOpen = f.atOpen
+		if err := f.cp.Save(ctx, nil, *f.cursor); err != nil {
+			return err
+		}
 		if f.guard, err = f.startGuardian(s.id); err != nil {
 			return err
 		}

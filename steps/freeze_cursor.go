@@ -17,6 +17,7 @@ type freezeCursor struct {
 	Changes []pooler.Change `json:"changes,omitempty"` // of the poolers' files
 	Paused  bool            `json:"paused,omitempty"`  // the poolers, perhaps
 	Begun   int             `json:"begun,omitempty"`   // switch steps, the last perhaps
+	AtOpen  []string        `json:"at_open,omitempty"` // what opens the other side, for whoever ends a flip that is left open
 }
 
 // readCursor reads it anew, and makes the poolers that it speaks of.

@@ -104,12 +104,22 @@ func OpenRun(ctx context.Context, env *Env, o OpenOptions) error {
 	}
 	err = goneHint("opening the run", err, "If the source is gone for good: pgrunbook abort --without-source before the cutover, pgrunbook finish --without-source after it.")
 	if err == nil {
+		settleFirst(ctx, env)
 		err = refreshScope(ctx, env)
 	}
 	if err != nil {
 		run.Close(ctx)
 	}
 	return err
+}
+
+// settleFirst ends a flip that a dead runner and its guardian left open, before anything else: until
+// then the application can write nowhere. What it cannot end now meets the command again, which has
+// patience and says what is wrong.
+func settleFirst(ctx context.Context, env *Env) {
+	ctx, cancel := context.WithTimeout(ctx, settleTry)
+	defer cancel()
+	_ = settleFlip(ctx, env)
 }
 
 // goneHint says what to type when a side cannot be reached.

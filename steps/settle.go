@@ -276,8 +276,19 @@ func settleFlip(ctx context.Context, env *Env) error {
 	if err != nil || owner.Side != journal.Unclear || owner.Flip == nil {
 		return err
 	}
-	step := &freezeStep{env: env, id: "freeze", phase: engine.PhaseCutover, from: owner.Flip.From}
-	f, err := step.build(ctx, journal.NewMemory().Checkpoint(step.id, abortSink{env}))
+	step := &freezeStep{env: env, id: "freeze", from: owner.Flip.From}
+	if step.from == engine.Target {
+		step.id = "rollback"
+	}
+	cp := env.Journal.Checkpoint(step.id, abortSink{env})
+	var cursor freezeCursor
+	if _, err := cp.Load(ctx, &cursor); err != nil {
+		return err
+	}
+	if len(cursor.AtOpen) > 0 {
+		step.inherits = &inherited{AtOpen: cursor.AtOpen}
+	}
+	f, err := step.build(ctx, cp)
 	if err != nil {
 		return err
 	}

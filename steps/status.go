@@ -319,6 +319,10 @@ func (st *Status) next() string {
 		return fmt.Sprintf("yes, where the runner asks (process %d of %s on %s), or pgrunbook approve %s --by WHO", st.Holder.PID, st.Holder.User, st.Holder.Host, st.asks)
 	case st.running() && st.inWay != "":
 		return st.inWay
+	case st.running() && st.Held != "":
+		return "nothing: it goes on once the limit is kept. pgrunbook set NAME=VALUE changes a limit"
+	case st.running() && st.Waiting != "":
+		return "nothing: it goes on by itself when that is over. pgrunbook status --watch follows it"
 	case st.running():
 		return "nothing: it is running. pgrunbook status --watch follows it"
 	case st.Step == "":

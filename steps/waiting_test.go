@@ -41,3 +41,19 @@ func TestNextWhileALockIsWaitedFor(t *testing.T) {
 		}
 	}
 }
+
+// TestNextWhileSomethingElseIsWaitedFor: what goes on by itself asks for nothing, and says so.
+func TestNextWhileSomethingElseIsWaitedFor(t *testing.T) {
+	runner := &journal.Holder{Alive: true}
+	for want, st := range map[string]Status{
+		"nothing: it goes on once the limit is kept. pgrunbook set NAME=VALUE changes a limit": {Holder: runner, Held: "limit sessions is over 1: pause"},
+		"nothing: it goes on by itself when that is over. pgrunbook status --watch follows it": {Holder: runner, Waiting: "waiting for the cutover window 22:00-04:00"},
+		"nothing: it is running. pgrunbook status --watch follows it":                          {Holder: runner},
+		"pgrunbook apply": {Waiting: "waiting for the cutover window 22:00-04:00"},
+	} {
+		st.State, st.Writes, st.Step = journal.Active, engine.Source, "copy"
+		if next := st.next(); next != want {
+			t.Errorf("next is %q, want %q", next, want)
+		}
+	}
+}

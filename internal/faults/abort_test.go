@@ -3,6 +3,7 @@ package faults_test
 import (
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/pgrunbook/pgrunbook/internal/testpg"
 )
@@ -66,9 +67,11 @@ func TestF02SettledByAnyCommand(t *testing.T) {
 	if o := p.end(); o.signal == 0 || !p.passed("freeze.resolving", 1) {
 		t.Fatalf("runner and guardian did not die: %s", o)
 	}
-	if o := r.run("", abortArgs...); o.code != 1 {
-		t.Fatalf("abort after the flip: %s, want 1\n%s", o, o.text)
-	}
+	r.firstWrite("abort", func() {
+		if o := r.run("", abortArgs...); o.code != 1 {
+			t.Fatalf("abort after the flip: %s, want 1\n%s", o, o.text)
+		}
+	})
 	r.moved(0, 1)
 	r.writing(1)
 	r.turn(1)
@@ -76,7 +79,7 @@ func TestF02SettledByAnyCommand(t *testing.T) {
 	if o := p.end(); o.signal == 0 || !p.passed("freeze.resolving", 1) {
 		t.Fatalf("runner and guardian did not die on the way back: %s", o)
 	}
-	r.finally(rollbackArgs...)
+	r.firstWrite("rollback", func() { r.finally(rollbackArgs...) })
 	r.moved(1, 0)
 	r.writing(0)
 	before := r.dump(r.source)
@@ -85,4 +88,19 @@ func TestF02SettledByAnyCommand(t *testing.T) {
 		t.Errorf("abort after the way back left something of ours on the source")
 	}
 	r.balance(r.source)
+}
+
+// firstWrite prints how long after a command was typed the application could write again.
+func (r *rig) firstWrite(command string, run func()) {
+	r.t.Helper()
+	began, before := time.Now(), r.ledger.Stats().Acknowledged
+	wrote := make(chan time.Duration, 1)
+	go func() {
+		for r.ledger.Stats().Acknowledged == before && time.Since(began) < time.Minute {
+			time.Sleep(5 * time.Millisecond)
+		}
+		wrote <- time.Since(began)
+	}()
+	run()
+	r.t.Logf("%s typed between the COMMITs: the first write after %s", command, (<-wrote).Round(time.Millisecond))
 }

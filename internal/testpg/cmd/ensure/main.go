@@ -43,7 +43,7 @@ func ensure(ctx context.Context, args []string) error {
 	if err := testpg.EnsureSystem(ctx, logf); err != nil {
 		return err
 	}
-	installs, err := testpg.Ensure(ctx, logf, majors...)
+	installs, err := testpg.EnsurePinned(ctx, logf, majors...)
 	if err != nil {
 		return err
 	}
