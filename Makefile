@@ -22,9 +22,10 @@ PROGRAM_TESTS := /(examples|internal/(cutover|docs|faults|histories))$$
 MUTANT_TESTS := /steps/internal/(freeze|load|pass)$$
 # go test begins its packages in the order given: no core waits at the end for one that began last.
 LONGEST_FIRST := awk '/\/(steps|faults|examples)$$/ {print; next} {rest = rest $$0 "\n"} END {printf "%s", rest}'
-# Whole migrations that make test leaves to PGRUNBOOK_FULL=1, the form of continuous integration:
-# with them, the two cores of a small machine need an hour.
-FULL_TESTS := TestF01ChainOfKills|TestF01DeathsInSecondLoad|TestF01DeathAfterRewrite|TestF03StoppedRunner|TestF06LocalDisk|TestF08ClocksThatJump|$\
+# Whole migrations, and tests of the harness, that make test leaves to PGRUNBOOK_FULL=1, the form of
+# continuous integration: with them, the two cores of a small machine need an hour.
+FULL_TESTS := TestApproval|TestCITwoJobs|TestClustersOfSeveralMajors|TestStandbyFollowsAndIsPromoted|TestRehearse|TestR14PgbenchThroughTheCutover|$\
+  TestF02KilledInTheFreeze|TestF05Signals|TestF15LostFlip|TestF19SnapshotError|TestF01ChainOfKills|TestF01DeathsInSecondLoad|TestF01DeathAfterRewrite|TestF03StoppedRunner|TestF06LocalDisk|TestF08ClocksThatJump|$\
   TestF10F11Servers|TestF12F13Failover|TestF14CutInCopy|TestF14Network|TestF15LostAnswers|TestF16SourceDiskFull|TestF16TargetDiskFull|$\
   TestF17Limits|TestF20Poolers|TestF21Access|TestF22ReplicaLag|TestF31Blockers|TestF40DeathsInCarriedDDL|TestF41DeathsWhenTablesJoin|$\
   TestF84F85AbortLeavesNoTrace|TestF84FinishKilled|TestF85AbortAfterDeath|TestFollowThenBack|TestNoWayBack|TestNoWayBackAskedFor|$\
@@ -48,7 +49,7 @@ demo: build ## Build, then migrate a throw-away database under load
 test: setup lint ## Set up, lint, vet and run all tests with the race detector (PKG=./engine/... for some)
 	$(GO) vet $(PKG)
 	unit=$$($(GO) list $(PKG) | grep -vE '$(PROGRAM_TESTS)' | $(LONGEST_FIRST) || true); \
-	  test -z "$$unit" || $(GO) test -vet off -race -timeout $(TEST_TIMEOUT) -p $(TEST_PROCS) $$unit
+	  test -z "$$unit" || $(GO) test -vet off -race -timeout $(TEST_TIMEOUT) -p $(TEST_PROCS) $(SKIP) $$unit
 	mutants=$$($(GO) list $(PKG) | grep -E '$(MUTANT_TESTS)' || true); \
 	  test -z "$$mutants" || $(GO) test -vet off -tags failpoint -run Mutant -timeout $(TEST_TIMEOUT) -p $(TEST_PROCS) $$mutants
 	whole=$$($(GO) list $(PKG) | grep -E '$(PROGRAM_TESTS)' | $(LONGEST_FIRST) || true); \
