@@ -29,12 +29,13 @@ func newPasser(env *Env, from, to *pg.Server, cp engine.Checkpoint) *pass.Passer
 
 // fence gives what every transaction of ours that writes rows calls first. On the target the epoch
 // is locked in that transaction; on the source, where there is no journal, the journal is asked
-// before, and the closed gate of the other side is what keeps two runners from harm.
+// before, and the closed gate of the other side is what keeps two runners from harm. Neither lets
+// rows go to the side that takes writes.
 func (e *Env) fence(to *pg.Server) func(ctx context.Context, tx pgx.Tx) error {
 	if to == e.Target {
 		return func(ctx context.Context, tx pgx.Tx) error {
-			return journal.Fence(ctx, tx, e.Run.ID, e.Run.Epoch)
+			return journal.FenceRows(ctx, tx, e.Run.ID, e.Run.Epoch, engine.Target)
 		}
 	}
-	return func(ctx context.Context, _ pgx.Tx) error { return e.Journal.Fenced(ctx) }
+	return func(ctx context.Context, _ pgx.Tx) error { return e.Journal.FencedRows(ctx, engine.Source) }
 }

@@ -77,6 +77,13 @@ func Follow(ctx context.Context, env *Env, cp engine.Checkpoint) error {
 		if err := silent(ctx, source, engine.Source, env.Scope); err != nil {
 			return err
 		}
+		stray, err := strayWrites(ctx, source)
+		if err != nil {
+			return err
+		}
+		if stray.Why != "" {
+			return stray.refuse()
+		}
 		res, err := passer.Exact(ctx, pass.Options{Patience: time.Minute})
 		if err != nil {
 			if ctx.Err() != nil {

@@ -259,26 +259,6 @@ func Pause(ctx context.Context, target *pg.Server, by string, paused bool) error
 	return err
 }
 
-// VerifyNow compares both sides of the run that is open in env, beside the walk.
-func VerifyNow(ctx context.Context, env *Env, show engine.Sink) error {
-	env.report(show)
-	s := newVerify(env)
-	p, err := planStep(ctx, env, s)
-	if err != nil {
-		return err
-	}
-	ctx, cancel := env.Journal.Context(ctx)
-	defer cancel()
-	err = withCause(ctx, s.Apply(ctx, p, journal.NewMemory().Checkpoint(s.ID(), show)))
-	if err == nil {
-		return placesProved(ctx, env)
-	}
-	if engine.ClassOf(err) != engine.ClassDifferences {
-		return err
-	}
-	return errors.Join(err, distrust(ctx, env, s.ID()))
-}
-
 // distrust takes back an earlier proof that both sides are equal: no cutover may rest on it.
 func distrust(ctx context.Context, env *Env, id engine.StepID) error {
 	owner, err := env.Journal.Owner(ctx)

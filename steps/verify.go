@@ -15,9 +15,13 @@ import (
 
 // verifyStep compares both sides live, table by table, after exact passes. It keeps no cursor: a
 // comparison that was not finished proved nothing that a person could rely on.
-type verifyStep struct{ env *Env }
+type verifyStep struct {
+	env  *Env
+	from engine.Side // the side that takes writes
+	as   bool        // compared as it is: no pass carries anything
+}
 
-func newVerify(env *Env) engine.Step { return &verifyStep{env: env} }
+func newVerify(env *Env) engine.Step { return &verifyStep{env: env, from: engine.Source} }
 
 // verifyID is the step's name.
 const verifyID engine.StepID = "verify"
@@ -77,27 +81,39 @@ func (s *verifyStep) Plan(context.Context) (engine.StepPlan, error) {
 // Apply compares everything. Differences are an error of their own class that names tables and
 // keys; nothing is repaired.
 func (s *verifyStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Checkpoint) error {
-	passer := newPasser(s.env, s.env.Source, s.env.Target, cp)
-	defer func() { _ = passer.Close(context.WithoutCancel(ctx)) }()
-	res, err := compareLive(ctx, s.env, passer, compared(s.env.Scope.Tables), cp.Emit)
+	var passer *pass.Passer
+	if !s.as {
+		passer = newPasser(s.env, s.env.Server(s.from), s.env.Server(s.from.Other()), cp)
+		defer func() { _ = passer.Close(context.WithoutCancel(ctx)) }()
+	}
+	res, err := s.compare(ctx, passer, cp.Emit)
 	if err != nil {
 		return err
 	}
 	failpoint.Hit("verify.proved")
-	return differences(res)
+	return s.differences(res)
 }
 
 // passPatience is how long an exact pass before a comparison is tried against locks.
 const passPatience = time.Minute
 
-// compareLive compares tables, each batch after an exact pass.
-func compareLive(ctx context.Context, env *Env, passer *pass.Passer, tables []scope.Table, emit func(engine.Event)) (compare.Result, error) {
-	done := 0
-	return compare.Run(ctx, compare.Config{
-		From: env.Source, To: env.Target, Tables: tables,
-		Mode: compare.Mode(env.Runbook.Verify.Mode), Workers: env.Runbook.Verify.Workers,
-		Pass: func(ctx context.Context) (compare.Snapshot, error) {
-			if err := env.unpaused(ctx, emit); err != nil {
+// compare compares tables, each batch after an exact pass where there is a passer.
+func (s *verifyStep) compare(ctx context.Context, passer *pass.Passer, emit func(engine.Event)) (compare.Result, error) {
+	done, tables, verify := 0, compared(s.env.Scope.Tables), s.env.Runbook.Verify
+	cfg := compare.Config{
+		From: s.env.Server(s.from), To: s.env.Server(s.from.Other()), Tables: tables,
+		Mode: compare.Mode(verify.Mode), Workers: verify.Workers,
+		Report: func(t compare.TableResult) {
+			done++
+			emit(s.verified(t, done, len(tables)))
+		},
+		Progress: func(bytes, all int64) {
+			emit(engine.Event{Kind: engine.EventProgress, Bytes: bytes, BytesAll: all, Message: "comparing"})
+		},
+	}
+	if passer != nil {
+		cfg.Pass = func(ctx context.Context) (compare.Snapshot, error) {
+			if err := s.env.unpaused(ctx, emit); err != nil {
 				return compare.Snapshot{}, err
 			}
 			res, err := passer.Exact(ctx, pass.Options{Snapshot: true, Patience: passPatience})
@@ -105,31 +121,25 @@ func compareLive(ctx context.Context, env *Env, passer *pass.Passer, tables []sc
 				return compare.Snapshot{}, err
 			}
 			return compare.Snapshot{PassID: res.PassID, Exported: res.ExportedSnapshot, Release: res.Release}, nil
-		},
-		Report: func(t compare.TableResult) {
-			done++
-			emit(verified(t, done, len(tables)))
-		},
-		Progress: func(bytes, all int64) {
-			emit(engine.Event{Kind: engine.EventProgress, Bytes: bytes, BytesAll: all, Message: "comparing"})
-		},
-	})
+		}
+	}
+	return compare.Run(ctx, cfg)
 }
 
 // verified reports one table.
-func verified(t compare.TableResult, done, all int) engine.Event {
+func (s *verifyStep) verified(t compare.TableResult, done, all int) engine.Event {
 	e := engine.Event{
 		Kind: engine.EventVerify, Object: t.Schema + "." + t.Name.Name, Rows: t.FromRows, Elapsed: t.Elapsed,
 		Message: fmt.Sprintf("%s.%s: %d rows equal (%d of %d tables)", t.Schema, t.Name.Name, t.FromRows, done, all),
 	}
 	if t.Differs {
-		e.Level, e.Message = "error", describe(t)
+		e.Level, e.Message = "error", s.describe(t)
 	}
 	return e
 }
 
 // describe names a table's differences in one line.
-func describe(t compare.TableResult) string {
+func (s *verifyStep) describe(t compare.TableResult) string {
 	var rows []string
 	for _, r := range t.Rows {
 		rows = append(rows, r.String())
@@ -138,7 +148,7 @@ func describe(t compare.TableResult) string {
 	if t.More {
 		more = "; and more"
 	}
-	text := fmt.Sprintf("%s.%s differs: %d rows on the source, %d on the target", t.Schema, t.Name.Name, t.FromRows, t.ToRows)
+	text := fmt.Sprintf("%s.%s differs: %d rows on the %s, %d on the %s", t.Schema, t.Name.Name, t.FromRows, s.from, t.ToRows, s.from.Other())
 	if len(rows) > 0 {
 		text += " (" + strings.Join(rows, "; ") + more + ")"
 	}
@@ -146,18 +156,30 @@ func describe(t compare.TableResult) string {
 }
 
 // differences turns a result into an error of class differences, or nil.
-func differences(res compare.Result) error {
+func (s *verifyStep) differences(res compare.Result) error {
 	bad := res.Differing()
 	if len(bad) == 0 {
 		return nil
 	}
 	var texts []string
 	for _, t := range bad {
-		texts = append(texts, describe(t))
+		texts = append(texts, s.describe(t))
 	}
 	return &engine.Error{
 		Class: engine.ClassDifferences, Op: "comparing both sides", Object: bad[0].Schema + "." + bad[0].Name.Name,
 		Err:  fmt.Errorf("%d of %d tables differ: %s", len(bad), len(res.Tables), strings.Join(cut(texts, 10), "\n")),
-		Hint: "Find out who wrote to the target or changed the source unseen. A row that is written again on the source (UPDATE ... SET c = c; for an extra one INSERT, then DELETE) is carried anew by pgrunbook apply; else begin again with pgrunbook abort.",
+		Hint: s.mends(),
+	}
+}
+
+// mends says what helps against differences.
+func (s *verifyStep) mends() string {
+	switch {
+	case s.as:
+		return "Nothing was carried from side to side. What only the source has was written there after the flip: write what is needed of it on the target by hand, then stay there: pgrunbook finish"
+	case s.from == engine.Target:
+		return "Find out who wrote to the source or changed the target unseen. A row that is written again on the target (UPDATE ... SET c = c; for an extra one INSERT, then DELETE) is carried anew by pgrunbook follow; until then do not go back."
+	default:
+		return "Find out who wrote to the target or changed the source unseen. A row that is written again on the source (UPDATE ... SET c = c; for an extra one INSERT, then DELETE) is carried anew by pgrunbook apply; else begin again with pgrunbook abort."
 	}
 }

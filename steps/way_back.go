@@ -84,11 +84,31 @@ func sourceBack(ctx context.Context, env *Env, owner journal.Ownership) Back {
 	case at != gate.Closed:
 		return Back{Why: openSource(ctx, source, at), Hint: "Two sides may take writes: stop one of them, then compare: pgrunbook verify", class: engine.ClassAmbiguous}
 	}
+	if b, err := strayWrites(ctx, source); err != nil || b.Why != "" {
+		if err != nil {
+			b.Why = "the source's captured changes cannot be read: " + err.Error()
+		}
+		return b
+	}
 	why, hint, err := firing(ctx, source, engine.Source, env.Scope)
 	if err != nil {
 		return Back{Why: "the source's triggers cannot be read: " + err.Error()}
 	}
 	return Back{Why: why, Hint: hint}
+}
+
+// strayWrites looks for changes that the source took after the flip: the final pass left none, and
+// passes back are not captured.
+func strayWrites(ctx context.Context, source *pgx.Conn) (Back, error) {
+	n, err := pendingRows(ctx, source)
+	if err != nil || n == 0 {
+		return Back{}, err
+	}
+	return Back{
+		Why:   fmt.Sprintf("the source took %s after the flip, while its gate was open; a pass back would write over them", engine.Plural(int(n), "change")),
+		Hint:  "Compare: pgrunbook verify. What is missing on the target is written there by hand; then stay there: pgrunbook finish",
+		class: engine.ClassAmbiguous,
+	}, nil
 }
 
 // openSource says how a source came to be open although the target takes writes.

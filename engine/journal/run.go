@@ -248,10 +248,40 @@ func Fence(ctx context.Context, tx pgx.Tx, runID string, epoch int64) error {
 	return nil
 }
 
+// FenceRows is Fence for a transaction that writes rows of one side to the other: a side that takes
+// the application's writes, or that a flip is about to open, is never written over. to that does is
+// an engine.Error of ClassAmbiguous.
+func FenceRows(ctx context.Context, tx pgx.Tx, runID string, epoch int64, to engine.Side) error {
+	if err := Fence(ctx, tx, runID, epoch); err != nil {
+		return err
+	}
+	return notOwner(ctx, tx, runID, to)
+}
+
+const ownerSQL = `
+SELECT o.side = $2::text OR EXISTS (SELECT FROM pgrunbook.flip f WHERE f.run = o.run AND f.settled IS NULL AND f.to_side = $2::text)
+  FROM pgrunbook.owner o WHERE o.run = $1::text`
+
+func notOwner(ctx context.Context, tx pgx.Tx, runID string, to engine.Side) error {
+	var owner bool
+	if err := tx.QueryRow(ctx, ownerSQL, runID, string(to)).Scan(&owner); err != nil {
+		return fmt.Errorf("asking whether the %s takes writes: %w", to, err)
+	}
+	if owner {
+		return engine.Errorf(engine.ClassAmbiguous, "pgrunbook status says who may write and what to type.", "the %s takes writes: rows of the other side are not written over its own", to)
+	}
+	return nil
+}
+
 // Fenced checks, on the journal's own session, that this runner still holds the run: for work on
 // the source, whose transactions cannot lock the epoch.
 func (r *Run) Fenced(ctx context.Context) error {
 	return r.fenced(ctx, func(pgx.Tx) error { return nil })
+}
+
+// FencedRows is Fenced for rows that go to a side without the journal, as FenceRows.
+func (r *Run) FencedRows(ctx context.Context, to engine.Side) error {
+	return r.fenced(ctx, func(tx pgx.Tx) error { return notOwner(ctx, tx, r.ID, to) })
 }
 
 // end ends the run in a state. Nothing can be written for it afterwards but Drop's removal.

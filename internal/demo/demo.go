@@ -77,8 +77,8 @@ func Run(ctx context.Context, o Options) (Result, error) {
 	}
 	defer s.tearDown()
 	result, err := s.migrate(ctx)
-	if err == nil && s.o.Keep {
-		s.lookAround(ctx)
+	if s.o.Keep && (err == nil || errors.Is(err, ErrDifferent)) {
+		s.lookAround(ctx, result)
 	}
 	return result, err
 }
@@ -253,11 +253,13 @@ func (s *stage) compare(ctx context.Context) (Result, error) {
 	return Result{Differences: diffs}, err
 }
 
-func (s *stage) lookAround(ctx context.Context) {
+// lookAround gives the verdict at once, since the demo's own last line comes after Ctrl-C.
+func (s *stage) lookAround(ctx context.Context, result Result) {
+	_, _ = fmt.Fprintln(s.o.Out, result)
 	s.say("the clusters stay up until you press Ctrl-C:")
 	s.say("  psql '%s'   # the source, closed", s.sourceURL)
 	s.say("  psql '%s'   # the target", s.targetURL)
-	s.say("  TARGET_URL='%s' SOURCE_URL='%s' pgrunbook status %s", s.targetURL, s.sourceURL, filepath.Join(s.dir, "demo.runbook.hcl"))
+	s.say("  TARGET_URL='%s' SOURCE_URL='%s' pgrunbook status %s   # or verify, follow, rollback, finish", s.targetURL, s.sourceURL, filepath.Join(s.dir, "demo.runbook.hcl"))
 	<-ctx.Done()
 }
 

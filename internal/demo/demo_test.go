@@ -81,8 +81,8 @@ func TestLookAroundSaysHow(t *testing.T) {
 	ended, end := context.WithCancel(t.Context())
 	end()
 	var out bytes.Buffer
-	(&stage{o: Options{Out: &out}, dir: "/tmp/d", sourceURL: "postgres://s/shop", targetURL: "postgres://t/shop"}).lookAround(ended)
-	for _, want := range []string{"until you press Ctrl-C", "psql 'postgres://s/shop'", "psql 'postgres://t/shop'", "TARGET_URL='postgres://t/shop' SOURCE_URL='postgres://s/shop' pgrunbook status /tmp/d/demo.runbook.hcl"} {
+	(&stage{o: Options{Out: &out}, dir: "/tmp/d", sourceURL: "postgres://s/shop", targetURL: "postgres://t/shop"}).lookAround(ended, Result{Acknowledged: 7})
+	for _, want := range []string{"demo: ok, 7 acknowledged transactions, 0 lost", "until you press Ctrl-C", "psql 'postgres://s/shop'", "psql 'postgres://t/shop'", "TARGET_URL='postgres://t/shop' SOURCE_URL='postgres://s/shop' pgrunbook status /tmp/d/demo.runbook.hcl"} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("%q is not said:\n%s", want, out.String())
 		}
