@@ -203,12 +203,15 @@ type copyProgress struct {
 }
 
 // expected is how many bytes the whole load will have sent: tables take more room on disk than in
-// COPY, small ones many times as much, and those that are done show by how much.
+// COPY, small ones many times as much, and those that are done show by how much. The more of the
+// whole they are, the more they say of the rest.
 func expected(all, doneBytes, doneSize int64) int64 {
-	if doneSize <= 0 || doneSize >= all {
+	if doneSize <= 0 {
 		return max(all, doneBytes)
 	}
-	return doneBytes + int64(float64(all-doneSize)*float64(doneBytes)/float64(doneSize))
+	share := min(1, float64(doneSize)/float64(all))
+	ratio := 1 + share*(float64(doneBytes)/float64(doneSize)-1)
+	return doneBytes + int64(float64(max(0, all-doneSize))*ratio)
 }
 
 func (p *copyProgress) table(t load.Progress) {
@@ -237,7 +240,7 @@ func (p *copyProgress) table(t load.Progress) {
 		e.Rows += t.Rows
 		e.Bytes += t.Bytes
 		if t.Stage != load.Copying {
-			doneBytes, doneSize = doneBytes+t.Bytes, doneSize+t.Size
+			doneBytes, doneSize = doneBytes+t.Bytes, doneSize+t.Table.Bytes // as in all
 		}
 	}
 	e.Kind, e.BytesAll, e.Elapsed = engine.EventProgress, max(expected(p.all, doneBytes, doneSize), e.Bytes), time.Since(p.began)

@@ -21,13 +21,14 @@ type tableReport struct {
 	Progress
 	committed, flying int64 // bytes
 	told              time.Time
+	said              [3]int64 // rows, bytes and size, as they were told last
 }
 
 func newReporter(tell func(Progress)) *reporter {
 	return &reporter{tell: tell, tables: map[int32]*tableReport{}}
 }
 
-// change applies f and tells, unless that was done just now and force is not set.
+// change applies f and tells; without force only what is new, and not what was told just now.
 func (r *reporter) change(t scope.Table, force bool, f func(*tableReport)) {
 	r.mu.Lock()
 	tr := r.tables[t.ID]
@@ -37,9 +38,10 @@ func (r *reporter) change(t scope.Table, force bool, f func(*tableReport)) {
 	}
 	f(tr)
 	tr.Bytes = tr.committed + tr.flying
-	tell := force || time.Since(tr.told) >= reportEvery
+	now := [3]int64{tr.Rows, tr.Bytes, tr.Size}
+	tell := force || time.Since(tr.told) >= reportEvery && now != tr.said
 	if tell {
-		tr.told = time.Now()
+		tr.told, tr.said = time.Now(), now
 	}
 	p := tr.Progress
 	r.mu.Unlock()

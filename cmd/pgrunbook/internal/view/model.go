@@ -202,9 +202,9 @@ type model struct {
 	run     string
 	step    *stepState
 	tables  map[string]*tableState
-	done    int      // tables
-	waiting string   // for what
-	inWay   []string // who is in the way
+	done    map[string]bool // tables
+	waiting string          // for what
+	inWay   []string        // who is in the way
 	lag     string
 }
 
@@ -217,7 +217,7 @@ func (m *model) event(e engine.Event, now time.Time) {
 	}
 	switch e.Kind {
 	case engine.EventStepStarted:
-		*m = model{run: m.run, step: &stepState{id: e.Step, title: e.Message, started: now}, tables: map[string]*tableState{}}
+		*m = model{run: m.run, step: &stepState{id: e.Step, title: e.Message, started: now}, tables: map[string]*tableState{}, done: map[string]bool{}}
 	case engine.EventStepDone, engine.EventStepFailed, engine.EventRunEnded:
 		*m = model{run: m.run}
 	case engine.EventProgress:
@@ -247,7 +247,9 @@ func (m *model) table(e engine.Event, now time.Time) {
 	t.touched, t.stage = now, e.Reason
 	if share, ok := t.amount.share(); ok && share >= 1 && (t.stage == "" || t.stage == stageReady) {
 		delete(m.tables, e.Object)
-		m.done++
+		m.done[e.Object] = true
+	} else {
+		delete(m.done, e.Object) // it is loaded again
 	}
 }
 

@@ -139,8 +139,8 @@ func (t *tty) block(now time.Time) []string {
 	for _, a := range active {
 		line("  " + pad(printable(a.name), wide) + " " + t.bar(&a.amount, bar) + " " + a.fit(now, width-wide-bar-4))
 	}
-	if more := len(t.model.tables) - len(active); more > 0 || t.model.done > 0 {
-		line(fmt.Sprintf("  %s done, %d more under way", engine.Plural(t.model.done, "table"), max(0, more)))
+	if more := len(t.model.tables) - len(active); more > 0 || len(t.model.done) > 0 {
+		line(fmt.Sprintf("  %s done, %d more under way", engine.Plural(len(t.model.done), "table"), max(0, more)))
 	}
 	if t.model.lag != "" {
 		line("  " + printable(t.model.lag))
