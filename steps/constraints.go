@@ -138,7 +138,7 @@ func (s *constraintsStep) Apply(ctx context.Context, _ engine.StepPlan, cp engin
 		return err
 	}
 	failpoint.Hit("constraints.foreign_keys")
-	if err := s.rest(ctx, sides, roles); err != nil {
+	if err := s.rest(ctx, cp, sides, roles); err != nil {
 		return err
 	}
 	failpoint.Hit("constraints.rest")
@@ -224,7 +224,7 @@ func (s *constraintsStep) foreignKeys(ctx context.Context, b *dump.Builder, cp e
 
 // rest restores what only pg_restore knows: views and functions that need a primary key, and
 // default privileges.
-func (s *constraintsStep) rest(ctx context.Context, sides *sideConns, roles *roleMap) error {
+func (s *constraintsStep) rest(ctx context.Context, cp engine.Checkpoint, sides *sideConns, roles *roleMap) error {
 	a, o, err := (&schemaStep{env: s.env}).archive(ctx, sides, roles)
 	if err != nil {
 		return err
@@ -234,18 +234,18 @@ func (s *constraintsStep) rest(ctx context.Context, sides *sideConns, roles *rol
 	if err != nil || len(entries) == 0 {
 		return err
 	}
-	return restoreEntries(ctx, s.env, sides, a, o, roles, entries)
+	return restoreEntries(ctx, s.env, cp, sides, a, o, roles, entries)
 }
 
 // restoreEntries makes entries of an archive on the target, owned by whom the runbook says.
-func restoreEntries(ctx context.Context, env *Env, sides *sideConns, a *dump.Archive, o dump.RestoreOptions, roles *roleMap, entries []dump.Entry) error {
+func restoreEntries(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sideConns, a *dump.Archive, o dump.RestoreOptions, roles *roleMap, entries []dump.Entry) error {
 	if err := a.Restore(ctx, env.Target, entries, o); err != nil {
 		return err
 	}
 	if !roles.mapped {
 		return nil
 	}
-	if err := dump.SetOwners(ctx, sides.source, sides.target, entries, roles.rename); err != nil {
+	if err := dump.SetOwners(ctx, sides.source, sides.target, entries, roles.rename, waiting(cp, engine.Target, "set an owner on the target")); err != nil {
 		return err
 	}
 	return dump.SetGrants(ctx, sides.source, sides.target, entries, roles.rename)

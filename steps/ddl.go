@@ -91,13 +91,18 @@ func carryDDL(ctx context.Context, env *Env, cp engine.Checkpoint, c *carry) (ag
 	return again, nil
 }
 
-// runOn runs one statement about a relation under the lock etiquette of internal/pg.
-func runOn(ctx context.Context, conn *pgx.Conn, rel scope.Name, onWait capture.OnWait, sql string) error {
-	var oid uint32
-	if err := conn.QueryRow(ctx, "SELECT coalesce(to_regclass($1)::oid, 0::oid)", pg.Name(rel.Schema, rel.Name)).Scan(&oid); err != nil {
-		return err
+// runOn runs statements about a relation in one transaction, under the lock etiquette of internal/pg.
+// others are relations that they lock as well.
+func runOn(ctx context.Context, conn *pgx.Conn, rel scope.Name, onWait capture.OnWait, sql string, others ...scope.Name) error {
+	e := pg.Etiquette{Object: pg.Name(rel.Schema, rel.Name), Mode: pg.AccessExclusive, Report: onWait}
+	for _, name := range append(others, rel) {
+		var oid uint32
+		if err := conn.QueryRow(ctx, "SELECT coalesce(to_regclass($1)::oid, 0::oid)", pg.Name(name.Schema, name.Name)).Scan(&oid); err != nil {
+			return err
+		}
+		e.Relations = append(e.Relations, oid)
 	}
-	return capture.WithLock(ctx, conn, rel, oid, pg.AccessExclusive, onWait, func(ctx context.Context, tx pgx.Tx) error {
+	return pg.WithLock(ctx, conn, e, func(ctx context.Context, tx pgx.Tx) error {
 		_, err := tx.Exec(ctx, sql)
 		return err
 	})

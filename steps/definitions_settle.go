@@ -175,7 +175,7 @@ func restoreNew(ctx context.Context, env *Env, cp engine.Checkpoint, sides *side
 	}
 	defer func() { _ = a.Close() }()
 	entries := a.Of(items)
-	if err := restoreEntries(ctx, env, sides, a, o, roles, entries); err != nil {
+	if err := restoreEntries(ctx, env, cp, sides, a, o, roles, entries); err != nil {
 		return err
 	}
 	now, err := dump.Objects(ctx, sides.target)

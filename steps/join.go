@@ -112,7 +112,7 @@ func (n news) join(ctx context.Context, env *Env, cp engine.Checkpoint, sides *s
 	for _, t := range n.tables {
 		next++
 		t.ID, t.Joined = next, true
-		if err := prepareNew(ctx, env, sides, t); err != nil {
+		if err := prepareNew(ctx, env, cp, sides, t); err != nil {
 			return err
 		}
 		env.Scope.Tables = append(env.Scope.Tables, t)
@@ -157,22 +157,23 @@ func (n news) stop() error {
 	return e
 }
 
+const parentSQL = `
+SELECT n.nspname, p.relname FROM pg_inherits h JOIN pg_class p ON p.oid = h.inhparent JOIN pg_namespace n ON n.oid = p.relnamespace
+ WHERE h.inhrelid = to_regclass($1) AND p.relkind = 'p'`
+
 // prepareNew takes a partition that was detached on the source off its tree on the target, and looks
 // that the table is there as it must be.
-func prepareNew(ctx context.Context, env *Env, sides *sideConns, t scope.Table) error {
-	var parent *string
+func prepareNew(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sideConns, t scope.Table) error {
+	var parent scope.Name
 	name := pg.Name(t.Schema, t.Name.Name)
-	err := sides.target.QueryRow(ctx, `SELECT (SELECT quote_ident(n.nspname) || '.' || quote_ident(p.relname) FROM pg_inherits h JOIN pg_class p ON p.oid = h.inhparent JOIN pg_namespace n ON n.oid = p.relnamespace
-		WHERE h.inhrelid = to_regclass($1) AND p.relkind = 'p')`, name).Scan(&parent)
-	if err != nil {
+	err := sides.target.QueryRow(ctx, parentSQL, name).Scan(&parent.Schema, &parent.Name)
+	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
 		return fmt.Errorf("looking at %s on the target: %w", name, err)
 	}
-	if parent != nil {
-		if _, err := sides.target.Exec(ctx, "ALTER TABLE "+*parent+" DETACH PARTITION "+name); err != nil {
+	if err == nil {
+		sql := "ALTER TABLE " + pg.Name(parent.Schema, parent.Name) + " DETACH PARTITION " + name + "; DELETE FROM ONLY " + name
+		if err := runOn(ctx, sides.target, t.Name, waiting(cp, engine.Target, "detach a partition on the target"), sql, parent); err != nil {
 			return fmt.Errorf("detaching %s on the target: %w", name, err)
-		}
-		if _, err := sides.target.Exec(ctx, "DELETE FROM ONLY "+name); err != nil {
-			return fmt.Errorf("emptying %s on the target: %w", name, err)
 		}
 	}
 	one := *env.Scope
@@ -205,7 +206,8 @@ func (n news) leave(ctx context.Context, env *Env, cp engine.Checkpoint, sides *
 				return err
 			}
 		}
-		if _, err := sides.target.Exec(ctx, "DROP TABLE IF EXISTS "+name); err != nil { // the tree makes it again
+		// The tree makes it again.
+		if err := runOn(ctx, sides.target, t.Name, waiting(cp, engine.Target, "drop a table on the target"), "DROP TABLE IF EXISTS "+name); err != nil {
 			return fmt.Errorf("dropping %s on the target: %w", name, err)
 		}
 		env.Scope.Tables = slices.DeleteFunc(env.Scope.Tables, func(o scope.Table) bool { return o.ID == t.ID })

@@ -178,10 +178,12 @@ func (s *schemaStep) definitions(ctx context.Context, sides *sideConns, c *schem
 		}
 	}
 	if roles.mapped {
-		for _, set := range []func(context.Context, *pgx.Conn, *pgx.Conn, []dump.Entry, dump.Renamed) error{dump.SetOwners, dump.SetGrants} {
-			if err := set(ctx, sides.source, sides.target, a.Pre, roles.rename); err != nil {
-				return &engine.Error{Op: "setting owners and rights on the target", Err: err, Hint: "The target's role must be a member of every owner, or map owners with schema { owners = { ... } }."}
-			}
+		err := dump.SetOwners(ctx, sides.source, sides.target, a.Pre, roles.rename, waiting(cp, engine.Target, "set an owner on the target"))
+		if err == nil {
+			err = dump.SetGrants(ctx, sides.source, sides.target, a.Pre, roles.rename)
+		}
+		if err != nil {
+			return &engine.Error{Op: "setting owners and rights on the target", Err: err, Hint: "The target's role must be a member of every owner, or map owners with schema { owners = { ... } }."}
 		}
 		if err := dump.SetDefaultPrivileges(ctx, sides.source, sides.target, roles.rename); err != nil {
 			return err

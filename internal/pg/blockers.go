@@ -15,15 +15,17 @@ type LockMode string
 
 // The modes that we take.
 const (
-	AccessShare       LockMode = "AccessShareLock"
-	ShareRowExclusive LockMode = "ShareRowExclusiveLock"
-	AccessExclusive   LockMode = "AccessExclusiveLock"
+	AccessShare          LockMode = "AccessShareLock"
+	ShareUpdateExclusive LockMode = "ShareUpdateExclusiveLock"
+	ShareRowExclusive    LockMode = "ShareRowExclusiveLock"
+	AccessExclusive      LockMode = "AccessExclusiveLock"
 )
 
 // conflicts is the documentation's table "Conflicting Lock Modes" for our modes.
 var conflicts = map[LockMode][]string{
-	AccessShare:       {"AccessExclusiveLock"},
-	ShareRowExclusive: {"RowExclusiveLock", "ShareUpdateExclusiveLock", "ShareLock", "ShareRowExclusiveLock", "ExclusiveLock", "AccessExclusiveLock"},
+	AccessShare:          {"AccessExclusiveLock"},
+	ShareUpdateExclusive: {"ShareUpdateExclusiveLock", "ShareLock", "ShareRowExclusiveLock", "ExclusiveLock", "AccessExclusiveLock"},
+	ShareRowExclusive:    {"RowExclusiveLock", "ShareUpdateExclusiveLock", "ShareLock", "ShareRowExclusiveLock", "ExclusiveLock", "AccessExclusiveLock"},
 	AccessExclusive: {
 		"AccessShareLock", "RowShareLock", "RowExclusiveLock", "ShareUpdateExclusiveLock", "ShareLock", "ShareRowExclusiveLock",
 		"ExclusiveLock", "AccessExclusiveLock",

@@ -72,21 +72,28 @@ func WithLock(ctx context.Context, conn *pgx.Conn, e Etiquette, fn func(ctx cont
 	return e.patiently(ctx, conn, func(timeout time.Duration) error { return lockedOnce(ctx, conn, timeout, fn) })
 }
 
-// WithSessionLock is WithLock for statements that make their own transactions.
+// WithSessionLock is WithLock for statements that make their own transactions. The session's own
+// lock_timeout is what it was afterwards.
 func WithSessionLock(ctx context.Context, conn *pgx.Conn, e Etiquette, fn func(ctx context.Context) error) error {
-	set := func(ctx context.Context, timeout time.Duration) error {
-		_, err := conn.Exec(ctx, "SET lock_timeout = "+strconv.FormatInt(timeout.Milliseconds(), 10))
-		return err
+	var own string
+	if err := conn.QueryRow(ctx, "SELECT pg_catalog.current_setting('lock_timeout')").Scan(&own); err != nil {
+		return fmt.Errorf("reading lock_timeout: %w", err)
+	}
+	set := func(ctx context.Context, timeout string) error {
+		if _, err := conn.Exec(ctx, "SET lock_timeout = "+Literal(timeout)); err != nil {
+			return fmt.Errorf("setting lock_timeout: %w", err)
+		}
+		return nil
 	}
 	return e.patiently(ctx, conn, func(timeout time.Duration) error {
-		if err := set(ctx, timeout); err != nil {
-			return fmt.Errorf("setting lock_timeout: %w", err)
+		if err := set(ctx, strconv.FormatInt(timeout.Milliseconds(), 10)); err != nil {
+			return err
 		}
 		err := fn(ctx)
 		if conn.IsClosed() {
 			return err
 		}
-		return errors.Join(err, set(context.WithoutCancel(ctx), 0))
+		return errors.Join(err, set(context.WithoutCancel(ctx), own))
 	})
 }
 
@@ -183,9 +190,15 @@ func cancellable(blockers []Blocker, outwaited map[int32]bool) bool {
 // Foreign reports that it is no session of ours.
 func (b Blocker) Foreign() bool { return !strings.HasPrefix(b.Application, "pgrunbook ") }
 
+// deadlockSQL reads one setting: the view of all of them costs a server a millisecond, for each object
+// that is made.
+const deadlockSQL = `
+SELECT (pg_catalog.date_part('epoch', pg_catalog.current_setting('deadlock_timeout')::pg_catalog.interval)
+       OPERATOR(pg_catalog.*) 1000::pg_catalog.float8)::pg_catalog.int8`
+
 func deadlockTimeout(ctx context.Context, conn *pgx.Conn) (time.Duration, error) {
 	var ms int64
-	err := conn.QueryRow(ctx, "SELECT setting::pg_catalog.int8 FROM pg_catalog.pg_settings WHERE name OPERATOR(pg_catalog.=) 'deadlock_timeout'").Scan(&ms)
+	err := conn.QueryRow(ctx, deadlockSQL).Scan(&ms)
 	if err != nil {
 		return 0, fmt.Errorf("reading deadlock_timeout: %w", err)
 	}

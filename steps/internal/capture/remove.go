@@ -152,7 +152,7 @@ func Remove(ctx context.Context, srv *pg.Server, run scope.Run, onWait OnWait) e
 	}
 	// side goes last: it says whose the rest is.
 	for _, name := range append(append(deltas, images...), baseTables...) {
-		if err := dropTable(ctx, conn, run, name); err != nil {
+		if err := DropOurs(ctx, conn, run, "TABLE", name, onWait); err != nil {
 			return err
 		}
 		failpoint.Hit("capture.dropped")
@@ -163,23 +163,21 @@ func Remove(ctx context.Context, srv *pg.Server, run scope.Run, onWait OnWait) e
 	return DropSchema(ctx, conn, run)
 }
 
-// dropTable drops a table of ours, told by its comment.
-func dropTable(ctx context.Context, conn *pgx.Conn, run scope.Run, name string) error {
+// DropOurs drops a table or sequence of ours, told by its comment. A monitoring query that reads it
+// is named, and must not make us wait for ever.
+func DropOurs(ctx context.Context, conn *pgx.Conn, run scope.Run, kind, name string, onWait OnWait) error {
 	quoted := pg.Name(Schema, name)
+	var oid uint32
 	var ours bool
-	err := conn.QueryRow(ctx, "SELECT coalesce(obj_description(to_regclass($1), 'pg_class'), '') = $2", quoted, Remark(run)).Scan(&ours)
+	err := conn.QueryRow(ctx, "SELECT coalesce(to_regclass($1)::oid, 0::oid), coalesce(obj_description(to_regclass($1), 'pg_class'), '') = $2", quoted, Remark(run)).Scan(&oid, &ours)
 	if err != nil {
 		return fmt.Errorf("looking at %s: %w", quoted, err)
 	}
 	if !ours {
 		return nil
 	}
-	err = inTx(ctx, conn, func(tx pgx.Tx) error {
-		// A monitoring query must not make us wait for ever.
-		if _, err := tx.Exec(ctx, "SET LOCAL lock_timeout = '30s'"); err != nil {
-			return err
-		}
-		_, err := tx.Exec(ctx, "DROP TABLE "+quoted)
+	err = WithLock(ctx, conn, scope.Name{Schema: Schema, Name: name}, oid, pg.AccessExclusive, onWait, func(ctx context.Context, tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, "DROP "+kind+" "+quoted)
 		return err
 	})
 	if err != nil {

@@ -70,7 +70,12 @@ func (b *Builder) BuildIndexes(ctx context.Context, t scope.Table) error {
 
 // Analyze collects a table's statistics.
 func (b *Builder) Analyze(ctx context.Context, conn *pgx.Conn, t scope.Table) error {
-	if _, err := conn.Exec(ctx, "ANALYZE "+pg.Name(t.Schema, t.Name.Name)); err != nil {
+	name := pg.Name(t.Schema, t.Name.Name)
+	err := b.lockedAs(ctx, conn, pg.ShareUpdateExclusive, name, []scope.Name{t.Name}, func(ctx context.Context) error {
+		_, err := conn.Exec(ctx, "ANALYZE "+name)
+		return err
+	})
+	if err != nil {
 		return fmt.Errorf("analyzing %s.%s: %w", t.Schema, t.Name.Name, err)
 	}
 	return nil

@@ -52,8 +52,13 @@ func (b *Builder) politely(ctx context.Context, conn *pgx.Conn, o Object, concur
 
 // locked runs statements about one object under the lock etiquette of internal/pg.
 func (b *Builder) locked(ctx context.Context, conn *pgx.Conn, o Object, do func(ctx context.Context) error) error {
-	e := pg.Etiquette{Object: o.String(), Mode: pg.AccessExclusive, Report: b.Waiting}
-	for _, name := range []scope.Name{o.Table, o.References} {
+	return b.lockedAs(ctx, conn, pg.AccessExclusive, o.String(), []scope.Name{o.Table, o.References}, do)
+}
+
+// lockedAs is locked for statements whose strongest lock on any of the tables is known.
+func (b *Builder) lockedAs(ctx context.Context, conn *pgx.Conn, mode pg.LockMode, object string, tables []scope.Name, do func(ctx context.Context) error) error {
+	e := pg.Etiquette{Object: object, Mode: mode, Report: b.Waiting}
+	for _, name := range tables {
 		if name.Name == "" {
 			continue
 		}

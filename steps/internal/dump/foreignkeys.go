@@ -10,6 +10,7 @@ import (
 
 	"github.com/pgrunbook/pgrunbook/internal/failpoint"
 	"github.com/pgrunbook/pgrunbook/internal/pg"
+	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
 )
 
 // Violation is a foreign key that rows of the source break.
@@ -69,7 +70,10 @@ func (b *Builder) EnsureForeignKeys(ctx context.Context, keys []Object) ([]Viola
 		return nil
 	}
 	err = b.parallel(ctx, batches(later, true), func(ctx context.Context, conn *pgx.Conn, o Object) error {
-		_, err := conn.Exec(ctx, "ALTER TABLE "+pg.Name(o.Table.Schema, o.Table.Name)+" VALIDATE CONSTRAINT "+ident(o.Name))
+		err := b.lockedAs(ctx, conn, pg.ShareUpdateExclusive, o.String(), []scope.Name{o.Table}, func(ctx context.Context) error {
+			_, err := conn.Exec(ctx, "ALTER TABLE "+pg.Name(o.Table.Schema, o.Table.Name)+" VALIDATE CONSTRAINT "+ident(o.Name))
+			return err
+		})
 		if err == nil && b.Done != nil {
 			b.Done(o)
 		}

@@ -6,6 +6,8 @@ import (
 	"strings"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/pgrunbook/pgrunbook/internal/pg"
 )
 
 // Renamed gives the target's name for a role of the source; false means that the target has no
@@ -45,14 +47,15 @@ var alterWord = map[string]string{
 
 // SetOwners gives restored objects their owners, by the target's names. It is the second half of a
 // restore without owners, which is used when owners are mapped or roles are missing: pg_restore
-// itself cannot rename a role.
-func SetOwners(ctx context.Context, source, target *pgx.Conn, entries []Entry, rename Renamed) error {
+// itself cannot rename a role. Who reads a table already does not wait behind us.
+func SetOwners(ctx context.Context, source, target *pgx.Conn, entries []Entry, rename Renamed, onWait func(pg.LockWait)) error {
 	classes, oids := ids(entries)
 	rows, err := source.Query(ctx, ownedSQL, classes, oids)
 	if err != nil {
 		return fmt.Errorf("reading owners: %w", err)
 	}
-	var statements []string
+	var owned []string
+	statements := map[string]string{}
 	var kind, identity, owner string
 	_, err = pgx.ForEachRow(rows, []any{&kind, &identity, &owner}, func() error {
 		to, ok := rename(owner)
@@ -63,13 +66,40 @@ func SetOwners(ctx context.Context, source, target *pgx.Conn, entries []Entry, r
 		if w == "" {
 			w = strings.ToUpper(kind)
 		}
-		statements = append(statements, "ALTER "+w+" "+identity+" OWNER TO "+ident(to))
+		sql := "ALTER " + w + " " + identity + " OWNER TO " + ident(to)
+		owned = append(owned, sql)
+		statements[sql] = identity
 		return nil
 	})
 	if err != nil {
 		return fmt.Errorf("reading owners: %w", err)
 	}
-	return runAll(ctx, target, statements)
+	for _, sql := range owned {
+		if err := setOwner(ctx, target, statements[sql], sql, onWait); err != nil {
+			return fmt.Errorf("running %s: %w", sql, err)
+		}
+	}
+	return nil
+}
+
+// setOwner asks who is in the way only where somebody is: there may be thousands of objects.
+func setOwner(ctx context.Context, conn *pgx.Conn, identity, sql string, onWait func(pg.LockWait)) error {
+	_, err := conn.Exec(ctx, sql)
+	if pg.SQLState(err) != "55P03" { // lock_not_available: the session's lock_timeout is short
+		return err
+	}
+	e := pg.Etiquette{Object: identity, Mode: pg.AccessExclusive, Report: onWait}
+	rows, err := conn.Query(ctx, "SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE quote_ident(n.nspname) || '.' || quote_ident(c.relname) = $1", identity)
+	if err != nil {
+		return err
+	}
+	if e.Relations, err = pgx.CollectRows(rows, pgx.RowTo[uint32]); err != nil {
+		return err
+	}
+	return pg.WithSessionLock(ctx, conn, e, func(ctx context.Context) error {
+		_, err := conn.Exec(ctx, sql)
+		return err
+	})
 }
 
 func ids(entries []Entry) (classes, oids []uint32) {

@@ -150,16 +150,9 @@ func Remove(ctx context.Context, srv *pg.Server, run scope.Run, onWait capture.O
 		return err
 	}
 	failpoint.Hit("gate.untriggered")
-	for _, name := range []string{"pgrunbook.gate_flag", "pgrunbook.refused"} {
-		var ours bool
-		if err := conn.QueryRow(ctx, "SELECT coalesce(obj_description(to_regclass($1), 'pg_class'), '') = $2", name, capture.Remark(run)).Scan(&ours); err != nil {
-			return fmt.Errorf("looking at %s: %w", name, err)
-		}
-		if !ours {
-			continue
-		}
-		if _, err := conn.Exec(ctx, "DROP SEQUENCE "+name); err != nil {
-			return fmt.Errorf("dropping %s: %w", name, err)
+	for _, name := range []string{"gate_flag", "refused"} {
+		if err := capture.DropOurs(ctx, conn, run, "SEQUENCE", name, onWait); err != nil {
+			return err
 		}
 	}
 	failpoint.Hit("gate.removed")
