@@ -127,7 +127,10 @@ func Rehearse(ctx context.Context, env *Env, show engine.Sink) (Rehearsal, error
 		return Rehearsal{}, withCause(ctx, err)
 	}
 	f.Rehearsal = true
-	cert, err := f.Attempt(ctx, 1)
+	var cert *freeze.Certificate
+	if err = f.clearWay(ctx); err == nil {
+		cert, err = f.Attempt(ctx, 1)
+	}
 	if errors.Is(err, freeze.ErrNotNow) {
 		return Rehearsal{}, &engine.Error{Class: engine.ClassNoCutover, Op: "rehearsing", Err: err, Hint: "A cutover would have failed for the same reason. Run it again when what is named is gone."}
 	}

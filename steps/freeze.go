@@ -138,14 +138,7 @@ func (s *freezeStep) build(ctx context.Context, cp engine.Checkpoint) (_ *flippe
 		Decide: func(ctx context.Context, cert *freeze.Certificate) error {
 			return env.Journal.DecideFlip(ctx, env.Run.Epoch, f.from, f.to, cert)
 		},
-		AtOpen: func(ctx context.Context, exec freeze.ExecFunc) error {
-			for _, sql := range f.atOpen {
-				if err := exec(ctx, sql); err != nil {
-					return fmt.Errorf("%s: %w", sql, err)
-				}
-			}
-			return nil
-		},
+		AtOpen:  f.runAtOpen,
 		AtClose: f.atClose,
 		Compare: func(context.Context) (string, error) {
 			return f.compared(), nil
@@ -235,6 +228,9 @@ func (f *flipper) loaded(ctx context.Context) error {
 
 // attempt is one freeze, with the poolers paused around it.
 func (f *flipper) attempt(ctx context.Context, n int) (err error) {
+	if err := f.clearWay(ctx); err != nil {
+		return err
+	}
 	f.guard.prepare(n)
 	if err := f.poolers.pause(ctx); err != nil {
 		return err

@@ -120,16 +120,8 @@ func (f *flipper) statementsAtOpen(ctx context.Context) ([]string, error) {
 	if f.to == engine.Source {
 		return list, nil
 	}
-	objects, err := dump.PostData(ctx, f.looks.source, f.env.Scope)
-	if err != nil {
-		return nil, err
-	}
-	for _, o := range objects {
-		if o.NotCarried == "" {
-			list = append(list, o.AtFlip...)
-		}
-	}
-	return list, nil
+	modes, err := dump.FlipStatements(ctx, f.looks.source, f.looks.target, f.env.Scope)
+	return append(list, modes...), err
 }
 
 // atClose leaves on the side that is closed what a way back needs when the other one is gone with

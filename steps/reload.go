@@ -19,6 +19,7 @@ type reloader struct {
 	fence    func(ctx context.Context, tx pgx.Tx) error
 	tables   []scope.Table
 	from, to *pgx.Conn
+	open     func(ctx context.Context) error
 	rate     float64 // bytes per second of the last reload
 }
 
@@ -35,15 +36,26 @@ func newReloader(ctx context.Context, env *Env, from, to *pg.Server) (*reloader,
 	if len(r.tables) == 0 {
 		return r, nil
 	}
-	var err error
-	if r.from, err = from.Connect(ctx, pg.Use{Name: "reload read", Marked: true, LockTimeout: 300 * time.Millisecond}); err != nil {
-		return nil, err
+	r.open = func(ctx context.Context) (err error) {
+		if r.from, err = from.Connect(ctx, pg.Use{Name: "reload read", Marked: true, LockTimeout: 300 * time.Millisecond}); err != nil {
+			return err
+		}
+		if r.to, err = to.Connect(ctx, pg.Use{Name: "reload write", Marked: true, Replica: true}); err != nil {
+			_ = r.from.Close(ctx)
+			r.from = nil
+		}
+		return err
 	}
-	if r.to, err = to.Connect(ctx, pg.Use{Name: "reload write", Marked: true, Replica: true}); err != nil {
-		_ = r.from.Close(ctx)
-		return nil, err
+	return r, r.open(ctx)
+}
+
+// again replaces sessions that a cancelled statement has closed.
+func (r *reloader) again(ctx context.Context) error {
+	if len(r.tables) == 0 || r.from != nil && !r.from.IsClosed() && !r.to.IsClosed() {
+		return nil
 	}
-	return r, nil
+	r.close(ctx)
+	return r.open(ctx)
 }
 
 // prepare locks the tables on the source; no snapshot is taken.

@@ -38,6 +38,20 @@ func openSidesFor(ctx context.Context, env *Env, use pg.Use) (*sideConns, error)
 	return &sideConns{source: source, target: target}, nil
 }
 
+// again replaces sessions that a cancelled statement has closed.
+func (s *sideConns) again(ctx context.Context, env *Env, name string) error {
+	if !s.source.IsClosed() && !s.target.IsClosed() {
+		return nil
+	}
+	fresh, err := openSides(ctx, env, name)
+	if err != nil {
+		return err
+	}
+	s.close(ctx)
+	*s = *fresh
+	return nil
+}
+
 func (s *sideConns) close(ctx context.Context) {
 	if s == nil {
 		return

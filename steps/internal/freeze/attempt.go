@@ -259,9 +259,10 @@ func (f *Freeze) repoint(ctx context.Context, mark func(string, string)) (undo f
 	return undo, nil
 }
 
-// why says why an attempt ended, with the budget or the lost hold as the reason where it was one.
+// why says why an attempt ended, with the budget or the lost hold as the reason where it was one. A hold
+// that ended with a statement of its own (25P02) is lost for what that statement says.
 func (f *Freeze) why(ctx context.Context, err error) error {
-	if cause := context.Cause(ctx); cause != nil && !errors.Is(err, cause) {
+	if cause := context.Cause(ctx); cause != nil && !errors.Is(err, cause) && pg.SQLState(cause) != "25P02" {
 		return fmt.Errorf("%w: %w (%w)", ErrNotNow, cause, err)
 	}
 	return fmt.Errorf("%w: %w", ErrNotNow, err)

@@ -1,0 +1,149 @@
+package steps
+
+import (
+	"context"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pgrunbook/pgrunbook/engine"
+	"github.com/pgrunbook/pgrunbook/internal/testpg"
+	"github.com/pgrunbook/pgrunbook/steps/internal/capture"
+)
+
+const patient = "cutover {\n max_write_block = \"60s\"\n attempts = 1\n retry_every = \"100ms\"\n}"
+
+// app is a session of the application that runs one statement after the other, and may wait.
+type app struct {
+	r    *rig
+	url  string
+	conn *pgx.Conn
+	done chan error
+}
+
+func (r *rig) app(url string) *app {
+	r.t.Helper()
+	conn, err := pgx.Connect(context.Background(), url)
+	r.must(err)
+	r.t.Cleanup(func() { _ = conn.Close(context.Background()) })
+	return &app{r: r, url: url, conn: conn, done: make(chan error, 1)}
+}
+
+func (a *app) run(sql string) {
+	a.r.t.Helper()
+	_, err := a.conn.PgConn().Exec(context.Background(), sql).ReadAll()
+	a.r.must(err)
+}
+
+// queues sends statements and returns when they wait for a lock.
+func (a *app) queues(sql string) {
+	go func() {
+		_, err := a.conn.PgConn().Exec(context.Background(), sql).ReadAll()
+		a.done <- err
+	}()
+	look, err := testpg.Connect(context.Background(), a.url)
+	if err != nil {
+		a.r.t.Error(err)
+		return
+	}
+	defer func() { _ = look.Close(context.Background()) }()
+	waits := "SELECT wait_event_type IS NOT DISTINCT FROM 'Lock' FROM pg_stat_activity WHERE pid = " + strconv.Itoa(int(a.conn.PgConn().PID()))
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		var yes bool
+		if err := look.QueryRow(context.Background(), waits).Scan(&yes); err != nil || time.Now().After(deadline) {
+			a.r.t.Errorf("it does not wait: %s: %v", sql, err)
+			return
+		}
+		if yes {
+			return
+		}
+	}
+}
+
+// TestFreezeBesideLocks freezes while others hold or want table locks.
+func TestFreezeBesideLocks(t *testing.T) {
+	r := newRig(t, patient)
+	r.exec(r.source, `CREATE FUNCTION shop.touch() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';
+		CREATE TRIGGER touch BEFORE UPDATE ON shop.customer FOR EACH ROW EXECUTE FUNCTION shop.touch();
+		ALTER TABLE shop.customer ENABLE ALWAYS TRIGGER touch;
+		ALTER TABLE shop.invoice ADD CONSTRAINT small CHECK (total < 5) NOT VALID`)
+	r.must(r.walk(t.Context(), newSchema(r.env), newCapture(r.env), newCopy(r.env), newCatchUp(r.env), newConstraints(r.env), newReverse(r.env), newArm(r.env)))
+	// The pass has its locks before writers are held: what comes later waits at the table, and not
+	// at the gate with the table in hand.
+	for _, c := range []struct{ name, sql string }{
+		{"R9 TRUNCATE of a table with changes", "TRUNCATE shop.invoice"},
+		{"R9 TRUNCATE of a table that is reloaded", "TRUNCATE shop.log"},
+		{"R9 DDL and then a write", "ALTER TABLE shop.customer ADD COLUMN late int; UPDATE shop.customer SET late = 1"},
+	} {
+		t.Run(c.name, func(t *testing.T) { r.rehearsedBeside(t, c.sql) })
+	}
+	t.Run("sessions that an attempt lost are opened again", func(t *testing.T) {
+		f, err := newFreeze(r.env, nil).(*freezeStep).build(t.Context(), r.env.Journal.Checkpoint("freeze", r.env.Sink))
+		r.must(err)
+		defer f.close(context.Background())
+		_ = f.looks.source.Close(t.Context())
+		_ = f.reload.to.Close(t.Context())
+		f.Rehearsal = true
+		if err := f.clearWay(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := f.Attempt(t.Context(), 1); err != nil {
+			t.Errorf("the next attempt: %v", err)
+		}
+	})
+	r.exec(r.target, "ALTER TABLE shop.invoice ADD CONSTRAINT small CHECK (total < 5) NOT VALID") // as a first cutover leaves it
+	vacuum := r.app(r.target)
+	vacuum.run("SET application_name = 'a vacuum'; BEGIN; LOCK TABLE shop.customer IN SHARE UPDATE EXCLUSIVE MODE")
+	err := r.walk(t.Context(), newFreeze(r.env, nil))
+	if engine.ClassOf(err) != engine.ClassNoCutover || !strings.Contains(err.Error(), "a vacuum") {
+		t.Errorf("with the mode of a trigger to be set behind a vacuum: %v", err)
+	}
+	vacuum.run("ROLLBACK")
+	t.Run("R23 capture for the way back stands before the freeze", func(t *testing.T) {
+		// CREATE TRIGGER would wait for this one.
+		vacuum.run("BEGIN; LOCK TABLE shop.invoice, shop.event, shop.event_2026 IN SHARE UPDATE EXCLUSIVE MODE")
+		r.must(r.walk(t.Context(), newFreeze(r.env, nil)))
+		r.exec(r.target, "UPDATE shop.invoice SET total = 1 WHERE id = 3")
+		counts, err := capture.Pending(t.Context(), vacuum.conn, 0)
+		r.must(err)
+		var n int64
+		for _, c := range counts {
+			n += c.All()
+		}
+		if n != 1 {
+			t.Errorf("the first write after the flip left %d keys for the way back", n)
+		}
+		vacuum.run("ROLLBACK")
+	})
+}
+
+// rehearsedBeside makes a freeze while an application's statements come, which take a strong lock and
+// then want the gate. They are rolled back in the end.
+func (r *rig) rehearsedBeside(t *testing.T, sql string) {
+	writer := r.app(r.source)
+	queued := false
+	r.onEvent = func(e engine.Event) {
+		switch {
+		case strings.HasPrefix(e.Message, "pass of"): // so that the final pass has something to carry
+			r.exec(r.source, "UPDATE shop.invoice SET total = total WHERE id < 4; UPDATE shop.customer SET name = name || '.' WHERE id < 5")
+		case e.Mark == "hold" && !queued:
+			queued = true
+			writer.queues("BEGIN; " + sql + "; ROLLBACK")
+		}
+	}
+	defer func() { r.onEvent = nil }()
+	done, err := Rehearse(t.Context(), r.env, engine.SinkFunc(r.emit))
+	if err != nil {
+		t.Errorf("the freeze: %v", err)
+	}
+	if !queued || done.Rows == 0 {
+		t.Errorf("queued %v, and the final pass carried %d rows: it proves nothing", queued, done.Rows)
+	}
+	if err := <-writer.done; err != nil {
+		t.Errorf("the application's %s: %v", sql, err)
+	}
+	r.sameTables(t)
+}

@@ -1,0 +1,135 @@
+package steps
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pgrunbook/pgrunbook/internal/pg"
+	"github.com/pgrunbook/pgrunbook/steps/internal/dump"
+	"github.com/pgrunbook/pgrunbook/steps/internal/freeze"
+	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
+)
+
+// modesPatience is how long an attempt waits before it holds anybody for tables whose triggers, rules
+// and constraints get their mode at the flip.
+const modesPatience = 5 * time.Second
+
+// clearWay takes, and lets go at once, the locks that the statements at the opening need: an
+// autovacuum gives way to whoever waits for deadlock_timeout, for which there is no time while writers
+// are held, and who else is in the way is named before anybody waits.
+func (f *flipper) clearWay(ctx context.Context) error {
+	// What an earlier attempt was doing when its budget ended may have cost sessions.
+	if err := errors.Join(f.looks.again(ctx, f.env, "freeze"), f.reload.again(ctx)); err != nil {
+		return fmt.Errorf("%w: %w", freeze.ErrNotNow, err)
+	}
+	for _, sql := range f.atOpen {
+		names, mode := f.locks(sql)
+		if len(names) == 0 {
+			continue
+		}
+		oids, err := f.oids(ctx, names)
+		if err != nil {
+			return err
+		}
+		list := make([]string, len(names))
+		for i, n := range names {
+			list[i] = pg.Name(n.Schema, n.Name)
+		}
+		lock := "LOCK TABLE " + strings.Join(list, ", ") + " IN SHARE ROW EXCLUSIVE MODE"
+		if mode == pg.AccessExclusive {
+			lock = "LOCK TABLE " + strings.Join(list, ", ") + " IN ACCESS EXCLUSIVE MODE"
+		}
+		e := pg.Etiquette{Object: strings.Join(list, ", "), Relations: oids, Mode: mode, GiveUp: modesPatience, Report: waiting(f.cp, f.to, "set a mode at the flip")}
+		err = pg.WithLock(ctx, f.looks.of(f.to), e, func(ctx context.Context, tx pgx.Tx) error {
+			_, err := tx.Exec(ctx, lock)
+			return err
+		})
+		var blocked *pg.LockError
+		if errors.As(err, &blocked) {
+			return fmt.Errorf("%w: before %s: %w", freeze.ErrNotNow, sql, named(blocked.Blockers))
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// runAtOpen runs them in the hold, and names who came into the way since.
+func (f *flipper) runAtOpen(ctx context.Context, exec freeze.ExecFunc) error {
+	for _, sql := range f.atOpen {
+		err := exec(ctx, sql)
+		if err == nil {
+			continue
+		}
+		if pg.SQLState(err) == "55P03" { // lock_not_available
+			err = f.blockedBy(ctx, sql, err)
+		}
+		return fmt.Errorf("%s: %w", sql, err)
+	}
+	return nil
+}
+
+// blockedBy adds who is in the way. The hold has ended with its statement, and so has ctx.
+func (f *flipper) blockedBy(ctx context.Context, sql string, err error) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+	defer cancel()
+	names, mode := f.locks(sql)
+	oids, lookErr := f.oids(ctx, names)
+	if lookErr != nil {
+		return err
+	}
+	found, lookErr := pg.Blockers(ctx, f.looks.of(f.to), mode, oids...)
+	if lookErr != nil {
+		return err
+	}
+	return fmt.Errorf("%w: %w", err, named(found))
+}
+
+// named tells blockers of a table lock as a freeze does.
+func named(list []pg.Blocker) *freeze.BlockedError {
+	e := &freeze.BlockedError{}
+	for _, b := range list {
+		if b.Foreign() {
+			e.Blockers = append(e.Blockers, freeze.Blocker{What: b.String(), Age: b.XactAge})
+		}
+	}
+	return e
+}
+
+// locks gives the tables in scope that a statement at the opening names, with the strongest lock that
+// it takes.
+func (f *flipper) locks(sql string) (names []scope.Name, mode pg.LockMode) {
+	for _, t := range f.env.Scope.Tables {
+		for n := range dump.Relations(t) {
+			if strings.Contains(sql, " TABLE "+pg.Name(n.Schema, n.Name)+" ") {
+				names = append(names, n)
+			}
+		}
+	}
+	if strings.Contains(sql, " TRIGGER ") {
+		return names, pg.ShareRowExclusive
+	}
+	return names, pg.AccessExclusive
+}
+
+const oidsSQL = `
+SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+  JOIN unnest($1::text[], $2::text[]) AS w (s, t) ON n.nspname = w.s AND c.relname = w.t`
+
+func (f *flipper) oids(ctx context.Context, tables []scope.Name) ([]uint32, error) {
+	var schemas, names []string
+	for _, n := range tables {
+		schemas, names = append(schemas, n.Schema), append(names, n.Name)
+	}
+	rows, err := f.looks.of(f.to).Query(ctx, oidsSQL, schemas, names)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, pgx.RowTo[uint32])
+}
