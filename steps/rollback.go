@@ -104,10 +104,13 @@ func Follow(ctx context.Context, env *Env, cp engine.Checkpoint) error {
 func stillClosed(ctx context.Context, env *Env, conn *pgx.Conn) (*pgx.Conn, error) {
 	at, err := gate.State(ctx, conn, env.Run)
 	if err != nil && pg.IsConnLost(err) {
-		_ = conn.Close(ctx)
-		if conn, err = env.Source.Connect(ctx, pg.Use{Name: "follow", LockTimeout: lockPatience}); err == nil {
-			at, err = gate.State(ctx, conn, env.Run)
+		fresh, lost := env.Source.Connect(ctx, pg.Use{Name: "follow", LockTimeout: lockPatience})
+		if lost != nil {
+			return conn, lost
 		}
+		_ = conn.Close(ctx)
+		conn = fresh
+		at, err = gate.State(ctx, conn, env.Run)
 	}
 	if err != nil {
 		return conn, err
