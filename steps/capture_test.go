@@ -158,7 +158,7 @@ func (r *rig) walk(ctx context.Context, list ...engine.Step) error {
 		}
 		p.Steps = append(p.Steps, sp)
 	}
-	w := engine.Walk{Plan: p, Steps: list, Journal: r.env.Journal, Sink: engine.SinkFunc(r.emit)}
+	w := engine.Walk{Plan: p, Steps: list, Journal: r.env.Journal, Sink: r.env.Sink}
 	_, err := w.Run(ctx)
 	return err
 }

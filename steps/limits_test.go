@@ -124,6 +124,7 @@ func TestCopyRate(t *testing.T) {
 			t.Parallel()
 			source, target := testpg.Pair(t)
 			l := &limited{rig: newRigOn(t, source, target, limitedSetup, fmt.Sprintf(runbook, then))}
+			l.stored()
 			l.must(l.walk(t.Context(), newSchema(l.env), newCapture(l.env)))
 			if then == "stop" {
 				err := l.walk(t.Context(), newCopy(l.env))
@@ -141,6 +142,9 @@ func TestCopyRate(t *testing.T) {
 			held := rate(l, 5*time.Second)
 			if then == "pause" && !l.heard("limit copy_rate is over 2MiB/s: pause") {
 				t.Error("no pause was said")
+			}
+			if then == "slow" {
+				l.obeys()
 			}
 			l.setting("copy_rate", Unlimited)
 			time.Sleep(2 * limitsEvery) // well within the 5 s in which a setting has to act
