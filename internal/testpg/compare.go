@@ -221,6 +221,12 @@ func diffColumns(table string, shapes [2]shape) (diffs []Difference) {
 	return diffs
 }
 
+// floatSends give the bytes of values whose text holds floats. Types are as format_type writes them.
+var floatSends = map[string]string{
+	"real": "float4send", "double precision": "float8send", "real[]": "array_send", "double precision[]": "array_send", "point[]": "array_send",
+	"point": "point_send", "lseg": "lseg_send", "path": "path_send", "box": "box_send", "polygon": "poly_send", "line": "line_send", "circle": "circle_send",
+}
+
 // copyQuery writes every row as text, columns by name, in an order that needs
 // nothing of the table. Servers before 12 write floats in another way, so there
 // the bytes are compared.
@@ -228,8 +234,7 @@ func copyQuery(sh shape, exactFloats bool) string {
 	var values, order []string
 	for i, c := range sh.columns {
 		v := pgx.Identifier{c.Name}.Sanitize()
-		if !exactFloats && (c.Type == "real" || c.Type == "double precision") {
-			send := map[string]string{"real": "float4send", "double precision": "float8send"}[c.Type]
+		if send := floatSends[c.Type]; send != "" && !exactFloats {
 			v = "pg_catalog." + send + "(" + v + ")"
 		}
 		values = append(values, fmt.Sprintf("%s::pg_catalog.text AS v%d", v, i))

@@ -34,9 +34,11 @@ SELECT a.attname::text,
   LEFT JOIN pg_collation co ON co.oid = i.indcollation[k.n - 1] LEFT JOIN pg_namespace cn ON cn.oid = co.collnamespace
  WHERE i.indrelid = $1 AND a.attrelid = $1 AND i.indisprimary AND k.n <= coalesce((to_jsonb(i) ->> 'indnkeyatts')::int, i.indnatts) ORDER BY k.n`
 
+// pg_partition_tree came in 12.
 const membersSQL = `
-SELECT c.oid, n.nspname::text, c.relname::text, c.relkind <> 'p' FROM pg_partition_tree($1::regclass) t JOIN pg_class c ON c.oid = t.relid
-  JOIN pg_namespace n ON n.oid = c.relnamespace WHERE t.level > 0 ORDER BY c.relname`
+WITH RECURSIVE m (oid) AS (SELECT inhrelid FROM pg_inherits WHERE inhparent = $1::oid UNION ALL SELECT i.inhrelid FROM m JOIN pg_inherits i ON i.inhparent = m.oid)
+SELECT c.oid, n.nspname::text, c.relname::text, c.relkind <> 'p' FROM m JOIN pg_class c ON c.oid = m.oid
+  JOIN pg_namespace n ON n.oid = c.relnamespace ORDER BY c.relname`
 
 // Tables describes the tables of schema public, with their primary keys: live, captured by
 // statement triggers, those without a key as full_row.
