@@ -93,16 +93,12 @@ func (m method) text(expr string) string {
 
 // Types whose text is not the same on every major.
 const (
-	oidChar        = 18 // "char": bytes above 127 print as octal since 16
-	oidFloat4      = 700
-	oidFloat8      = 701
-	oidFloat4Array = 1021
-	oidFloat8Array = 1022
-	oidBytea       = 17
-	oidText        = 25
-	oidVarchar     = 1043
-	oidJSON        = 114
-	oidJSONB       = 3802
+	oidChar    = 18 // "char": bytes above 127 print as octal since 16
+	oidBytea   = 17
+	oidText    = 25
+	oidVarchar = 1043
+	oidJSON    = 114
+	oidJSONB   = 3802
 )
 
 // column gives the expression of a column's value whose text is the same on both sides if and only
@@ -112,12 +108,8 @@ func (m method) column(c scope.Column) string {
 	switch {
 	case c.TypeOID == oidChar:
 		return name + "::int4"
-	case m.oldFloats && c.TypeOID == oidFloat4:
-		return "encode(float4send(" + name + "), 'hex')"
-	case m.oldFloats && c.TypeOID == oidFloat8:
-		return "encode(float8send(" + name + "), 'hex')"
-	case m.oldFloats && (c.TypeOID == oidFloat4Array || c.TypeOID == oidFloat8Array):
-		return "encode(array_send(" + name + "), 'hex')"
+	case m.oldFloats && c.FloatSend != "":
+		return "encode(" + c.FloatSend + "(" + name + "), 'hex')"
 	}
 	return name
 }

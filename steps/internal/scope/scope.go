@@ -74,9 +74,10 @@ type Column struct {
 	Type      string `json:"type"`     // format_type with modifier, schema-qualified where not in pg_catalog
 	TypeOID   uint32 `json:"type_oid"` // on the source
 	NotNull   bool   `json:"not_null,omitempty"`
-	Generated bool   `json:"generated,omitempty"` // left out of every column list
-	Identity  string `json:"identity,omitempty"`  // "a" always, "d" by default, as in pg_attribute
-	Binary    bool   `json:"binary,omitempty"`    // the type's binary form is portable: built in and no reg*
+	Generated bool   `json:"generated,omitempty"`  // left out of every column list
+	Identity  string `json:"identity,omitempty"`   // "a" always, "d" by default, as in pg_attribute
+	Binary    bool   `json:"binary,omitempty"`     // the type's binary form is portable: built in and no reg*
+	FloatSend string `json:"float_send,omitempty"` // what gives its bytes, where its text holds floats
 }
 
 // Key is the unique index that identifies rows: immediate, valid, total, over not-null columns,

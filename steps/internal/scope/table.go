@@ -33,7 +33,7 @@ func (r *resolver) table(rel *relation) (Table, bool) {
 	for _, c := range r.cat.columns[rel.oid] {
 		t.Columns = append(t.Columns, Column{
 			Num: c.Num, Name: c.Name, Type: c.Type, TypeOID: c.TypeOID, NotNull: c.NotNull, Generated: c.Generated,
-			Identity: c.Identity, Binary: r.cat.binaryPortable(c.TypeOID),
+			Identity: c.Identity, Binary: r.cat.binaryPortable(c.TypeOID), FloatSend: r.cat.floatSend(c.TypeOID),
 		})
 	}
 	t.Key = r.key(rel, rule)

@@ -3,6 +3,7 @@ package scope
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
@@ -10,19 +11,19 @@ import (
 
 // typeRow is one type that a column in scope has, or is built from.
 type typeRow struct {
-	OID      uint32
-	Name     string // quoted and qualified
-	Plain    string // typname
-	Kind     string // pg_type.typtype
-	Element  uint32 // of a true array
-	Base     uint32 // of a domain
-	Sendable bool
-	Parts    []uint32 // a range's subtype, a multirange's range, a composite's columns
+	OID     uint32
+	Name    string   // quoted and qualified
+	Plain   string   // typname
+	Kind    string   // pg_type.typtype
+	Element uint32   // of a true array
+	Base    uint32   // of a domain
+	Send    string   // the function that gives its binary form; "-" is none
+	Parts   []uint32 // a range's subtype, a multirange's range, a composite's columns
 }
 
 const typesSQL = `
 SELECT t.oid, quote_ident(n.nspname) || '.' || quote_ident(t.typname), t.typname::text, t.typtype::text,
-       CASE WHEN t.typlen = -1 AND t.typelem <> 0 AND t.typcategory = 'A' THEN t.typelem ELSE 0 END, t.typbasetype, t.typsend <> 0,
+       CASE WHEN t.typlen = -1 AND t.typelem <> 0 AND t.typcategory = 'A' THEN t.typelem ELSE 0 END, t.typbasetype, t.typsend::text,
        ARRAY (SELECT r.rngsubtype FROM pg_range r WHERE r.rngtypid = t.oid
               UNION ALL {multirange}
               SELECT a.atttypid FROM pg_attribute a WHERE t.typtype = 'c' AND a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped)
@@ -76,7 +77,7 @@ const firstUnpinned = 10000
 func (c *catalog) binaryPortable(oid uint32) bool {
 	t := c.types[oid]
 	switch {
-	case t == nil || !t.Sendable:
+	case t == nil || t.Send == "-":
 		return false
 	case t.Kind == "d":
 		return c.binaryPortable(t.Base)
@@ -118,4 +119,27 @@ func (c *catalog) deltaType(oid uint32) string {
 		return "pg_catalog.text"
 	}
 	return t.Name
+}
+
+// floats are the built-in types whose text is that of floats: it has had other digits since 12.
+var floats = map[string]bool{"float4": true, "float8": true, "point": true, "lseg": true, "path": true, "box": true, "polygon": true, "line": true, "circle": true}
+
+// floatSend gives the function that tells values of a type apart whose text has floats in it, where
+// its binary form is portable; empty for other types.
+func (c *catalog) floatSend(oid uint32) string {
+	if t := c.types[oid]; t != nil && c.holdsFloats(oid) && c.binaryPortable(oid) {
+		return t.Send
+	}
+	return ""
+}
+
+func (c *catalog) holdsFloats(oid uint32) bool {
+	t := c.types[oid]
+	if t == nil {
+		return false
+	}
+	if oid < firstUnpinned && floats[t.Plain] {
+		return true
+	}
+	return slices.ContainsFunc(append([]uint32{t.Element, t.Base}, t.Parts...), c.holdsFloats)
 }
