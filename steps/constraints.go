@@ -1,6 +1,7 @@
 package steps
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 
@@ -113,6 +114,21 @@ func (s *constraintsStep) Apply(ctx context.Context, _ engine.StepPlan, cp engin
 	if s.env.Runbook.Schema.Mode == "existing" || !s.env.Runbook.Schema.Enabled {
 		return nil
 	}
+	ctx, limits, err := watchLimits(ctx, s.env, cp)
+	if err != nil {
+		return err
+	}
+	defer limits.close()
+	// Building takes hours where tables are large: meanwhile exact passes go on, as nothing less may be
+	// on the target while a key is validated.
+	defer followLoaded(ctx, s.env, limits, cp)()
+	if err := s.build(ctx, cp); err != nil {
+		return cmp.Or(context.Cause(ctx), err) // a limit that said stop
+	}
+	return nil
+}
+
+func (s *constraintsStep) build(ctx context.Context, cp engine.Checkpoint) error {
 	sides, err := openSides(ctx, s.env, "constraints")
 	if err != nil {
 		return err

@@ -15,7 +15,7 @@ import (
 	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
 )
 
-const followEvery = 2 * time.Second
+var followEvery = 2 * time.Second // shorter in tests
 
 // loaded are the tables whose load is over: passes may touch them.
 func loaded(ctx context.Context, env *Env) ([]scope.Table, error) {
@@ -32,16 +32,16 @@ func loaded(ctx context.Context, env *Env) ([]scope.Table, error) {
 	return list, nil
 }
 
-// followLoaded makes passes over the tables that are loaded while others still load, so that a
-// copy of days does not leave days of changes in the deltas. What a pass cannot do here is left to
-// catch_up, which repeats it and names it. The function that it returns ends it and waits.
+// followLoaded makes passes over the tables that are loaded while others still load or indexes are
+// built, so that days of that do not leave days of changes in the deltas. What a pass cannot do here
+// is left to later passes, which repeat it and name it. The function that it returns ends it and waits.
 func followLoaded(ctx context.Context, env *Env, limits *limits, cp engine.Checkpoint) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		if err := follow(ctx, env, limits, cp); err != nil && ctx.Err() == nil {
-			cp.Emit(engine.Event{Kind: engine.EventNote, Level: "warn", Message: fmt.Sprintf("passes over loaded tables wait for catch_up: %v", err)})
+			cp.Emit(engine.Event{Kind: engine.EventNote, Level: "warn", Message: fmt.Sprintf("passes over loaded tables wait for the next step: %v", err)})
 		}
 	}()
 	return func() {
