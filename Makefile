@@ -27,10 +27,11 @@ LONGEST_FIRST := awk '/\/(steps|faults|examples)$$/ {print; next} {rest = rest $
 FULL_TESTS := TestApproval|TestCITwoJobs|TestClustersOfSeveralMajors|TestStandbyFollowsAndIsPromoted|TestRehearse|TestR14PgbenchThroughTheCutover|$\
   TestF02KilledInTheFreeze|TestF05Signals|TestF15LostFlip|TestF19SnapshotError|TestF01ChainOfKills|TestF01DeathsInSecondLoad|TestF01DeathAfterRewrite|TestF03StoppedRunner|TestF06LocalDisk|TestF08ClocksThatJump|$\
   TestF10F11Servers|TestF12F13Failover|TestF14CutInCopy|TestF14Network|TestF15LostAnswers|TestF16SourceDiskFull|TestF16TargetDiskFull|$\
-  TestF17Limits|TestF20Poolers|TestF21Access|TestF22ReplicaLag|TestF31Blockers|TestF40DeathsInCarriedDDL|TestF41DeathsWhenTablesJoin|$\
+  TestF17Limits|TestF18F50HostileSettings|TestF20Poolers|TestF21Access|TestF22ReplicaLag|TestF31Blockers|TestF40DeathsInCarriedDDL|TestF41DeathsWhenTablesJoin|$\
   TestF84F85AbortLeavesNoTrace|TestF84FinishKilled|TestF85AbortAfterDeath|TestFollowThenBack|TestNoWayBack|TestNoWayBackAskedFor|$\
   TestOneSideGone|TestPasswordsShowNowhere|TestR14KilledBehindPoolers|TestR18OldSide|TestR27OldSideByDefault|TestRollbackWithoutTarget|$\
-  TestEveryBoundary|TestGivenUpTargetIsNotOpened|TestOverBudget|TestUntilEachStep|TestWayBackBetweenMajors|TestWhatCountsAsGone|TestWhatIf
+  TestEveryBoundary|TestGivenUpTargetIsNotOpened|TestOverBudget|TestUntilEachStep|TestWayBackBetweenMajors|$\
+  TestWhatCountsAsGone|TestWhatIf
 SKIP := $(if $(PGRUNBOOK_FULL)$(PGRUNBOOK_SOAK),,-skip '^($(FULL_TESTS))$$')
 
 .PHONY: help

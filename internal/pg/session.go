@@ -44,6 +44,23 @@ var pinned = [][2]string{
 	{"enable_bitmapscan", "on"},
 	{"enable_hashagg", "on"},
 	{"enable_sort", "on"},
+	{"enable_indexonlyscan", "on"},
+	{"enable_material", "on"},
+	{"enable_partition_pruning", "on"},
+	{"constraint_exclusion", "partition"},
+	{"from_collapse_limit", "8"},
+	{"join_collapse_limit", "8"},
+	{"geqo", "on"},
+	{"geqo_threshold", "12"},
+	{"cursor_tuple_fraction", "0.1"},
+	{"plan_cache_mode", "auto"},
+	// A short query must not start processes; these are the server's own costs of that, and sizes in pages.
+	{"parallel_setup_cost", "1000"},
+	{"parallel_tuple_cost", "0.1"},
+	{"min_parallel_table_scan_size", "1024"},
+	{"min_parallel_index_scan_size", "64"},
+	{"force_parallel_mode", "off"},
+	{"debug_parallel_query", "off"},
 	{"jit", "off"}, // short queries over deltas of unknown size: compiling costs more than it gives
 
 	{"default_transaction_isolation", "read committed"},
