@@ -24,7 +24,7 @@ MUTANT_TESTS := /steps/internal/(freeze|load|pass)$$
 LONGEST_FIRST := awk '/\/(steps|faults|examples)$$/ {print; next} {rest = rest $$0 "\n"} END {printf "%s", rest}'
 # Whole migrations, and tests of the harness, that make test leaves to PGRUNBOOK_FULL=1, the form of
 # continuous integration: with them, the two cores of a small machine need an hour.
-FULL_TESTS := TestApproval|TestCITwoJobs|TestClustersOfSeveralMajors|TestStandbyFollowsAndIsPromoted|TestRehearse|TestR14PgbenchThroughTheCutover|$\
+FULL_TESTS := TestApproval|TestLimits|TestLockMatrix|TestCITwoJobs|TestClustersOfSeveralMajors|TestStandbyFollowsAndIsPromoted|TestRehearse|TestR14PgbenchThroughTheCutover|$\
   TestF02KilledInTheFreeze|TestF05Signals|TestF15LostFlip|TestF19SnapshotError|TestF01ChainOfKills|TestF01DeathsInSecondLoad|TestF01DeathAfterRewrite|TestF03StoppedRunner|TestF06LocalDisk|TestF08ClocksThatJump|$\
   TestF10F11Servers|TestF12F13Failover|TestF14CutInCopy|TestF14Network|TestF15LostAnswers|TestF16SourceDiskFull|TestF16TargetDiskFull|$\
   TestF17Limits|TestF18F50HostileSettings|TestF20Poolers|TestF21Access|TestF22ReplicaLag|TestF31Blockers|TestF40DeathsInCarriedDDL|TestF41DeathsWhenTablesJoin|$\
