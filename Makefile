@@ -11,7 +11,7 @@ LINT := .cache/bin/golangci-lint-$(GOLANGCI_LINT_VERSION)
 MAJORS ?= 12 15 18
 # Packages tested at the same time: each may run several servers, and those that run the built
 # program keep two migrations going.
-TEST_PROCS ?= 3
+TEST_PROCS ?= 2
 WHOLE_PROCS ?= 2
 TEST_TIMEOUT ?= 70m
 SOAK_TIMEOUT ?= 26h
@@ -20,8 +20,10 @@ PKG ?= ./...
 PROGRAM_TESTS := /(examples|internal/(cutover|docs|faults|histories))$$
 # Packages that show, built with the tag failpoint, that their tests notice a broken protocol.
 MUTANT_TESTS := /steps/internal/(freeze|load|pass)$$
+# Its tests come one after the other: they go on beside all else, so that no core waits for them.
+SLOW_TESTS := /steps$$
 # go test begins its packages in the order given: no core waits at the end for one that began last.
-LONGEST_FIRST := awk '/\/(steps|faults|examples)$$/ {print; next} {rest = rest $$0 "\n"} END {printf "%s", rest}'
+LONGEST_FIRST := awk '/\/(faults|examples)$$/ {print; next} {rest = rest $$0 "\n"} END {printf "%s", rest}'
 # Whole migrations, and tests of the harness, that make test leaves to PGRUNBOOK_FULL=1, the form of
 # continuous integration: with them, the two cores of a small machine need an hour.
 FULL_TESTS := TestApproval|TestLimits|TestLockMatrix|TestCITwoJobs|TestClustersOfSeveralMajors|TestStandbyFollowsAndIsPromoted|TestRehearse|TestR14PgbenchThroughTheCutover|$\
@@ -49,12 +51,18 @@ demo: build ## Build, then migrate a throw-away database under load
 .PHONY: test
 test: setup lint ## Set up, lint, vet and run all tests with the race detector (PKG=./engine/... for some)
 	$(GO) vet $(PKG)
-	unit=$$($(GO) list $(PKG) | grep -vE '$(PROGRAM_TESTS)' | $(LONGEST_FIRST) || true); \
-	  test -z "$$unit" || $(GO) test -vet off -race -timeout $(TEST_TIMEOUT) -p $(TEST_PROCS) $(SKIP) $$unit
-	mutants=$$($(GO) list $(PKG) | grep -E '$(MUTANT_TESTS)' || true); \
-	  test -z "$$mutants" || $(GO) test -vet off -tags failpoint -run Mutant -timeout $(TEST_TIMEOUT) -p $(TEST_PROCS) $$mutants
-	whole=$$($(GO) list $(PKG) | grep -E '$(PROGRAM_TESTS)' | $(LONGEST_FIRST) || true); \
-	  test -z "$$whole" || $(GO) test -vet off -timeout $(TEST_TIMEOUT) -p $(WHOLE_PROCS) $(SKIP) $$whole
+	@all=$$($(GO) list $(PKG)); failed=; pid=; log=$$(mktemp); \
+	pick() { grep -E "$$@" <<<"$$all" || true; }; \
+	try() { echo "$$*" >&2; "$$@" || failed=1; }; \
+	trap 'rm -f "$$log"; test -z "$$pid" || { pkill -P $$pid; kill $$pid; }' EXIT; \
+	slow=$$(pick '$(SLOW_TESTS)'); unit=$$(pick -v '$(PROGRAM_TESTS)|$(SLOW_TESTS)'); mutants=$$(pick '$(MUTANT_TESTS)'); \
+	whole=$$(pick '$(PROGRAM_TESTS)' | $(LONGEST_FIRST)); \
+	if test -n "$$slow"; then $(GO) test -vet off -race -timeout $(TEST_TIMEOUT) $(SKIP) $$slow >"$$log" 2>&1 & pid=$$!; fi; \
+	test -z "$$unit" || try $(GO) test -vet off -race -timeout $(TEST_TIMEOUT) -p $(TEST_PROCS) $(SKIP) $$unit; \
+	test -z "$$mutants" || try $(GO) test -vet off -tags failpoint -run Mutant -timeout $(TEST_TIMEOUT) -p $(TEST_PROCS) $$mutants; \
+	test -z "$$whole" || try $(GO) test -vet off -timeout $(TEST_TIMEOUT) -p $(WHOLE_PROCS) $(SKIP) $$whole; \
+	if test -n "$$pid"; then wait $$pid || failed=1; pid=; cat "$$log"; fi; \
+	test -z "$$failed"
 	@$(if $(SKIP),echo "make test: left to PGRUNBOOK_FULL=1: $(subst |, ,$(FULL_TESTS)) and shares of others",true)
 
 .PHONY: soak
