@@ -38,7 +38,7 @@ func TestWithLockNamesWhoIsInTheWayAndGivesUp(t *testing.T) {
 	run(t, app, "BEGIN", "INSERT INTO public.t VALUES (1)")
 	var waits []LockWait
 	err := WithLock(testContext(t), conn, Etiquette{
-		Object: "public.t", Relations: []uint32{oid(t, conn, "public.t")}, LockTimeout: 20 * time.Millisecond, GiveUp: 300 * time.Millisecond,
+		Object: "public.t", Relations: []uint32{oid(t, conn, "public.t")}, LockTimeout: 20 * time.Millisecond, GiveUp: 3 * time.Second,
 		Report: func(w LockWait) { waits = append(waits, w) },
 	}, lockTable("public.t"))
 	var lockErr *LockError
