@@ -56,6 +56,9 @@ func Abort(ctx context.Context, env *Env, o AbortOptions) error {
 		return &engine.Error{Op: "aborting", Err: errors.New("the target takes writes: leaving now would lose them"), Hint: "Go back with pgrunbook rollback, or end the migration with pgrunbook finish."}
 	}
 	if !o.WithoutSource {
+		if err := undoLeft(ctx, env, engine.Source); err != nil {
+			return err
+		}
 		if err := abortSource(ctx, env, emit, false, false); err != nil {
 			return err
 		}

@@ -59,6 +59,9 @@ func (s *armStep) Plan(context.Context) (engine.StepPlan, error) {
 
 // Apply arms what is not armed, and proves that nothing is left out.
 func (s *armStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Checkpoint) error {
+	if err := s.env.whileSourceWrites(ctx, s.ID()); err != nil {
+		return err
+	}
 	conn, err := s.env.Source.Connect(ctx, pg.Use{Name: "arm", Marked: true, LockTimeout: lockPatience})
 	if err != nil {
 		return err

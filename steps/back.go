@@ -53,6 +53,13 @@ func Rollback(ctx context.Context, env *Env, o WalkOptions) ([]engine.Outcome, e
 	if err := settleFlip(ctx, env); err != nil {
 		return nil, err
 	}
+	if owner, err := env.Journal.Owner(ctx); err != nil {
+		return nil, err
+	} else if owner.Side == engine.Target {
+		if err := undoLeft(ctx, env, engine.Target); err != nil {
+			return nil, err
+		}
+	}
 	p, built, err := PlanBack(ctx, env)
 	if err != nil {
 		return nil, err

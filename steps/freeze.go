@@ -184,9 +184,9 @@ func (f *flipper) attempts(ctx context.Context) error {
 			if err := f.env.unpaused(ctx, f.cp.Emit); err != nil {
 				return err
 			}
-		}
-		if err := waitForWindow(ctx, c.Window, f.cp, f.pass); err != nil {
-			return err
+			if err := waitForWindow(ctx, c.Window, f.cp, f.pass); err != nil {
+				return err
+			}
 		}
 		predicted, err := f.drain(ctx)
 		if err != nil {

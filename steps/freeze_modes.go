@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -32,9 +33,9 @@ func (f *flipper) clearWay(ctx context.Context) error {
 		if len(names) == 0 {
 			continue
 		}
-		oids, err := f.oids(ctx, names)
+		oids, err := f.oids(ctx, f.trees(names))
 		if err != nil {
-			return err
+			return notNow(err)
 		}
 		list := make([]string, len(names))
 		for i, n := range names {
@@ -54,10 +55,31 @@ func (f *flipper) clearWay(ctx context.Context) error {
 			return fmt.Errorf("%w: before %s: %w", freeze.ErrNotNow, sql, named(blocked.Blockers))
 		}
 		if err != nil {
-			return err
+			return notNow(err)
 		}
 	}
 	return nil
+}
+
+// notNow makes a session that was lost a reason to try again: the next attempt opens another.
+func notNow(err error) error {
+	if pg.IsConnLost(err) {
+		return fmt.Errorf("%w: %w", freeze.ErrNotNow, err)
+	}
+	return err
+}
+
+// trees adds the members of partition trees: a lock on a root is one on each of them.
+func (f *flipper) trees(names []scope.Name) []scope.Name {
+	out := slices.Clone(names)
+	for _, t := range f.env.Scope.Tables {
+		if slices.Contains(names, t.Name) {
+			for _, m := range t.Members {
+				out = append(out, m.Name)
+			}
+		}
+	}
+	return out
 }
 
 // runAtOpen runs them in the hold, and names who came into the way since.
@@ -75,12 +97,19 @@ func (f *flipper) runAtOpen(ctx context.Context, exec freeze.ExecFunc) error {
 	return nil
 }
 
-// blockedBy adds who is in the way. The hold has ended with its statement, and so has ctx.
+// blockedLook bounds the question who is in the way: to's hold has ended with its statement, but
+// writers wait until from's is let go.
+const blockedLook = 100 * time.Millisecond
+
+// blockedBy adds who is in the way. A process that only ends a flip has no session to ask with.
 func (f *flipper) blockedBy(ctx context.Context, sql string, err error) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+	if f.looks == nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), blockedLook)
 	defer cancel()
 	names, mode := f.locks(sql)
-	oids, lookErr := f.oids(ctx, names)
+	oids, lookErr := f.oids(ctx, f.trees(names))
 	if lookErr != nil {
 		return err
 	}

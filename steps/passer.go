@@ -9,6 +9,7 @@ import (
 	"github.com/pgrunbook/pgrunbook/engine"
 	"github.com/pgrunbook/pgrunbook/engine/journal"
 	"github.com/pgrunbook/pgrunbook/internal/pg"
+	"github.com/pgrunbook/pgrunbook/steps/internal/gate"
 	"github.com/pgrunbook/pgrunbook/steps/internal/pass"
 )
 
@@ -29,7 +30,7 @@ func newPasser(env *Env, from, to *pg.Server, cp engine.Checkpoint) *pass.Passer
 
 // fence gives what every transaction of ours that writes rows calls first. On the target the epoch
 // is locked in that transaction; on the source, where there is no journal, the journal is asked
-// before, and the closed gate of the other side is what keeps two runners from harm. Neither lets
+// before, and its closed gate, which is looked at as well, is what keeps two runners from harm. Neither lets
 // rows go to the side that takes writes.
 func (e *Env) fence(to *pg.Server) func(ctx context.Context, tx pgx.Tx) error {
 	if to == e.Target {
@@ -37,5 +38,10 @@ func (e *Env) fence(to *pg.Server) func(ctx context.Context, tx pgx.Tx) error {
 			return journal.FenceRows(ctx, tx, e.Run.ID, e.Run.Epoch, engine.Target)
 		}
 	}
-	return func(ctx context.Context, _ pgx.Tx) error { return e.Journal.FencedRows(ctx, engine.Source) }
+	return func(ctx context.Context, tx pgx.Tx) error {
+		if err := e.Journal.FencedRows(ctx, engine.Source); err != nil {
+			return err
+		}
+		return gate.NotOpen(ctx, tx)
+	}
 }

@@ -26,7 +26,7 @@ var placeApprovals = regexp.MustCompile(`^(source|target)-timeline-[0-9]+$`)
 // session of this process insist on them.
 func pinPlaces(ctx context.Context, env *Env, o OpenOptions) error {
 	for _, side := range []engine.Side{engine.Source, engine.Target} {
-		is, err := timelineOf(ctx, env.Server(side).OnTimeline(0, nil))
+		is, err := timelineOf(ctx, env, side)
 		if err != nil {
 			return err
 		}
@@ -51,13 +51,22 @@ func (e *Env) pinPlace(side engine.Side, timeline int64) {
 	e.Journal.Pin(pinned)
 }
 
-func timelineOf(ctx context.Context, server *pg.Server) (int64, error) {
+// timelineOf asks a side, which must be the one that the run was begun with.
+func timelineOf(ctx context.Context, env *Env, side engine.Side) (int64, error) {
+	server, was := env.Server(side).OnTimeline(0, nil), env.Journal.TargetIdentity
+	if side == engine.Source {
+		was = env.Journal.SourceIdentity
+	}
 	conn, err := server.Connect(ctx, pg.Use{Name: "identity", ReadOnly: true})
 	if err != nil {
 		return 0, err
 	}
 	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
 	id, err := server.Identity(ctx, conn)
+	if err == nil && id.SystemIdentifier != "" && was.SystemIdentifier != "" && (id.SystemIdentifier != was.SystemIdentifier || id.Database != was.Database) {
+		return 0, engine.Errorf(engine.ClassStale, fmt.Sprintf("Name the %s that the run was begun with: %s", side, was.Address),
+			"the %s at %s is another database than the run's: database %s of cluster %s, not %s of %s", side, server.Address(), id.Database, id.SystemIdentifier, was.Database, was.SystemIdentifier)
+	}
 	return id.Timeline, err
 }
 

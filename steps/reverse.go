@@ -73,6 +73,9 @@ func targetMajor(env *Env) int {
 
 // Apply may be repeated: installing mends what is missing.
 func (s *reverseStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Checkpoint) error {
+	if err := s.env.whileSourceWrites(ctx, s.ID()); err != nil {
+		return err
+	}
 	sides, err := openSides(ctx, s.env, "reverse")
 	if err != nil {
 		return err

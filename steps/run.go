@@ -97,6 +97,9 @@ func Walk(ctx context.Context, env *Env, o WalkOptions) ([]engine.Outcome, error
 	if diags.HasErrors() {
 		return nil, &engine.Error{Class: engine.ClassRunbook, Op: "reading the runbook", Err: diags}
 	}
+	if err := afterWayBack(ctx, env, built); err != nil {
+		return nil, err
+	}
 	if err := reopenCatchUp(ctx, env, built, o.Until); err != nil {
 		return nil, err
 	}
@@ -182,6 +185,13 @@ func Finish(ctx context.Context, env *Env, f FinishOptions, o WalkOptions) ([]en
 	p, built, err := PlanFinish(ctx, env, f)
 	if err != nil {
 		return nil, err
+	}
+	for _, s := range built { // before steps of people's that stop the old server
+		if s, ok := s.(*finishStep); ok {
+			if err := s.allowed(ctx); err != nil {
+				return nil, err
+			}
+		}
 	}
 	outcomes, err := env.walk(ctx, p, built, o)
 	if err != nil {

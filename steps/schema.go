@@ -125,6 +125,9 @@ func cut(list []string, n int) []string {
 // close gates the target's tables and closes the gate: from here on only our own sessions write.
 func (s *schemaStep) close(ctx context.Context, target *pgx.Conn, cp engine.Checkpoint) error {
 	failpoint.Hit("schema.compared")
+	if err := s.env.whileSourceWrites(ctx, s.ID()); err != nil {
+		return err
+	}
 	if err := capture.Prepare(ctx, target, s.env.Run); err != nil {
 		return err
 	}

@@ -48,13 +48,15 @@ type Status struct {
 	Back      *Back             `json:"rollback,omitempty"`   // while there is nothing to go back from
 	Apart     string            `json:"apart,omitempty"`      // why two sides may take writes
 
-	Held     string   `json:"held,omitempty"`    // what slows or pauses a load or its passes
-	Waiting  string   `json:"waiting,omitempty"` // for what
-	Blockers []string `json:"blockers,omitempty"`
-	Error    string   `json:"error,omitempty"` // of the failed step
-	Type     string   `json:"type"`            // what to type next
-	asks     string   // for the approval of this name, which nobody gave yet
-	inWay    string   // what to type about those who hold what is being waited for
+	Held      string   `json:"held,omitempty"`    // what slows or pauses a load or its passes
+	Waiting   string   `json:"waiting,omitempty"` // for what
+	Blockers  []string `json:"blockers,omitempty"`
+	Error     string   `json:"error,omitempty"` // of the failed step
+	Type      string   `json:"type"`            // what to type next
+	asks      string   // for the approval of this name, which nobody gave yet
+	stray     bool     // the closed source has changes of its own
+	goingBack bool     // a rollback has begun
+	inWay     string   // what to type about those who hold what is being waited for
 }
 
 // StepStatus is one step of the plan with its record.
@@ -136,6 +138,9 @@ func (st *Status) readSteps(ctx context.Context, run *journal.Run) error {
 	known := map[engine.StepID]engine.StepRecord{}
 	for _, r := range records {
 		known[r.ID] = r
+	}
+	if back := known["rollback"].State; st.Writes == engine.Target {
+		st.goingBack = back == engine.StepRunning || back == engine.StepFailed
 	}
 	for _, p := range run.Plan.Steps {
 		s := StepStatus{ID: p.ID, Phase: p.Phase, State: engine.StepPending}
@@ -309,6 +314,10 @@ func (st *Status) next() string {
 		return "nothing before one side is closed: ALTER SEQUENCE pgrunbook.gate_flag RESTART 1; then pgrunbook verify"
 	case st.Writes == journal.Unclear:
 		return "pgrunbook apply: it looks at both gates and settles who may write"
+	case st.stray:
+		return "pgrunbook verify: the source took writes of its own. What is missing on the target is written there by hand; then pgrunbook finish"
+	case st.goingBack && !st.running():
+		return "pgrunbook rollback, which was begun and has not ended; or pgrunbook finish, to stay"
 	case st.Paused:
 		return "pgrunbook unpause"
 	case st.asks == externalApproval && !st.running():

@@ -94,7 +94,7 @@ func (st *Status) readAfter(ctx context.Context, run *journal.Run, owner journal
 		back, err = back.dated(ctx, env, owner)
 	}
 	note("the way back cannot be looked at", err)
-	if back.class == engine.ClassAmbiguous {
+	if st.stray = back.stray; back.class == engine.ClassAmbiguous && !back.stray {
 		st.Writes, st.Apart = journal.Unclear, back.Why
 	}
 	st.After.Back = &back

@@ -176,7 +176,7 @@ func (s *verifyStep) differences(res compare.Result) error {
 func (s *verifyStep) mends() string {
 	switch {
 	case s.as:
-		return "Nothing was carried from side to side. What only the source has was written there after the flip: write what is needed of it on the target by hand, then stay there: pgrunbook finish"
+		return fmt.Sprintf("Nothing was carried from side to side. What only the %[1]s has may have been written there after the flip: write what is needed of it on the %[2]s by hand, then stay there.", s.from.Other(), s.from)
 	case s.from == engine.Target:
 		return "Find out who wrote to the source or changed the target unseen. A row that is written again on the target (UPDATE ... SET c = c; for an extra one INSERT, then DELETE) is carried anew by pgrunbook follow; until then do not go back."
 	default:

@@ -3,6 +3,7 @@ package steps
 import (
 	"context"
 	"errors"
+	"fmt"
 
 	"github.com/pgrunbook/pgrunbook/engine"
 	"github.com/pgrunbook/pgrunbook/engine/journal"
@@ -42,7 +43,14 @@ func verifyFrom(ctx context.Context, env *Env) (*verifyStep, error) {
 	}
 	switch owner.Side {
 	case engine.Source:
-		return s, nil
+		if left, err := stillLoading(ctx, env); err != nil || len(left) > 0 {
+			return nil, errors.Join(err, notLoaded("comparing both sides", left))
+		}
+		stray, err := strayOnTarget(ctx, env, owner)
+		if err == nil && stray.Why != "" {
+			s.asIs(stray.Why)
+		}
+		return s, err
 	case engine.Target:
 		s.from = engine.Target
 	default:
@@ -53,14 +61,32 @@ func verifyFrom(ctx context.Context, env *Env) (*verifyStep, error) {
 	case err != nil:
 		return nil, err
 	case back.Possible:
+		for _, side := range []engine.Side{engine.Source, engine.Target} {
+			if is := env.Server(side).Config().Timeline; is != 0 && is != env.Journal.Timeline(side) {
+				s.asIs(fmt.Sprintf("the %s was promoted from a standby, which may have lacked commits", side))
+			}
+		}
 		return s, nil
 	case back.class == engine.ClassAmbiguous:
-		s.as = true
-		env.Sink.Emit(engine.Event{Kind: engine.EventNote, Level: "warn", Message: back.Why + ". The sides are compared as they are: what the target wrote since the last reverse pass counts as a difference too"})
+		s.asIs(back.Why)
 		return s, nil
 	}
 	return nil, &engine.Error{
 		Op: "comparing both sides", Err: errors.New("the target takes writes and nothing carries them back: " + back.Why),
 		Hint: "What was equal at the flip is in the certificate: pgrunbook status --certificate",
 	}
+}
+
+// asIs lets nothing be carried from side to side.
+func (s *verifyStep) asIs(why string) {
+	s.as = true
+	s.env.Sink.Emit(engine.Event{Kind: engine.EventNote, Level: "warn", Message: fmt.Sprintf("%s. The sides are compared as they are: what the %s wrote since the last pass counts as a difference too", why, s.from)})
+}
+
+// notLoaded is nil where everything is loaded.
+func notLoaded(op string, left []string) error {
+	if len(left) == 0 {
+		return nil
+	}
+	return &engine.Error{Op: op, Object: joinSome(left), Err: errors.New("it is not loaded to its end"), Hint: "Load it first: pgrunbook apply --until catch_up"}
 }

@@ -26,6 +26,7 @@ type Back struct {
 	Proved   time.Time `json:"last_possible,omitzero"` // the last time at which it was known to be possible
 	Unasked  string    `json:"unasked,omitempty"`      // what was not looked at
 	class    engine.Class
+	stray    bool          // the closed side has changes of its own
 	Pending  int64         `json:"pending"`            // rows that reverse passes have still to carry
 	Estimate time.Duration `json:"estimate,omitzero"`  // how long that takes
 	Measured bool          `json:"measured,omitempty"` // by passes of this run; otherwise by an assumed rate
@@ -95,20 +96,6 @@ func sourceBack(ctx context.Context, env *Env, owner journal.Ownership) Back {
 		return Back{Why: "the source's triggers cannot be read: " + err.Error()}
 	}
 	return Back{Why: why, Hint: hint}
-}
-
-// strayWrites looks for changes that the source took after the flip: the final pass left none, and
-// passes back are not captured.
-func strayWrites(ctx context.Context, source *pgx.Conn) (Back, error) {
-	n, err := pendingRows(ctx, source)
-	if err != nil || n == 0 {
-		return Back{}, err
-	}
-	return Back{
-		Why:   fmt.Sprintf("the source took %s after the flip, while its gate was open; a pass back would write over them", engine.Plural(int(n), "change")),
-		Hint:  "Compare: pgrunbook verify. What is missing on the target is written there by hand; then stay there: pgrunbook finish",
-		class: engine.ClassAmbiguous,
-	}, nil
 }
 
 // openSource says how a source came to be open although the target takes writes.

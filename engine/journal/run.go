@@ -255,16 +255,18 @@ func FenceRows(ctx context.Context, tx pgx.Tx, runID string, epoch int64, to eng
 	if err := Fence(ctx, tx, runID, epoch); err != nil {
 		return err
 	}
-	return notOwner(ctx, tx, runID, to)
+	return notOwner(ctx, tx, runID, epoch, to)
 }
 
 const ownerSQL = `
-SELECT o.side = $2::text OR EXISTS (SELECT FROM pgrunbook.flip f WHERE f.run = o.run AND f.settled IS NULL AND f.to_side = $2::text)
+SELECT o.side = $2::text OR EXISTS (SELECT FROM pgrunbook.flip f WHERE f.run = o.run AND f.settled IS NULL AND f.to_side = $2::text AND f.epoch <> $3::bigint)
   FROM pgrunbook.owner o WHERE o.run = $1::text`
 
-func notOwner(ctx context.Context, tx pgx.Tx, runID string, to engine.Side) error {
+// notOwner leaves a flip of the own epoch aside: one that was decided and did not come about stays open
+// until the next attempt decides it again.
+func notOwner(ctx context.Context, tx pgx.Tx, runID string, epoch int64, to engine.Side) error {
 	var owner bool
-	if err := tx.QueryRow(ctx, ownerSQL, runID, string(to)).Scan(&owner); err != nil {
+	if err := tx.QueryRow(ctx, ownerSQL, runID, string(to), epoch).Scan(&owner); err != nil {
 		return fmt.Errorf("asking whether the %s takes writes: %w", to, err)
 	}
 	if owner {
@@ -281,7 +283,7 @@ func (r *Run) Fenced(ctx context.Context) error {
 
 // FencedRows is Fenced for rows that go to a side without the journal, as FenceRows.
 func (r *Run) FencedRows(ctx context.Context, to engine.Side) error {
-	return r.fenced(ctx, func(tx pgx.Tx) error { return notOwner(ctx, tx, r.ID, to) })
+	return r.fenced(ctx, func(tx pgx.Tx) error { return notOwner(ctx, tx, r.ID, r.Epoch, to) })
 }
 
 // end ends the run in a state. Nothing can be written for it afterwards but Drop's removal.

@@ -108,10 +108,26 @@ func (m method) column(c scope.Column) string {
 	switch {
 	case c.TypeOID == oidChar:
 		return name + "::int4"
-	case m.oldFloats && c.FloatSend != "":
-		return "encode(" + c.FloatSend + "(" + name + "), 'hex')"
+	case m.oldFloats && floatSend(c) != "":
+		return "encode(" + floatSend(c) + "(" + name + "), 'hex')"
 	}
 	return name
+}
+
+// floatSend is what the scope says, and for a plan of a build that did not know of it the type.
+func floatSend(c scope.Column) string {
+	const float4, float8, float4Array, float8Array = 700, 701, 1021, 1022
+	switch {
+	case c.FloatSend != "":
+		return c.FloatSend
+	case c.TypeOID == float4:
+		return "float4send"
+	case c.TypeOID == float8:
+		return "float8send"
+	case c.TypeOID == float4Array || c.TypeOID == float8Array:
+		return "array_send"
+	}
+	return ""
 }
 
 // field gives the hash of one column alone; NULL is not the same as an empty value. Values of up to

@@ -68,14 +68,10 @@ func (b *Builder) BuildIndexes(ctx context.Context, t scope.Table) error {
 	return b.EnsureAll(ctx, b.of(t, func(o Object) bool { return o.Kind == Index && !o.Key }), false)
 }
 
-// Analyze collects a table's statistics.
+// Analyze collects a table's statistics. It waits for autovacuum, which gives way to it, partition by
+// partition; who waits for such a lock holds up no reader and no writer.
 func (b *Builder) Analyze(ctx context.Context, conn *pgx.Conn, t scope.Table) error {
-	name := pg.Name(t.Schema, t.Name.Name)
-	err := b.lockedAs(ctx, conn, pg.ShareUpdateExclusive, name, []scope.Name{t.Name}, func(ctx context.Context) error {
-		_, err := conn.Exec(ctx, "ANALYZE "+name)
-		return err
-	})
-	if err != nil {
+	if _, err := conn.Exec(ctx, "ANALYZE "+pg.Name(t.Schema, t.Name.Name)); err != nil {
 		return fmt.Errorf("analyzing %s.%s: %w", t.Schema, t.Name.Name, err)
 	}
 	return nil

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
@@ -230,12 +231,29 @@ func arm(ctx context.Context, conn *pgx.Conn, run scope.Run, g gap, onWait captu
 	return nil
 }
 
+// armed looks whether the gate's function is one that holds anybody: a clean-up that did not come to
+// its end leaves one that lets everybody pass.
+func armed(ctx context.Context, conn *pgx.Conn, run scope.Run) error {
+	var holds bool
+	err := conn.QueryRow(ctx, "SELECT coalesce((SELECT position($1 IN prosrc) > 0 FROM pg_proc WHERE oid = to_regprocedure('pgrunbook.gate()')), false)", strconv.FormatInt(run.GateKey, 10)).Scan(&holds)
+	if err != nil {
+		return fmt.Errorf("looking at the gate: %w", err)
+	}
+	if !holds {
+		return &engine.Error{Op: "checking the gate", Err: fmt.Errorf("its function lets everybody pass: the tables in scope %w", ErrUngated), Hint: "Run the same command again: it arms them."}
+	}
+	return nil
+}
+
 // ErrUngated is what Verify finds; its other errors say that it could not look.
 var ErrUngated = errors.New("are not gated, or not always")
 
 // Verify refuses unless every table and member is gated: a freeze with one ungated table would
 // lose what is written there.
 func Verify(ctx context.Context, conn *pgx.Conn, run scope.Run, tables []scope.Table) error {
+	if err := armed(ctx, conn, run); err != nil {
+		return err
+	}
 	gaps, err := ungated(ctx, conn, run, tables)
 	if err != nil || len(gaps) == 0 {
 		return err

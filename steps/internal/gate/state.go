@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"github.com/pgrunbook/pgrunbook/engine"
 	"github.com/pgrunbook/pgrunbook/internal/failpoint"
 	"github.com/pgrunbook/pgrunbook/internal/pg"
 	"github.com/pgrunbook/pgrunbook/steps/internal/capture"
@@ -130,6 +131,19 @@ func Disarm(ctx context.Context, conn *pgx.Conn) error {
 	}
 	if _, err := conn.Exec(ctx, noopSQL); err != nil {
 		return fmt.Errorf("disarming the gate: %w", err)
+	}
+	return nil
+}
+
+// NotOpen refuses, in a transaction that writes rows of the other side, a side whose gate is open: its
+// own writes would be written over.
+func NotOpen(ctx context.Context, tx pgx.Tx) error {
+	var flag int64
+	if err := tx.QueryRow(ctx, "SELECT last_value FROM pgrunbook.gate_flag").Scan(&flag); err != nil {
+		return fmt.Errorf("looking at the gate: %w", err)
+	}
+	if flag == 0 {
+		return engine.Errorf(engine.ClassAmbiguous, "Close one side at once (docs/what-if.md, two writable sides), then compare: pgrunbook verify", "the gate of the side that is written to is open: two sides may take writes")
 	}
 	return nil
 }

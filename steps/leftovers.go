@@ -1,0 +1,145 @@
+package steps
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pgrunbook/pgrunbook/engine"
+	"github.com/pgrunbook/pgrunbook/engine/journal"
+	"github.com/pgrunbook/pgrunbook/internal/pg"
+)
+
+// whileSourceWrites refuses what may be done only before the flip: what it makes on the target would
+// be too late for the writes that came before it, or would close the side that takes them.
+func (e *Env) whileSourceWrites(ctx context.Context, id engine.StepID) error {
+	owner, err := e.Journal.Owner(ctx)
+	if err != nil || owner.Side == engine.Source {
+		return err
+	}
+	return engine.Errorf(engine.ClassStale, "Take that change of the runbook back, and run the same command again.", "step %s was added after the cutover: it can be done only while the source takes writes", id)
+}
+
+// undoLeft takes back what a process that died in the freeze from a side had begun before its flip:
+// clients that were sent to the other one would write there as soon as its gate is gone.
+func undoLeft(ctx context.Context, env *Env, from engine.Side) error {
+	step, err := freezeFrom(env, from)
+	if err != nil || step == nil {
+		return err
+	}
+	cp := env.Journal.Checkpoint(step.id, abortSink{env})
+	var cursor freezeCursor
+	if _, err := cp.Load(ctx, &cursor); err != nil || cursor.Begun == 0 && !cursor.Paused {
+		return err
+	}
+	// The journal may not have the step as running any more, and then keeps no cursor for it.
+	memory := journal.NewMemory()
+	if _, err := memory.Begin(ctx, step); err != nil {
+		return err
+	}
+	copied := memory.Checkpoint(step.id, abortSink{env})
+	if err := copied.Save(ctx, nil, cursor); err != nil {
+		return err
+	}
+	step.inherits = &inherited{AtOpen: cursor.AtOpen}
+	f, err := step.build(ctx, copied)
+	if err != nil {
+		return err
+	}
+	defer f.close(ctx)
+	if err := f.poolers.settle(ctx, false); err != nil {
+		return err
+	}
+	if err := f.undoSwitch(ctx, step.repoint); err != nil {
+		return err
+	}
+	_ = cp.Save(ctx, nil, *f.cursor) // at worst it is undone twice
+	return nil
+}
+
+// freezeFrom gives the freeze whose hold is on a side, with its switch steps; nil where the run has none.
+func freezeFrom(env *Env, from engine.Side) (*freezeStep, error) {
+	build := Build
+	if from == engine.Target {
+		build = BuildBack
+	}
+	built, diags := build(env)
+	if diags.HasErrors() {
+		return nil, &engine.Error{Class: engine.ClassRunbook, Op: "reading the runbook", Err: diags}
+	}
+	for _, s := range built {
+		switch s := s.(type) {
+		case *freezeStep:
+			return s, nil
+		case *rollbackStep:
+			return &s.freezeStep, nil
+		}
+	}
+	return nil, nil //nolint:nilnil // a run without a cutover has none
+}
+
+// wentBack reports whether the last flip was one back to the source.
+func wentBack(owner journal.Ownership) bool {
+	return owner.Side == engine.Source && owner.Flip != nil && owner.Flip.To == engine.Source && owner.Flip.Outcome == journal.FlipDone
+}
+
+// afterWayBack looks, before apply goes on towards the target again, whether the way back came to its
+// end: the steps of the cutover are open again, and the target has taken no writes of its own since.
+func afterWayBack(ctx context.Context, env *Env, built []engine.Step) error {
+	owner, err := env.Journal.Owner(ctx)
+	if err != nil || !wentBack(owner) {
+		return err
+	}
+	records, err := env.Journal.Steps(ctx)
+	if err != nil {
+		return err
+	}
+	done := map[engine.StepID]bool{}
+	for _, r := range records {
+		done[r.ID] = r.State == engine.StepDone
+	}
+	for _, s := range built {
+		if s.Phase() == engine.PhaseCutover && done[s.ID()] && done["freeze"] {
+			if err := env.Journal.Reopen(ctx, s.ID(), false); err != nil {
+				return err
+			}
+		}
+	}
+	stray, err := strayOnTarget(ctx, env, owner)
+	if err != nil || stray.Why == "" {
+		return err
+	}
+	return &engine.Error{Class: engine.ClassAmbiguous, Op: "going on", Err: fmt.Errorf("%s", stray.Why), Hint: stray.Hint}
+}
+
+// strayOnTarget looks for changes that the target took after a way back: its final pass left none,
+// and passes to the target are not captured.
+func strayOnTarget(ctx context.Context, env *Env, owner journal.Ownership) (Back, error) {
+	if !wentBack(owner) {
+		return Back{}, nil
+	}
+	conn, err := env.Target.Connect(ctx, pg.Use{Name: "way back", Marked: true, LockTimeout: lockPatience})
+	if err != nil {
+		return Back{}, err
+	}
+	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
+	return strayChanges(ctx, conn, engine.Target, "a pass would write over them", "Compare: pgrunbook verify. What is missing on the source is written there by hand; then begin again: pgrunbook abort")
+}
+
+// strayWrites is the same for the source after a cutover.
+func strayWrites(ctx context.Context, source *pgx.Conn) (Back, error) {
+	return strayChanges(ctx, source, engine.Source, "a pass back would write over them", "Compare: pgrunbook verify. What is missing on the target is written there by hand; then stay there: pgrunbook finish")
+}
+
+func strayChanges(ctx context.Context, conn *pgx.Conn, side engine.Side, so, hint string) (Back, error) {
+	n, err := pendingRows(ctx, conn)
+	if err != nil || n == 0 {
+		return Back{}, err
+	}
+	return Back{
+		Why:   fmt.Sprintf("the %s took %s after the flip, while its gate was open; %s", side, engine.Plural(int(n), "change"), so),
+		Hint:  hint,
+		class: engine.ClassAmbiguous, stray: true,
+	}, nil
+}
