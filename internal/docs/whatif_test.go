@@ -162,6 +162,10 @@ func twoSides(t *testing.T, p *pair, l *lines) {
 	p.psql(p.sourceURL, l.of(t, "close-source"))
 	p.refuses(p.sourceURL, "25006", "closed by hand")
 	p.takes(p.targetURL, "with the source closed by hand")
+	if out, code := p.run(nil, "follow", p.file); code != 15 || !strings.Contains(out, "the source took 1 change after the flip") {
+		t.Errorf("follow over writes of the source ended with %d:\n%s", code, out)
+	}
+	p.psql(p.sourceURL, l.of(t, "forget-strays"))
 }
 
 // thereAndBack dies in follow and between the two COMMITs of a rollback, and goes to the target again.
