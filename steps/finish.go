@@ -109,16 +109,15 @@ func (s *finishStep) allowed(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	var back freezeCursor
-	if _, err := s.env.Journal.Checkpoint("rollback", abortSink{s.env}).Load(ctx, &back); err != nil {
-		return err
+	if owner.Side == engine.Target {
+		if err := undoLeft(ctx, s.env, engine.Target); err != nil {
+			return err
+		}
 	}
 	refuse := func(class engine.Class, hint, format string, args ...any) error {
 		return &engine.Error{Class: class, Op: "finishing", Err: fmt.Errorf(format, args...), Hint: hint}
 	}
 	switch {
-	case owner.Side == engine.Target && (back.Begun > 0 || back.Paused):
-		return refuse(engine.ClassFailed, "Run pgrunbook rollback again: it takes them back first.", "a rollback died in its switch steps: clients may have been sent to the closed source")
 	case owner.Side == journal.Unclear:
 		return refuse(engine.ClassAmbiguous, "Let the same command settle it: pgrunbook apply", "a flip is decided and not settled: it is not clear who takes writes")
 	case owner.Side != engine.Target || owner.Flip == nil:

@@ -25,6 +25,9 @@ func VerifyNow(ctx context.Context, env *Env, show engine.Sink) error {
 	ctx, cancel := env.Journal.Context(ctx)
 	defer cancel()
 	err = withCause(ctx, s.Apply(ctx, p, journal.NewMemory().Checkpoint(s.ID(), show)))
+	if err == nil && s.as {
+		return nil // equal by chance of the moment: nothing is trusted for it
+	}
 	if err == nil {
 		return placesProved(ctx, env)
 	}
