@@ -1,6 +1,8 @@
 package gate
 
 import (
+	"errors"
+	"strings"
 	"testing"
 	"time"
 
@@ -37,6 +39,10 @@ func TestR25RemoveBesideAReader(t *testing.T) {
 				t.Errorf("%s: %q", sql, got)
 			}
 		}
+	}
+	// A freeze that came now would hold nobody: it must see that.
+	if err := Verify(d.ctx, d.ours, testRun, tables()); !errors.Is(err, ErrUngated) || !strings.Contains(err.Error(), "lets everybody pass") {
+		t.Errorf("with a gate that lets everybody pass, a look says %v", err)
 	}
 	d.run(reader, "COMMIT")
 	if err := <-removed; err != nil {
