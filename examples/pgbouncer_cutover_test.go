@@ -7,13 +7,14 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/pgrunbook/pgrunbook/internal/testpg"
 )
 
-// throughPooler is pgbench's TPC-B behind the pooler, for so long that a cutover fits in.
+// throughPooler is pgbench's TPC-B behind the pooler, until end; its alarm is how -T ends it.
 func throughPooler(t *testing.T, url string) (end func()) {
 	t.Helper()
 	path, err := testpg.PgbenchPath(t.Context())
@@ -22,13 +23,17 @@ func throughPooler(t *testing.T, url string) (end func()) {
 	}
 	dir := t.TempDir()
 	var out bytes.Buffer
-	cmd := exec.CommandContext(t.Context(), path, "-n", "-c", "4", "-T", "20", "-l", url)
+	cmd := exec.CommandContext(t.Context(), path, "-n", "-c", "4", "-T", "1800", "-l", url)
 	cmd.Dir, cmd.Stdout, cmd.Stderr = dir, &out, &out
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
 	return func() {
 		t.Helper()
+		time.Sleep(time.Second)
+		if err := cmd.Process.Signal(syscall.SIGALRM); err != nil {
+			t.Fatal(err)
+		}
 		if err := cmd.Wait(); err != nil || !strings.Contains(out.String(), "number of failed transactions: 0 (0.000%)") || strings.Contains(out.String(), "aborted") {
 			t.Fatalf("pgbench: %v\n%s", err, &out)
 		}

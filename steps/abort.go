@@ -51,7 +51,11 @@ func Abort(ctx context.Context, env *Env, o AbortOptions) error {
 	switch owner.Side {
 	case engine.Source:
 	case journal.Unclear:
-		return &engine.Error{Class: engine.ClassAmbiguous, Op: "aborting", Err: errors.New("a flip is decided and not settled: it is not clear who takes writes"), Hint: "Let the same command settle it: pgrunbook apply"}
+		hint := "Let the same command settle it: pgrunbook apply"
+		if o.WithoutSource {
+			hint = stayWithoutSource
+		}
+		return &engine.Error{Class: engine.ClassAmbiguous, Op: "aborting", Err: errors.New("a flip is decided and not settled: it is not clear who takes writes"), Hint: hint}
 	case engine.Target, engine.Runner:
 		return &engine.Error{Op: "aborting", Err: errors.New("the target takes writes: leaving now would lose them"), Hint: "Go back with pgrunbook rollback, or end the migration with pgrunbook finish."}
 	}
@@ -59,6 +63,11 @@ func Abort(ctx context.Context, env *Env, o AbortOptions) error {
 		if err := undoLeft(ctx, env, engine.Source); err != nil {
 			return err
 		}
+	}
+	if _, err := env.Journal.Begin(ctx, abortMark{}); err != nil {
+		return err
+	}
+	if !o.WithoutSource {
 		if err := abortSource(ctx, env, emit, false, false); err != nil {
 			return err
 		}

@@ -117,6 +117,9 @@ func Rehearse(ctx context.Context, env *Env, show engine.Sink) (Rehearsal, error
 	env.report(show)
 	ctx, cancel := env.Journal.Context(ctx)
 	defer cancel()
+	if err := env.notAborting(ctx, "rehearsing"); err != nil {
+		return Rehearsal{}, err
+	}
 	step := newFreeze(env, nil).(*freezeStep)
 	f, err := step.build(ctx, journal.NewMemory().Checkpoint("rehearse", env.Sink))
 	if err != nil {
@@ -129,6 +132,9 @@ func Rehearse(ctx context.Context, env *Env, show engine.Sink) (Rehearsal, error
 	}
 	if state.FromClosed {
 		return Rehearsal{}, &engine.Error{Op: "rehearsing", Err: errors.New("the source's gate is closed already"), Hint: "pgrunbook status says who takes writes."}
+	}
+	if err := f.silent(ctx); err != nil {
+		return Rehearsal{}, withCause(ctx, err)
 	}
 	if _, err := f.drain(ctx); err != nil {
 		return Rehearsal{}, withCause(ctx, err)

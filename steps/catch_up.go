@@ -78,7 +78,7 @@ func (s *catchUpStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Ch
 		return err
 	}
 	defer limits.close()
-	if err := s.silent(ctx); err != nil {
+	if err := s.env.silentTarget(ctx); err != nil {
 		return err
 	}
 	for recopies := 0; recopies < recopiesMax; {
@@ -116,17 +116,6 @@ func (s *catchUpStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Ch
 		Op: "catching up", Err: fmt.Errorf("tables had to be loaded again %d times", recopiesMax),
 		Hint: "Find out what rewrites tables on the source or swaps partitions, and stop it for the time of the run.",
 	}
-}
-
-// silent refuses a target whose triggers fire for what passes write: after a rollback they have the
-// mode that the flip gave them.
-func (s *catchUpStep) silent(ctx context.Context) error {
-	sides, err := openSides(ctx, s.env, "catch_up")
-	if err != nil {
-		return err
-	}
-	defer sides.close(context.WithoutCancel(ctx))
-	return silent(ctx, sides.target, engine.Target, s.env.Scope)
 }
 
 func (s *catchUpStep) follow(ctx context.Context, limits *limits, cp engine.Checkpoint) error {

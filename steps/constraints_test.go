@@ -25,9 +25,9 @@ ALTER EVENT TRIGGER stand_still ENABLE ALWAYS`
 // work, and both stand on what exact passes have left. Built in the plain way, either holds a lock for
 // hours that no pass gets through.
 func TestS6PassesGoOnWhileConstraintsAreMade(t *testing.T) {
-	every := followEvery
-	followEvery = 50 * time.Millisecond
-	defer func() { followEvery = every }()
+	every, patience := followEvery, followPatience
+	followEvery, followPatience = 50*time.Millisecond, 2*time.Second
+	defer func() { followEvery, followPatience = every, patience }()
 	r := carried(t, "CREATE UNIQUE INDEX by_name ON shop.customer (name)")
 	for i := range r.env.Scope.Tables {
 		r.env.Scope.Tables[i].Bytes = smallTable + 1
@@ -44,7 +44,19 @@ func TestS6PassesGoOnWhileConstraintsAreMade(t *testing.T) {
 		still := "SELECT count(*)::text FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND query LIKE '%" + made + "%'"
 		r.until(done, still, "1")
 		id := 100 + key
+		if key == 0 { // a pass that fails for good is not the last one
+			r.exec(r.target, "ALTER TABLE shop.invoice RENAME TO elsewhere /* NOT VALID: does not stand still */")
+		}
 		r.exec(r.source, fmt.Sprintf("BEGIN; INSERT INTO shop.customer VALUES (%d, 'late %[1]d'); INSERT INTO shop.invoice (customer, total) VALUES (%[1]d, 1); COMMIT", id))
+		if key == 0 {
+			for deadline := time.Now().Add(time.Minute); !r.heard("and is tried again") && time.Now().Before(deadline); {
+				time.Sleep(20 * time.Millisecond)
+			}
+			if !r.heard("and is tried again") {
+				t.Error("no pass failed: this proves nothing")
+			}
+			r.exec(r.target, "ALTER TABLE shop.elsewhere RENAME TO invoice /* NOT VALID */")
+		}
 		r.until(done, fmt.Sprintf("SELECT count(*)::text FROM shop.invoice i JOIN shop.customer c ON c.id = i.customer WHERE c.id = %d", id), "1")
 		r.want(r.target, still, "1") // it is not over yet
 		_, err = holder.Exec(t.Context(), fmt.Sprintf("SELECT pg_advisory_unlock(%d)", key+1))

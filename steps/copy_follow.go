@@ -15,7 +15,11 @@ import (
 	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
 )
 
-var followEvery = 2 * time.Second // shorter in tests
+// Shorter in tests.
+var (
+	followEvery    = 2 * time.Second
+	followPatience = time.Minute // for locks, and for a server that is away
+)
 
 // loaded are the tables whose load is over: passes may touch them.
 func loaded(ctx context.Context, env *Env) ([]scope.Table, error) {
@@ -34,14 +38,27 @@ func loaded(ctx context.Context, env *Env) ([]scope.Table, error) {
 
 // followLoaded makes passes over the tables that are loaded while others still load or indexes are
 // built, so that days of that do not leave days of changes in the deltas. What a pass cannot do here
-// is left to later passes, which repeat it and name it. The function that it returns ends it and waits.
+// is left to later passes, which repeat it and name it: a pass that fails is tried again and again, as
+// the load itself is none the worse for it. The function that it returns ends it and waits.
 func followLoaded(ctx context.Context, env *Env, limits *limits, cp engine.Checkpoint) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		if err := follow(ctx, env, limits, cp); err != nil && ctx.Err() == nil {
-			cp.Emit(engine.Event{Kind: engine.EventNote, Level: "warn", Message: fmt.Sprintf("passes over loaded tables wait for the next step: %v", err)})
+		for said := ""; ; {
+			err := follow(ctx, env, limits, cp)
+			if err == nil || ctx.Err() != nil {
+				return
+			}
+			if text := err.Error(); text != said { // what lasts for days is said once
+				said = text
+				cp.Emit(engine.Event{Kind: engine.EventNote, Level: "warn", Message: fmt.Sprintf("a pass over the loaded tables ended, and is tried again: %v", err)})
+			}
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(10 * followEvery):
+			}
 		}
 	}()
 	return func() {
@@ -77,7 +94,7 @@ func follow(ctx context.Context, env *Env, limits *limits, cp engine.Checkpoint)
 			continue
 		}
 		passer.SetTables(tables)
-		res, err := passer.Exact(ctx, pass.Options{Patience: time.Minute})
+		res, err := passer.Exact(ctx, pass.Options{Patience: followPatience})
 		if err != nil {
 			return err
 		}

@@ -2,8 +2,10 @@ package steps
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/pgrunbook/pgrunbook/engine"
 	"github.com/pgrunbook/pgrunbook/engine/journal"
@@ -12,7 +14,8 @@ import (
 )
 
 // CheckDrift compares a plan that is about to begin a run with both databases as they are now.
-// What changed is named in an error of ClassStale.
+// What changed is named in an error of ClassStale. The preflight is made again: what has come up since
+// the plan was made, such as a target that took rows, is an error of ClassPreflight.
 func CheckDrift(ctx context.Context, env *Env, p *engine.Plan) error {
 	now := &engine.Plan{Format: p.Format, Name: p.Name, Runbook: p.Runbook, Steps: p.Steps}
 	if _, err := survey(ctx, env, now); err != nil {
@@ -21,7 +24,25 @@ func CheckDrift(ctx context.Context, env *Env, p *engine.Plan) error {
 	if changes := Drift(p, now); len(changes) > 0 {
 		return stale(changes)
 	}
-	return nil
+	return comeUp(now.Findings)
+}
+
+// comeUp is the error for findings of severity error.
+func comeUp(findings []engine.Finding) error {
+	var texts, fixes []string
+	for _, f := range findings {
+		if f.Severity == engine.SeverityError {
+			texts = append(texts, strings.TrimSpace(f.Code+" "+f.Object)+": "+f.Text)
+			fixes = append(fixes, f.Fix)
+		}
+	}
+	if texts == nil {
+		return nil
+	}
+	return &engine.Error{
+		Class: engine.ClassPreflight, Op: "looking again before the saved plan begins", Err: errors.New(joinSome(texts)),
+		Hint: joinSome(slices.Compact(fixes)) + " What was reviewed is no longer so: plan again to see all of it.",
+	}
 }
 
 // Drift names what changed between a plan and the same plan made now: "table public.orders: column

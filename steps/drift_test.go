@@ -112,6 +112,25 @@ ALTER TABLE public.item ALTER COLUMN id TYPE bigint; CREATE TABLE public.late (i
 	}
 }
 
+// A saved plan of tables that are already there was made for empty ones: applied once more, long after
+// the cutover, it must not close the gate of the side that is live.
+func TestSavedPlanMeetsALiveTarget(t *testing.T) {
+	env, _, target := planned(t, twoTables, "schema { mode = \"existing\" }")
+	query(t, target, twoTables)
+	p, err := MakePlan(t.Context(), env, "test")
+	if err != nil || p.Blocking() {
+		t.Fatalf("the plan: %v, %+v", err, p.Findings)
+	}
+	if err := CheckDrift(t.Context(), env, p); err != nil {
+		t.Fatalf("nothing changed: %v", err)
+	}
+	query(t, target, "INSERT INTO public.orders VALUES (1)")
+	err = CheckDrift(t.Context(), env, p)
+	if engine.ClassOf(err) != engine.ClassPreflight || !strings.Contains(err.Error(), "public.orders") || engine.HintOf(err) == "" {
+		t.Errorf("a target that took rows: %v, hint %q", err, engine.HintOf(err))
+	}
+}
+
 func TestPlanOnOneDatabaseIsBlocked(t *testing.T) {
 	env, _, _ := planned(t, twoTables, "")
 	env.Target = env.Source

@@ -57,7 +57,7 @@ func (s *finishStep) Fingerprint() string { return "finish/1" }
 func (s *finishStep) open() bool { return s.env.Runbook.Finish.Source == "open" }
 
 // Plan says what goes and what stays.
-func (s *finishStep) Plan(context.Context) (engine.StepPlan, error) {
+func (s *finishStep) Plan(ctx context.Context) (engine.StepPlan, error) {
 	p := engine.StepPlan{
 		ID: s.ID(), Phase: s.Phase(), Title: "remove everything of ours from the target, and from the source all but the closed gate",
 		Why: "the migration is over; the way back ends here",
@@ -74,6 +74,14 @@ func (s *finishStep) Plan(context.Context) (engine.StepPlan, error) {
 	case s.o.WithoutSource:
 		p.Title = "remove everything of ours from the target; the source is gone"
 		p.Actions = p.Actions[:1]
+		owner, err := s.env.Journal.Owner(ctx)
+		if err != nil {
+			return p, err
+		}
+		if owner.Side == journal.Unclear {
+			p.Actions = append([]engine.Action{{On: engine.Target, SQL: "ALTER SEQUENCE pgrunbook.gate_flag RESTART 0", Group: "let the target take writes: a flip is open, and nobody can say any more whether the source was closed"}}, p.Actions...)
+			p.Hazards = append(p.Hazards, engine.Hazard{Kind: engine.HazardLoss, Text: "what the source took after the hold, if it took anything, is gone with it; no application may ever reach it again"})
+		}
 	case s.open():
 		p.Title = "remove everything of ours from both sides"
 		p.Actions = append(p.Actions, engine.Action{On: engine.Source, SQL: "DROP TRIGGER, DROP FUNCTION, DROP SEQUENCE: the gate", Group: "clean up"})
@@ -100,10 +108,12 @@ func (s *finishStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Che
 }
 
 func (s *finishStep) allowed(ctx context.Context) error {
-	if !s.o.WithoutSource {
-		if err := settleFlip(ctx, s.env); err != nil {
-			return err
-		}
+	settle := settleFlip
+	if s.o.WithoutSource {
+		settle = settleWithoutSource
+	}
+	if err := settle(ctx, s.env); err != nil {
+		return err
 	}
 	owner, err := s.env.Journal.Owner(ctx)
 	if err != nil {

@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/pgrunbook/pgrunbook/engine"
+	"github.com/pgrunbook/pgrunbook/internal/pg"
 	"github.com/pgrunbook/pgrunbook/steps/internal/dump"
 	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
 )
@@ -37,4 +38,15 @@ func silent(ctx context.Context, conn *pgx.Conn, side engine.Side, s *scope.Scop
 		return err
 	}
 	return &engine.Error{Op: "carrying rows", Err: errors.New(why), Hint: hint}
+}
+
+// silentTarget refuses a target whose triggers fire for what passes write: after a rollback they have the
+// mode that the flip gave them.
+func (e *Env) silentTarget(ctx context.Context) error {
+	conn, err := e.Target.Connect(ctx, pg.Use{Name: "triggers", Marked: true, LockTimeout: lockPatience})
+	if err != nil {
+		return err
+	}
+	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
+	return silent(ctx, conn, engine.Target, e.Scope)
 }

@@ -26,8 +26,16 @@ func TestFiringTriggersAreInTheWay(t *testing.T) {
 		t.Errorf("the way back: %+v, %v", back, err)
 	}
 	r.exec(r.target, trigger)
-	err = newCatchUp(r.env).Apply(t.Context(), engine.StepPlan{}, abortSinkFor(r))
-	if err == nil || !strings.Contains(err.Error(), "trigger more") || engine.HintOf(err) == "" {
-		t.Errorf("passes past a trigger of the target: %v", err)
+	for _, s := range []engine.Step{newCatchUp(r.env), newVerify(r.env)} {
+		err = s.Apply(t.Context(), engine.StepPlan{}, abortSinkFor(r))
+		if err == nil || !strings.Contains(err.Error(), "trigger more") || engine.HintOf(err) == "" {
+			t.Errorf("passes of %s past a trigger of the target: %v", s.ID(), err)
+		}
+	}
+	f, err := newFreeze(r.env, nil).(*freezeStep).build(t.Context(), abortSinkFor(r))
+	r.must(err)
+	defer f.close(t.Context())
+	if err := f.silent(t.Context()); err == nil || !strings.Contains(err.Error(), "trigger more") {
+		t.Errorf("passes before a freeze past a trigger of the target: %v", err)
 	}
 }

@@ -62,7 +62,7 @@ func (s *freezeStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Che
 		return err
 	}
 	if !opened {
-		err = f.undoSwitch(ctx, s.repoint)
+		err = f.undoSwitch(ctx)
 	} else {
 		err = f.switched(ctx)
 	}
@@ -94,6 +94,7 @@ type flipper struct {
 	cursor  *freezeCursor
 	from    engine.Side
 	to      engine.Side
+	repoint []freeze.SwitchStep // people's
 	passer  *pass.Passer
 	looks   *sideConns
 	reload  *reloader
@@ -106,7 +107,7 @@ type flipper struct {
 
 func (s *freezeStep) build(ctx context.Context, cp engine.Checkpoint) (_ *flipper, err error) {
 	env, from, to := s.env, s.env.Server(s.from), s.env.Server(s.from.Other())
-	f := &flipper{env: env, cp: cp, from: s.from, to: s.from.Other(), passer: newPasser(env, from, to, cp)}
+	f := &flipper{env: env, cp: cp, from: s.from, to: s.from.Other(), repoint: s.repoint, passer: newPasser(env, from, to, cp)}
 	defer func() {
 		if err != nil {
 			f.close(ctx)
@@ -130,7 +131,7 @@ func (s *freezeStep) build(ctx context.Context, cp engine.Checkpoint) (_ *flippe
 	}
 	f.Freeze = &freeze.Freeze{
 		From: from, To: to, Run: env.Run, Budget: env.Runbook.Cutover.MaxWriteBlock,
-		Tables: env.Scope.Tables, Switch: f.undone(slices.Concat(f.poolers.steps(), f.recorded(s.repoint))),
+		Tables: env.Scope.Tables, Switch: f.undone(slices.Concat(f.poolers.steps(), f.recorded())),
 		Prepare:   f.prepare,
 		Sequences: f.sequences,
 		Pending:   f.pending,
@@ -171,6 +172,9 @@ func (f *flipper) attempts(ctx context.Context) error {
 		return err
 	}
 	if f.to == engine.Target {
+		if err := f.silent(ctx); err != nil {
+			return err
+		}
 		if err := f.compareDefinitions(ctx); err != nil {
 			return err
 		}
@@ -236,9 +240,10 @@ func (f *flipper) attempt(ctx context.Context, n int) (err error) {
 		return err
 	}
 	if f.cert, err = f.Attempt(ctx, n); errors.Is(err, freeze.ErrUnknown) {
-		if err = f.unknown(ctx, err); err == nil {
-			f.cert.Flip(time.Now())
+		if err = f.unknown(ctx, err); err != nil {
+			return f.notFlipped(ctx, err)
 		}
+		f.cert.Flip(time.Now())
 	}
 	if err == nil {
 		err = f.flipped(ctx)

@@ -2,6 +2,7 @@ package steps
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -32,9 +33,9 @@ func (f *flipper) readCursor(ctx context.Context) (err error) {
 }
 
 // recorded makes switch steps say in the journal that they begin.
-func (f *flipper) recorded(steps []freeze.SwitchStep) []freeze.SwitchStep {
-	out := make([]freeze.SwitchStep, len(steps))
-	for i, s := range steps {
+func (f *flipper) recorded() []freeze.SwitchStep {
+	out := make([]freeze.SwitchStep, len(f.repoint))
+	for i, s := range f.repoint {
 		out[i] = s
 		out[i].Do = func(ctx context.Context) error {
 			f.cursor.Begun = i + 1
@@ -70,24 +71,36 @@ func (f *flipper) undone(steps []freeze.SwitchStep) []freeze.SwitchStep {
 
 // undoSwitch takes back the switch steps that a dead process had begun before its flip: they point
 // to a side that does not take writes.
-func (f *flipper) undoSwitch(ctx context.Context, steps []freeze.SwitchStep) error {
-	if f.cursor.Begun == 0 || f.cursor.Begun > len(steps) {
+func (f *flipper) undoSwitch(ctx context.Context) error {
+	if f.cursor.Begun == 0 || f.cursor.Begun > len(f.repoint) {
 		return nil
 	}
 	for i := f.cursor.Begun - 1; i >= 0; i-- {
-		s := steps[i]
+		s := f.repoint[i]
 		undoCtx, cancel := context.WithTimeout(ctx, s.Timeout)
 		err := s.Undo(undoCtx)
 		cancel()
 		if err != nil {
 			return &engine.Error{
-				Op: "undoing the switch step that a dead process had begun:", Object: s.Name, Err: err,
+				Op: "undoing the switch step that had begun before the flip:", Object: s.Name, Err: err,
 				Hint: fmt.Sprintf("The %s takes writes: see to it that this step points there, then run the same command again.", f.from),
 			}
 		}
-		f.note("undid %s: the process that had begun it died before the flip", s.Name)
+		f.note("undid %s: it had begun, and the flip did not happen", s.Name)
 	}
 	return f.switched(ctx)
+}
+
+// notFlipped ends an attempt whose outcome was unknown. Where a look has shown that its flip did not
+// happen, the clients are sent back now: nobody did that while it was not known. Where it still is not
+// known nothing is forgotten: the poolers stay paused, and who settles the flip sends the clients to the
+// side that it finds.
+func (f *flipper) notFlipped(ctx context.Context, err error) error {
+	if errors.Is(err, errUnsettled) {
+		return err
+	}
+	ctx = context.WithoutCancel(ctx)
+	return errors.Join(err, f.poolers.settle(ctx, false), f.undoSwitch(ctx))
 }
 
 // switched records that no switch step is half done any more.

@@ -13,6 +13,11 @@ import (
 // smallEnough is the pass that is not worth another one before the freeze.
 const smallEnough = 100 * time.Millisecond
 
+// silent refuses a side whose triggers fire for what passes write.
+func (f *flipper) silent(ctx context.Context) error {
+	return silent(ctx, f.looks.of(f.to), f.to, f.env.Scope)
+}
+
 // drain makes passes until they stop getting shorter and predicts the write block from the last.
 func (f *flipper) drain(ctx context.Context) (predicted engine.Prediction, err error) {
 	estimate := predict(f.env, f.reload.rate)

@@ -51,7 +51,7 @@ func undoLeft(ctx context.Context, env *Env, from engine.Side) error {
 	if err := f.poolers.settle(ctx, false); err != nil {
 		return err
 	}
-	if err := f.undoSwitch(ctx, step.repoint); err != nil {
+	if err := f.undoSwitch(ctx); err != nil {
 		return err
 	}
 	_ = cp.Save(ctx, nil, *f.cursor) // at worst it is undone twice

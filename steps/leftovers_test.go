@@ -1,10 +1,17 @@
 package steps
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
+	"time"
+
+	"github.com/pgrunbook/pgrunbook/engine"
+	"github.com/pgrunbook/pgrunbook/internal/testpg"
+	"github.com/pgrunbook/pgrunbook/steps/internal/freeze"
 )
 
 // TestAbortUndoesTheSwitch: a process died after it had sent clients to the target. Their gate is not
@@ -52,4 +59,42 @@ func TestFinishUndoesTheSwitchBack(t *testing.T) {
 	if _, err := os.Stat(undone); err != nil {
 		t.Errorf("the clients were not sent back to the target: %v", err)
 	}
+}
+
+// TestF15SwitchAfterLostCommit: the COMMIT that would have closed the source never arrived, which the
+// runner finds out by a look. The clients are sent back to the source, and not before it is known.
+func TestF15SwitchAfterLostCommit(t *testing.T) {
+	major, targetMajor, err := testpg.PairMajors()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cluster := testpg.Shared(t, major)
+	way := testpg.ListenT(t, cluster)
+	r := newRigOn(t, way.URL(testpg.NewDB(t, cluster)), testpg.NewDB(t, testpg.Shared(t, targetMajor)), shopSetup, patient)
+	r.must(r.walk(t.Context(), newSchema(r.env), newCapture(r.env), newCopy(r.env), newCatchUp(r.env), newConstraints(r.env), newVerify(r.env), newReverse(r.env), newArm(r.env)))
+	points := engine.Source
+	step := newFreeze(r.env, []freeze.SwitchStep{{
+		Name: "dns", Timeout: 10 * time.Second,
+		Do: func(context.Context) error {
+			points = engine.Target
+			way.CutCommit(testpg.CommitNotSent, 0)
+			return nil
+		},
+		Undo: func(context.Context) error { points = engine.Source; return nil },
+	}})
+	err = r.walk(t.Context(), step)
+	if way.Fired(testpg.FaultCommit) != 1 || engine.ClassOf(err) != engine.ClassNoCutover || !strings.Contains(err.Error(), freeze.ErrUnknown.Error()) {
+		t.Fatalf("the freeze ended with %v; want one that did not know how its COMMIT ended", err)
+	}
+	if points != engine.Source {
+		t.Error("the clients are left at the closed target")
+	}
+	r.exec(r.source, "UPDATE shop.customer SET name = 'the source takes writes' WHERE id = 1")
+	way.Heal()
+	step.(*freezeStep).repoint[0].Do = func(context.Context) error { points = engine.Target; return nil }
+	r.must(r.walk(t.Context(), step))
+	if points != engine.Target {
+		t.Error("the second freeze did not send the clients over")
+	}
+	r.same("shop.customer")
 }

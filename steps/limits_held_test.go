@@ -3,6 +3,7 @@ package steps
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -13,6 +14,7 @@ import (
 	"github.com/pgrunbook/pgrunbook/engine"
 	"github.com/pgrunbook/pgrunbook/engine/journal"
 	"github.com/pgrunbook/pgrunbook/internal/testpg"
+	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
 )
 
 // busy is how many workers read a chunk right now.
@@ -142,6 +144,7 @@ func violations(standby *testpg.Cluster) []violation {
 			l.exec(l.source, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(600)%' AND pid <> pg_backend_pid()")
 		}},
 		{"delta_size", "600KiB", func(l *limited) { // a locked table keeps passes from working it off
+			l.until("the small table is loaded", func() bool { return l.follows("early") })
 			c := connect(l)
 			locker = append(locker, c)
 			_, err := c.Exec(l.t.Context(), "UPDATE shop.early SET pad = 'y'")
@@ -156,6 +159,14 @@ func violations(standby *testpg.Cluster) []violation {
 			l.must(err)
 		}, func(*limited) { closeAll(&locker) }},
 	}
+}
+
+// follows reports that a table is loaded: from then on only passes work off its delta.
+func (l *limited) follows(name string) bool {
+	l.t.Helper()
+	tables, err := loaded(l.t.Context(), l.env)
+	l.must(err)
+	return slices.ContainsFunc(tables, func(t scope.Table) bool { return t.Name.Name == name })
 }
 
 // TestLimits exceeds each kind of limit with each of its ends, while rows are copied, and measures

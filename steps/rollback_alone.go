@@ -144,7 +144,7 @@ func RollbackWithoutTarget(ctx context.Context, env *Env, o WalkOptions) ([]engi
 		return nil, err
 	}
 	release()
-	unlock, err := journal.LockAlone(ctx, env.Source, env.Run.ID, env.Run.Mark, false)
+	unlock, err := journal.LockAlone(ctx, env.Source, env.Run.ID, env.Run.Mark, o.Steal)
 	if err != nil {
 		return nil, err
 	}

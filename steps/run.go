@@ -87,6 +87,7 @@ type WalkOptions struct {
 	Approve []engine.Approval // to record first; time and plan digest are filled in
 	Ask     engine.AskFunc    // nil: nobody can be asked
 	Show    engine.Sink
+	Steal   bool // without the target: end the runner that holds the source
 	pauses  bool // pause holds it between its steps
 }
 
@@ -96,6 +97,9 @@ func Walk(ctx context.Context, env *Env, o WalkOptions) ([]engine.Outcome, error
 	built, diags := Build(env)
 	if diags.HasErrors() {
 		return nil, &engine.Error{Class: engine.ClassRunbook, Op: "reading the runbook", Err: diags}
+	}
+	if err := env.notAborting(ctx, "going on"); err != nil {
+		return nil, err
 	}
 	if err := afterWayBack(ctx, env, built); err != nil {
 		return nil, err

@@ -102,7 +102,7 @@ func OpenRun(ctx context.Context, env *Env, o OpenOptions) error {
 	if err == nil {
 		err = run.LockSource(ctx, env.Source, o.Steal)
 	}
-	err = goneHint("opening the run", err, "If the source is gone for good: pgrunbook abort --without-source before the cutover, pgrunbook finish --without-source after it.")
+	err = goneHint("opening the run", err, "If the source is gone for good: pgrunbook abort --without-source before the cutover, pgrunbook finish --without-source from its flip on.")
 	if err == nil {
 		settleFirst(ctx, env)
 		err = refreshScope(ctx, env)

@@ -83,6 +83,11 @@ func (s *verifyStep) Plan(context.Context) (engine.StepPlan, error) {
 func (s *verifyStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Checkpoint) error {
 	var passer *pass.Passer
 	if !s.as {
+		if s.from == engine.Source {
+			if err := s.env.silentTarget(ctx); err != nil {
+				return err
+			}
+		}
 		passer = newPasser(s.env, s.env.Server(s.from), s.env.Server(s.from.Other()), cp)
 		defer func() { _ = passer.Close(context.WithoutCancel(ctx)) }()
 	}

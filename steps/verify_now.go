@@ -14,6 +14,9 @@ import (
 // writes, they are compared as they are.
 func VerifyNow(ctx context.Context, env *Env, show engine.Sink) error {
 	env.report(show)
+	if err := env.notAborting(ctx, "comparing both sides"); err != nil {
+		return err
+	}
 	s, err := verifyFrom(ctx, env)
 	if err != nil {
 		return err

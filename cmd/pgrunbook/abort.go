@@ -11,30 +11,30 @@ import (
 
 func newAbort(a *app) *cobra.Command {
 	var o steps.AbortOptions
-	var yes, steal bool
+	var yes bool
 	cmd := &cobra.Command{
 		Use:   "abort [RUNBOOK | PLAN]",
 		Short: "Give the run up before the flip; the source is left as it was found",
 		Args:  cobra.MaximumNArgs(1),
-		RunE:  func(cmd *cobra.Command, args []string) error { return a.abort(cmd.Context(), args, o, yes, steal) },
+		RunE:  func(cmd *cobra.Command, args []string) error { return a.abort(cmd.Context(), args, o, yes) },
 	}
 	a.withVars(cmd)
 	a.withTarget(cmd)
+	a.withSteal(cmd)
 	a.withJSON(cmd, "one event a line on stdout, the last a summary")
 	cmd.Flags().BoolVarP(&yes, "auto-approve", "y", false, "do not ask")
 	cmd.Flags().BoolVar(&o.DropTarget, "drop-target", false, "drop what the schema phase made on the target, rows included")
 	cmd.Flags().BoolVar(&o.WithoutTarget, "without-target", false, "the target is gone; clean the source alone")
 	cmd.Flags().BoolVar(&o.WithoutSource, "without-source", false, "the source is gone; clean the target alone")
-	cmd.Flags().BoolVar(&steal, "steal-lock", false, "end the runner that holds the run, if its machine is gone")
 	return cmd
 }
 
-func (a *app) abort(ctx context.Context, args []string, o steps.AbortOptions, yes, steal bool) error {
+func (a *app) abort(ctx context.Context, args []string, o steps.AbortOptions, yes bool) error {
 	if err := a.mayAct(ctx, yes, "Give the run up? Only the word yes does it: "); err != nil {
 		return err
 	}
 	if o.WithoutTarget {
-		o.Steal = steal
+		o.Steal = a.steal
 		path, err := findRunbook(args)
 		if err != nil {
 			return err
@@ -47,7 +47,7 @@ func (a *app) abort(ctx context.Context, args []string, o steps.AbortOptions, ye
 		a.aborted(err)
 		return err
 	}
-	s, err := a.openRun(ctx, args, steps.OpenOptions{Steal: steal, WithoutSource: o.WithoutSource, AnyPlace: true})
+	s, err := a.openRun(ctx, args, steps.OpenOptions{WithoutSource: o.WithoutSource, AnyPlace: true})
 	if err != nil {
 		return err
 	}

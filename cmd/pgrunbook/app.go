@@ -40,6 +40,7 @@ type app struct {
 	vars     []string
 	varFiles []string
 	target   string
+	steal    bool
 
 	viewing sync.Mutex // of who is not the command's own goroutine
 	view    view.View
@@ -239,6 +240,11 @@ func (a *app) withVars(cmd *cobra.Command) {
 // withTarget adds the flag that names the target where no runbook is at hand.
 func (a *app) withTarget(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&a.target, "target", "", "the target server, without a password: postgresql://..., or service=NAME (also PGRUNBOOK_TARGET_URL)")
+}
+
+// withSteal adds the flag of commands that take the run's locks.
+func (a *app) withSteal(cmd *cobra.Command) {
+	cmd.Flags().BoolVar(&a.steal, "steal-lock", false, "end the runner that holds the run, if its machine is gone")
 }
 
 func (a *app) withJSON(cmd *cobra.Command, what string) {

@@ -19,7 +19,6 @@ type applyFlags struct {
 	approve     []string
 	by          string
 	autoApprove bool
-	steal       bool
 }
 
 func newApply(a *app) *cobra.Command {
@@ -39,7 +38,7 @@ func newApply(a *app) *cobra.Command {
 	cmd.Flags().StringArrayVar(&f.approve, "approve", nil, "record the approval NAME first; needs --by")
 	cmd.Flags().StringVar(&f.by, "by", "", "who approves")
 	cmd.Flags().BoolVarP(&f.autoApprove, "auto-approve", "y", false, "do not ask whether to begin")
-	cmd.Flags().BoolVar(&f.steal, "steal-lock", false, "end the runner that holds the run, if its machine is gone")
+	a.withSteal(cmd)
 	return cmd
 }
 
@@ -58,7 +57,7 @@ func (a *app) apply(ctx context.Context, args []string, f applyFlags) error {
 	if _, known := s.env.Plan.Step(engine.StepID(f.until)); f.until != "" && !known {
 		return usageError("pgrunbook plan lists them.", "the plan has no step %q", f.until)
 	}
-	err = steps.OpenRun(ctx, s.env, steps.OpenOptions{ToolVersion: version(), Steal: f.steal, Amend: amend, Redact: a.redact})
+	err = steps.OpenRun(ctx, s.env, steps.OpenOptions{ToolVersion: version(), Steal: a.steal, Amend: amend, Redact: a.redact})
 	if err != nil {
 		return err
 	}

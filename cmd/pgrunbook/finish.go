@@ -19,6 +19,7 @@ func newFinish(a *app) *cobra.Command {
 	}
 	a.withVars(cmd)
 	a.withTarget(cmd)
+	a.withSteal(cmd)
 	a.withJSON(cmd, "one event a line on stdout, the last a summary")
 	cmd.Flags().BoolVar(&o.Now, "now", false, "before rollback { keep_for } is over")
 	cmd.Flags().BoolVar(&o.WithoutSource, "without-source", false, "the source is gone; clean the target alone")

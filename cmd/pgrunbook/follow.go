@@ -34,6 +34,7 @@ func newFollow(a *app) *cobra.Command {
 	}
 	a.withVars(cmd)
 	a.withTarget(cmd)
+	a.withSteal(cmd)
 	a.withJSON(cmd, "one event a line on stdout, the last a summary")
 	return cmd
 }
@@ -71,6 +72,7 @@ func newRehearse(a *app) *cobra.Command {
 	}
 	a.withVars(cmd)
 	a.withTarget(cmd)
+	a.withSteal(cmd)
 	a.withJSON(cmd, "one JSON object on stdout")
 	return cmd
 }

@@ -35,6 +35,7 @@ func newRollback(a *app) *cobra.Command {
 	}
 	a.withVars(cmd)
 	a.withTarget(cmd)
+	a.withSteal(cmd)
 	a.withJSON(cmd, "one event a line on stdout, the last a summary")
 	cmd.Flags().BoolVarP(&f.yes, "auto-approve", "y", false, "do not ask")
 	cmd.Flags().BoolVar(&f.plan, "check", false, "say whether it is possible and what it would do, and do nothing")
@@ -84,7 +85,7 @@ func (a *app) rollback(ctx context.Context, args []string, f backFlags) error {
 }
 
 func (a *app) walkBack(f backFlags) steps.WalkOptions {
-	w := steps.WalkOptions{Show: a.show()}
+	w := steps.WalkOptions{Show: a.show(), Steal: a.steal}
 	for _, name := range f.approve {
 		w.Approve = append(w.Approve, engine.Approval{Name: name, By: f.by})
 	}

@@ -19,6 +19,7 @@ func newVerify(a *app) *cobra.Command {
 	}
 	a.withVars(cmd)
 	a.withTarget(cmd)
+	a.withSteal(cmd)
 	a.withJSON(cmd, "one event a line on stdout, the last a summary")
 	return cmd
 }
@@ -42,6 +43,6 @@ func (a *app) openRun(ctx context.Context, args []string, o steps.OpenOptions) (
 	if err != nil {
 		return nil, err
 	}
-	o.ToolVersion, o.Redact = version(), a.redact
+	o.ToolVersion, o.Redact, o.Steal = version(), a.redact, a.steal
 	return s, noRun(steps.OpenRun(ctx, s.env, o))
 }

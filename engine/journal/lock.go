@@ -133,7 +133,7 @@ func (l *lock) held(ctx context.Context, key int32) error {
 	}
 	e := &engine.Error{
 		Class: engine.ClassHeld, Op: "locking the", Object: l.side,
-		Hint: "Wait for it or stop it; if its machine is gone: pgrunbook apply --steal-lock",
+		Hint: "Wait for it or stop it; if its machine is gone, add --steal-lock to this command.",
 	}
 	e.Err = fmt.Errorf("another runner holds it: %s (server process %d)%s", application, backend, sinceText(since))
 	if errors.Is(err, pgx.ErrNoRows) {

@@ -72,10 +72,14 @@ func TestF84F85AbortLeavesNoTrace(t *testing.T) {
 		}
 		r.writing(onSource)
 		args := []string{"abort", "-y", "--drop-target"}
-		for _, point := range []string{"abort.disarmed", "gate.untriggered", "gate.removed", "abort.source", "abort.schema", "abort.target"} {
+		for _, point := range []string{"abort.disarmed", "gate.untriggered", "gate.removed", "capture.dropped", "abort.source", "abort.schema", "abort.target"} {
 			if c.until == "arm" {
 				r.killedAt(point, args...)
 				r.writing(onSource)
+				if point == "capture.dropped" {
+					r.says(r.want(0, "status"), "pgrunbook abort, which was begun")
+					r.says(r.want(1, "apply", "-y"), "an abort has begun", "pgrunbook abort")
+				}
 			}
 		}
 		r.want(0, args...)
