@@ -2,7 +2,6 @@ package faults_test
 
 import (
 	"context"
-	"os"
 	"strings"
 	"testing"
 	"time"
@@ -151,12 +150,7 @@ func TestF22ReplicaLag(t *testing.T) {
 	r.edit("copy {", "limit \"replica_lag\" {\n  max  = \"1s\"\n  then = \"pause\"\n}\n\ncopy {")
 	p := r.start("load.claimed:sleep=300ms", applyArgs...)
 	const lag = "SELECT count(*) FROM pg_stat_replication WHERE replay_lag > interval '1 s'"
-	said := func() bool {
-		text, err := os.ReadFile(p.out)
-		r.must(err)
-		return strings.Contains(string(text), "limit replica_lag is over")
-	}
-	for deadline := time.Now().Add(2 * time.Minute); !said(); time.Sleep(50 * time.Millisecond) {
+	for deadline := time.Now().Add(2 * time.Minute); !strings.Contains(p.said(), "limit replica_lag is over"); time.Sleep(50 * time.Millisecond) {
 		if time.Now().After(deadline) || p.state() == "Z" {
 			t.Fatalf("the load did not wait; replicas behind: %d\n%s", r.number(r.target, lag), p.end().text)
 		}

@@ -253,7 +253,16 @@ func TestF17Limits(t *testing.T) {
 			idle = append(idle, conn)
 		}
 		r.sql(r.source, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'pgrunbook%load%'")
-		r.acceptable(p.end())
+		// It says what it waits for, for some minutes; a person may have seen enough.
+		for deadline := time.Now().Add(2 * time.Minute); !strings.Contains(p.said(), "too many clients"); time.Sleep(50 * time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatalf("it does not say what it lacks:\n%s", p.said())
+			}
+		}
+		p.signal(syscall.SIGINT)
+		if o := p.end(); o.code != 130 {
+			t.Errorf("interrupted while it waits for a connection: %s", o)
+		}
 		// What the runner had is taken as well.
 		for {
 			conn, err := pgx.Connect(t.Context(), r.target)

@@ -89,6 +89,13 @@ func (p *process) end() outcome {
 	return o
 }
 
+// said is what it has said so far.
+func (p *process) said() string {
+	text, err := os.ReadFile(p.out)
+	p.r.must(err)
+	return string(text)
+}
+
 // hits are the failpoints that the process passed, in the order of their first hit, and how often.
 func (p *process) hits() (names []string, count map[string]int) {
 	text, err := os.ReadFile(p.trace)
