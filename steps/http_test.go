@@ -42,7 +42,7 @@ func TestHTTPAsksUntilTheStatusIsRight(t *testing.T) {
 	if err := apply(t, s, cp); err != nil {
 		t.Fatal(err)
 	}
-	if asked.Load() != 3 || strings.Count(cp.text(), "503") != 4 {
+	if asked.Load() != 3 || strings.Count(cp.text(), "it answered 503") != 4 {
 		t.Errorf("asked %d times, events:\n%s", asked.Load(), cp.text())
 	}
 }
