@@ -37,7 +37,7 @@ func Abort(ctx context.Context, env *Env, o AbortOptions) error {
 	}
 	emit := abortSink{env}
 	if o.WithoutTarget {
-		return abortSource(ctx, env, emit, true, o.Steal)
+		return abortSource(ctx, env, emit, true, o)
 	}
 	if !o.WithoutSource {
 		if err := settleFlip(ctx, env); err != nil {
@@ -63,14 +63,11 @@ func Abort(ctx context.Context, env *Env, o AbortOptions) error {
 		if err := undoLeft(ctx, env, engine.Source); err != nil {
 			return err
 		}
-	}
-	if _, err := env.Journal.Begin(ctx, abortMark{}); err != nil {
-		return err
-	}
-	if !o.WithoutSource {
-		if err := abortSource(ctx, env, emit, false, false); err != nil {
+		if err := abortSource(ctx, env, emit, false, o); err != nil {
 			return err
 		}
+	} else if _, err := env.Journal.Begin(ctx, abortMark{drop: o.DropTarget}); err != nil {
+		return err
 	}
 	return abortTarget(ctx, env, emit, o.DropTarget)
 }
@@ -90,7 +87,7 @@ func (s abortSink) note(format string, args ...any) {
 
 // abortSource takes everything of ours off the source. A closed gate there means that the flip
 // happened, whatever a journal says.
-func abortSource(ctx context.Context, env *Env, emit abortSink, alone, steal bool) error {
+func abortSource(ctx context.Context, env *Env, emit abortSink, alone bool, o AbortOptions) error {
 	conn, err := env.Source.Connect(ctx, pg.Use{Name: "abort"})
 	if err != nil {
 		return &engine.Error{Op: "aborting", Err: err, Hint: "If the source is gone for good: pgrunbook abort --without-source"}
@@ -107,7 +104,7 @@ func abortSource(ctx context.Context, env *Env, emit abortSink, alone, steal boo
 			return nil
 		}
 		run = found
-		unlock, err := journal.LockAlone(ctx, env.Source, run.ID, run.Mark, steal)
+		unlock, err := journal.LockAlone(ctx, env.Source, run.ID, run.Mark, o.Steal)
 		if err != nil {
 			return err
 		}
@@ -116,6 +113,11 @@ func abortSource(ctx context.Context, env *Env, emit abortSink, alone, steal boo
 	}
 	if err := openForAbort(ctx, conn, run); err != nil {
 		return err
+	}
+	if !alone {
+		if _, err := env.Journal.Begin(ctx, abortMark{drop: o.DropTarget}); err != nil {
+			return err
+		}
 	}
 	if err := gate.Disarm(ctx, conn); err != nil {
 		return sided(engine.Source, err)

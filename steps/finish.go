@@ -101,7 +101,7 @@ func (s *finishStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Che
 	}
 	failpoint.Hit("finish.target")
 	if s.o.WithoutSource {
-		cp.Emit(engine.Event{Kind: engine.EventNote, Level: "warning", Message: "the source was left alone: if it ever comes back, its gate is closed; this takes off what is there: " + gate.RemoveStatement()})
+		cp.Emit(engine.Event{Kind: engine.EventNote, Level: "warning", Message: "the source was left alone: if it ever comes back, keep every application away from it until you have seen that its gate is closed; this takes off what is there: " + gate.RemoveStatement()})
 		return nil
 	}
 	return s.cleanSource(ctx, cp)
@@ -134,7 +134,11 @@ func (s *finishStep) allowed(ctx context.Context) error {
 		return refuse(engine.ClassFailed, "Cut over first: pgrunbook apply. Or give up: pgrunbook abort", "writes are on the source: there is nothing to finish")
 	}
 	if left := time.Until(owner.Since.Add(s.env.Runbook.Rollback.KeepFor)); left > 0 && !s.o.Now && s.env.Runbook.Rollback.Enabled {
-		return refuse(engine.ClassFailed, "Wait, or give up the way back: pgrunbook finish --now",
+		now := "pgrunbook finish --now"
+		if s.o.WithoutSource {
+			now = "pgrunbook finish --without-source --now"
+		}
+		return refuse(engine.ClassFailed, "Wait, or give up the way back: "+now,
 			"rollback { keep_for = %q } keeps the way back for another %s", s.env.Runbook.Rollback.KeepFor, left.Round(time.Second))
 	}
 	if s.o.WithoutSource {

@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
 	"github.com/pgrunbook/pgrunbook/engine"
 	"github.com/pgrunbook/pgrunbook/engine/journal"
+	"github.com/pgrunbook/pgrunbook/internal/failpoint"
 	"github.com/pgrunbook/pgrunbook/internal/pg"
 	"github.com/pgrunbook/pgrunbook/steps/internal/gate"
 )
@@ -19,31 +21,37 @@ const stayWithoutSource = "If the source is gone for good, open the target and s
 
 // settleWithoutSource ends a flip that was open when the source went away for good: only the source
 // could tell whether its COMMIT happened, and whatever it took since is gone with it. The target has
-// everything up to the hold, so it takes writes from now on.
+// everything up to the hold, so it takes writes from now on. It may be called again after any death.
 func settleWithoutSource(ctx context.Context, env *Env) error {
 	owner, err := env.Journal.Owner(ctx)
-	if err != nil || owner.Side != journal.Unclear || owner.Flip == nil {
+	if err != nil || owner.Flip == nil || owner.Side == engine.Source {
 		return err
 	}
-	if err := sourceGone(ctx, env); err != nil {
-		return err
+	if owner.Side == journal.Unclear {
+		err := openTargetAlone(ctx, env, owner.Flip)
+		if errors.Is(err, journal.ErrSettled) {
+			return settleWithoutSource(ctx, env)
+		}
+		if err != nil {
+			return err
+		}
+		abortSink{env}.Emit(engine.Event{Kind: engine.EventNote, Level: "warn", Message: "the target takes writes; the source must never do so again: if it comes back, keep the application away from it"})
 	}
-	back, id := owner.Flip.To == engine.Source, engine.StepID("freeze")
+	return poolersToTarget(ctx, env, owner.Flip)
+}
+
+// poolersToTarget lets clients go on that a flip has left waiting in poolers.
+func poolersToTarget(ctx context.Context, env *Env, flip *journal.Flip) error {
+	back := flip.To == engine.Source
+	step := &freezeStep{env: env, id: "freeze", from: flip.From}
 	if back {
-		id = "rollback"
+		step.id = "rollback"
 	}
-	record := env.Journal.Checkpoint(id, env.Sink)
+	record := env.Journal.Checkpoint(step.id, env.Sink)
 	var cursor freezeCursor
-	if _, err := record.Load(ctx, &cursor); err != nil {
+	if _, err := record.Load(ctx, &cursor); err != nil || !cursor.Paused {
 		return err
 	}
-	if err := openTargetAlone(ctx, env, back, cursor.AtOpen); err != nil {
-		return sided(engine.Target, err)
-	}
-	if err := env.Journal.SetOwner(ctx, nil, engine.Target); err != nil {
-		return err
-	}
-	abortSink{env}.Emit(engine.Event{Kind: engine.EventNote, Level: "warn", Message: "the target takes writes; the source must never do so again: if it comes back, keep the application away from it"})
 	p, err := newPoolers(ctx, env, record, back, &cursor)
 	if err != nil {
 		return err
@@ -69,34 +77,51 @@ func sourceGone(ctx context.Context, env *Env) error {
 	return &engine.Error{Op: "giving up the", Object: "source", Err: err, Hint: "Let it say how the flip went, with the same command as before it: pgrunbook apply. For two writable sides there is no way back."}
 }
 
-// openTargetAlone opens the target's gate with what belongs to its opening; one that is open stays so.
-func openTargetAlone(ctx context.Context, env *Env, back bool, atOpen []string) error {
-	conn, err := env.Target.Connect(ctx, pg.Use{Name: "finish", Marked: true})
+// openTargetAlone opens the target's gate with what belongs to its opening, and settles the flip in the
+// same transaction. Its session is there before the source is asked: a later runner, which may find the
+// source and let it take writes, ends it first.
+func openTargetAlone(ctx context.Context, env *Env, flip *journal.Flip) error {
+	conn, err := env.Target.Connect(ctx, pg.Use{Name: "finish", Marked: true, LockTimeout: 10 * time.Second})
 	if err != nil {
 		return err
 	}
 	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
-	if at, err := gate.State(ctx, conn, env.Run); err != nil || at == gate.Open {
+	if err := sourceGone(ctx, env); err != nil {
 		return err
 	}
-	if back { // what was kept is for the opening of the source
-		atOpen = nil
-		writable, err := resetReadOnly(ctx, conn, "")
-		if err != nil {
+	statements, err := openingAlone(ctx, env, conn, flip)
+	if err != nil {
+		return sided(engine.Target, err)
+	}
+	err = pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+		if err := env.Journal.EndFlip(ctx, tx, flip, engine.Target); err != nil {
 			return err
 		}
-		if writable != "" {
-			atOpen = append(atOpen, writable)
+		for _, sql := range statements {
+			if _, err := tx.Exec(ctx, sql); err != nil {
+				return fmt.Errorf("running %s: %w", sql, err)
+			}
 		}
-	}
-	return gate.OpenAlone(ctx, conn, env.Run.GateKey, func(ctx context.Context) error { return runAll(ctx, conn, append(atOpen, gate.OpenedSQL)) })
-}
-
-func runAll(ctx context.Context, conn *pgx.Conn, statements []string) error {
-	for _, sql := range statements {
-		if _, err := conn.Exec(ctx, sql); err != nil {
-			return fmt.Errorf("running %s: %w", sql, err)
-		}
+		failpoint.Hit("finish.opening")
+		return gate.OpenIn(ctx, tx, env.Run.GateKey)
+	})
+	if err != nil {
+		return sided(engine.Target, err)
 	}
 	return nil
+}
+
+// openingAlone gives what belongs to the opening of the target: what the freeze has left for whoever ends
+// it, or, on a way back, only what closed the target.
+func openingAlone(ctx context.Context, env *Env, conn *pgx.Conn, flip *journal.Flip) ([]string, error) {
+	if flip.To == engine.Target {
+		var cursor freezeCursor
+		_, err := env.Journal.Checkpoint("freeze", env.Sink).Load(ctx, &cursor)
+		return cursor.AtOpen, err
+	}
+	writable, err := resetReadOnly(ctx, conn, "")
+	if err != nil || writable == "" {
+		return nil, err
+	}
+	return []string{writable}, nil
 }

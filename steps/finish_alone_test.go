@@ -37,6 +37,14 @@ func TestFlipIsOpenAndTheSourceGone(t *testing.T) {
 			if owner, err := r.env.Journal.Owner(ctx); err != nil || owner.Side != journal.Unclear {
 				t.Fatalf("writes are on %s: %v", owner.Side, err)
 			}
+			r.exec(r.target, "UPDATE pgrunbook.run SET epoch = epoch + 1") // another runner, which may have found the source
+			if err := finish(); engine.ClassOf(err) != engine.ClassHeld {
+				t.Errorf("finish of a runner that was replaced: %v", err)
+			}
+			if err := try(t, r.target, probe); err == nil {
+				t.Error("a runner that was replaced opened the target")
+			}
+			r.exec(r.target, "UPDATE pgrunbook.run SET epoch = epoch - 1")
 			r.must(finish())
 			owner, err := r.env.Journal.Owner(ctx)
 			r.must(err)

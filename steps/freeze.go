@@ -103,6 +103,7 @@ type flipper struct {
 	atOpen  []string // statements in the hold that opens to
 	cert    *freeze.Certificate
 	final   pass.Result // of the last exact pass inside a freeze
+	decided bool        // a flip, by the present attempt
 }
 
 func (s *freezeStep) build(ctx context.Context, cp engine.Checkpoint) (_ *flipper, err error) {
@@ -137,6 +138,7 @@ func (s *freezeStep) build(ctx context.Context, cp engine.Checkpoint) (_ *flippe
 		Pending:   f.pending,
 		Check:     f.check,
 		Decide: func(ctx context.Context, cert *freeze.Certificate) error {
+			f.decided = true
 			return env.Journal.DecideFlip(ctx, env.Run.Epoch, f.from, f.to, cert)
 		},
 		AtOpen:  f.runAtOpen,
@@ -236,6 +238,7 @@ func (f *flipper) attempt(ctx context.Context, n int) (err error) {
 		return err
 	}
 	f.guard.prepare(n)
+	f.decided = false
 	if err := f.poolers.pause(ctx); err != nil {
 		return err
 	}
@@ -247,6 +250,8 @@ func (f *flipper) attempt(ctx context.Context, n int) (err error) {
 	}
 	if err == nil {
 		err = f.flipped(ctx)
+	} else if f.decided {
+		f.undecided(ctx)
 	}
 	return errors.Join(err, f.poolers.resume(ctx), f.switched(ctx))
 }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/pgrunbook/pgrunbook/engine"
+	"github.com/pgrunbook/pgrunbook/engine/journal"
 	"github.com/pgrunbook/pgrunbook/steps/internal/freeze"
 	"github.com/pgrunbook/pgrunbook/steps/internal/pooler"
 )
@@ -75,8 +76,9 @@ func (f *flipper) undoSwitch(ctx context.Context) error {
 	if f.cursor.Begun == 0 || f.cursor.Begun > len(f.repoint) {
 		return nil
 	}
+	steps := f.undone(f.repoint)
 	for i := f.cursor.Begun - 1; i >= 0; i-- {
-		s := f.repoint[i]
+		s := steps[i]
 		undoCtx, cancel := context.WithTimeout(ctx, s.Timeout)
 		err := s.Undo(undoCtx)
 		cancel()
@@ -100,7 +102,11 @@ func (f *flipper) notFlipped(ctx context.Context, err error) error {
 		return err
 	}
 	ctx = context.WithoutCancel(ctx)
-	return errors.Join(err, f.poolers.settle(ctx, false), f.undoSwitch(ctx))
+	if replaced := f.env.Journal.Fenced(ctx); engine.ClassOf(replaced) == engine.ClassHeld {
+		return errors.Join(err, replaced) // its successor sends the clients where they belong
+	}
+	back := f.WhileFromWrites(ctx, func(ctx context.Context, _ func(context.Context) error) error { return f.poolers.settle(ctx, false) })
+	return errors.Join(err, back, f.undoSwitch(ctx))
 }
 
 // switched records that no switch step is half done any more.
@@ -109,5 +115,15 @@ func (f *flipper) switched(ctx context.Context) error {
 		return nil
 	}
 	f.cursor.Begun = 0
-	return f.cp.Save(context.WithoutCancel(ctx), nil, *f.cursor)
+	return saveLeft(context.WithoutCancel(ctx), f.cp, f.cursor)
+}
+
+// saveLeft records what is taken back. A step that has failed keeps its record as it was: then the same
+// is taken back once more by whoever comes next, which does no harm.
+func saveLeft(ctx context.Context, cp engine.Checkpoint, cursor *freezeCursor) error {
+	err := cp.Save(ctx, nil, *cursor)
+	if errors.Is(err, journal.ErrNotRunning) {
+		return nil
+	}
+	return err
 }

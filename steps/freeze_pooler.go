@@ -119,7 +119,7 @@ func (p *poolers) resume(ctx context.Context) error {
 		}
 	}
 	p.cursor.Paused = false
-	return p.cp.Save(ctx, nil, p.cursor)
+	return saveLeft(ctx, p.cp, p.cursor)
 }
 
 func (p *poolers) repoint(ctx context.Context) error {

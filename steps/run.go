@@ -192,7 +192,10 @@ func Finish(ctx context.Context, env *Env, f FinishOptions, o WalkOptions) ([]en
 	}
 	for _, s := range built { // before steps of people's that stop the old server
 		if s, ok := s.(*finishStep); ok {
-			if err := s.allowed(ctx); err != nil {
+			bounded, cancel := env.Journal.Context(ctx)
+			err := withCause(bounded, s.allowed(bounded))
+			cancel()
+			if err != nil {
 				return nil, err
 			}
 		}

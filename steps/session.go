@@ -105,7 +105,9 @@ func OpenRun(ctx context.Context, env *Env, o OpenOptions) error {
 	err = goneHint("opening the run", err, "If the source is gone for good: pgrunbook abort --without-source before the cutover, pgrunbook finish --without-source from its flip on.")
 	if err == nil {
 		settleFirst(ctx, env)
-		err = refreshScope(ctx, env)
+		if err = refreshScope(ctx, env); err == nil && o.Steal {
+			err = undoStolen(ctx, env)
+		}
 	}
 	if err != nil {
 		run.Close(ctx)
@@ -120,6 +122,16 @@ func settleFirst(ctx context.Context, env *Env) {
 	ctx, cancel := context.WithTimeout(ctx, settleTry)
 	defer cancel()
 	_ = settleFlip(ctx, env)
+}
+
+// undoStolen takes back what the runner that was ended had begun of a freeze: it keeps off from then on,
+// and not every command comes to a step that does so.
+func undoStolen(ctx context.Context, env *Env) error {
+	owner, err := env.Journal.Owner(ctx)
+	if err != nil || owner.Side == journal.Unclear {
+		return err
+	}
+	return undoLeft(ctx, env, owner.Side)
 }
 
 // goneHint says what to type when a side cannot be reached.

@@ -153,6 +153,16 @@ func (f *flipper) unknown(ctx context.Context, cause error) error {
 	return nil
 }
 
+// undecided records that a flip which was decided did not come about: as long as it stands open, nobody
+// who has not asked both sides can say who takes writes. What it cannot record, the next command does.
+func (f *flipper) undecided(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), settleTry)
+	defer cancel()
+	if _, err := f.settle(ctx); err != nil {
+		f.env.Log.Debug("recording that the flip did not happen", "err", err)
+	}
+}
+
 // While neither side may take writes, looking goes on through whatever the network does.
 const (
 	settleWithin = 2 * time.Minute

@@ -56,7 +56,7 @@ type Status struct {
 	asks      string   // for the approval of this name, which nobody gave yet
 	stray     bool     // the closed source has changes of its own
 	goingBack bool     // a rollback has begun
-	aborting  bool     // an abort has begun
+	aborting  string   // the command of an abort that has begun
 	inWay     string   // what to type about those who hold what is being waited for
 }
 
@@ -140,7 +140,7 @@ func (st *Status) readSteps(ctx context.Context, run *journal.Run) error {
 	for _, r := range records {
 		known[r.ID] = r
 	}
-	_, st.aborting = known[(abortMark{}).ID()]
+	st.aborting = abortCommand(records)
 	if back := known["rollback"].State; st.Writes == engine.Target {
 		st.goingBack = back == engine.StepRunning || back == engine.StepFailed
 	}
@@ -312,12 +312,12 @@ func (st *Status) next() string {
 		return "nothing: the run is finished"
 	case st.State == journal.Aborted:
 		return "pgrunbook plan: the run was aborted, a new one can begin"
-	case st.aborting && !st.running():
-		return "pgrunbook abort, which was begun and has not ended"
 	case st.Apart != "":
 		return "nothing before one side is closed: ALTER SEQUENCE pgrunbook.gate_flag RESTART 1; then pgrunbook verify"
 	case st.Writes == journal.Unclear:
 		return "pgrunbook apply: it looks at both gates and settles who may write. If the source is gone for good: pgrunbook finish --without-source"
+	case st.aborting != "" && !st.running():
+		return st.aborting + ", which was begun and has not ended"
 	case st.stray:
 		return "pgrunbook verify: the source took writes of its own. What is missing on the target is written there by hand; then pgrunbook finish"
 	case st.goingBack && !st.running():

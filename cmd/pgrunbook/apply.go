@@ -164,6 +164,8 @@ func (a *app) closing(s *subject, f applyFlags, err error) {
 		}
 	}
 	switch {
+	case errors.Is(err, steps.ErrAbortBegun):
+		a.summary.Next = "pgrunbook abort"
 	case err != nil:
 		a.summary.Next = again
 		if approve := approveLine.FindString(engine.HintOf(err)); approve != "" {

@@ -43,7 +43,7 @@ func conform(t *testing.T, w twin) {
 func conformSteps(t *testing.T, j engine.Journal) {
 	ctx := t.Context()
 	s := &scripted{id: "copy", fingerprint: "f1"}
-	if err := j.End(ctx, "copy", nil); !errors.Is(err, errNotRunning) {
+	if err := j.End(ctx, "copy", nil); !errors.Is(err, ErrNotRunning) {
 		t.Errorf("ending a step that did not begin: %v", err)
 	}
 	begin := func(state engine.StepState) {
@@ -66,7 +66,7 @@ func conformSteps(t *testing.T, j engine.Journal) {
 		}
 	}
 	begin(engine.StepDone)
-	if err := j.End(ctx, "copy", errors.New("late")); !errors.Is(err, errNotRunning) {
+	if err := j.End(ctx, "copy", errors.New("late")); !errors.Is(err, ErrNotRunning) {
 		t.Errorf("failing a done step: %v", err)
 	}
 	s.fingerprint = "f3"
@@ -84,7 +84,7 @@ func conformCursors(t *testing.T, j engine.Journal) {
 	if ok, err := cp.Load(ctx, &got); ok || err != nil {
 		t.Fatalf("a cursor of a step that did not begin: %t, %v", ok, err)
 	}
-	if err := cp.Save(ctx, nil, cursor{1}); !errors.Is(err, errNotRunning) {
+	if err := cp.Save(ctx, nil, cursor{1}); !errors.Is(err, ErrNotRunning) {
 		t.Errorf("saving before the begin: %v", err)
 	}
 	s := &scripted{id: "copy", fingerprint: "f1"}

@@ -142,6 +142,29 @@ func (r *Run) SetOwner(ctx context.Context, tx pgx.Tx, side engine.Side) error {
 	return nil
 }
 
+// EndFlip is SetOwner in a transaction of the caller's, for a flip that is still open there; one that
+// somebody has settled meanwhile is ErrSettled.
+func (r *Run) EndFlip(ctx context.Context, tx pgx.Tx, flip *Flip, side engine.Side) error {
+	err := Fence(ctx, tx, r.ID, r.Epoch)
+	if err == nil {
+		var one int
+		err = tx.QueryRow(ctx, "SELECT 1 FROM pgrunbook.flip WHERE run = $1::text AND n = $2 AND settled IS NULL FOR UPDATE", r.ID, flip.N).Scan(&one)
+	}
+	if errors.Is(err, pgx.ErrNoRows) {
+		err = ErrSettled
+	}
+	if err == nil {
+		err = r.setOwner(ctx, tx, side)
+	}
+	if err != nil {
+		return fmt.Errorf("recording that the %s may write: %w", side, err)
+	}
+	return nil
+}
+
+// ErrSettled is the end of a flip that another process has ended.
+var ErrSettled = errors.New("the flip is settled already")
+
 // ownerIdle is how long SetOwnerWhile may stand still before its COMMIT.
 const ownerIdle = 2 * time.Second
 

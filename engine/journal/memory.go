@@ -59,7 +59,7 @@ func (m *Memory) End(_ context.Context, id engine.StepID, cause error) error {
 	}
 	st := m.steps[id]
 	if st == nil || (st.State != engine.StepRunning && st.State != state) {
-		return fmt.Errorf("recording the end of step %s: %w", id, errNotRunning)
+		return fmt.Errorf("recording the end of step %s: %w", id, ErrNotRunning)
 	}
 	st.State, st.Error, st.Ended = state, text, m.now()
 	return nil
@@ -122,7 +122,7 @@ func (c *memoryCheckpoint) Save(_ context.Context, _ pgx.Tx, cursor any) error {
 	defer c.journal.mu.Unlock()
 	st := c.journal.steps[c.id]
 	if st == nil || st.State != engine.StepRunning {
-		return fmt.Errorf("saving the cursor of step %s: %w", c.id, errNotRunning)
+		return fmt.Errorf("saving the cursor of step %s: %w", c.id, ErrNotRunning)
 	}
 	st.cursor = b
 	return nil

@@ -85,7 +85,7 @@ func (r *Run) End(ctx context.Context, id engine.StepID, cause error) error {
 	err := r.fenced(ctx, func(tx pgx.Tx) error {
 		tag, err := tx.Exec(ctx, endStepSQL, r.ID, string(id), string(state), text)
 		if err == nil && tag.RowsAffected() != 1 {
-			err = errNotRunning
+			err = ErrNotRunning
 		}
 		return err
 	})
@@ -96,7 +96,8 @@ func (r *Run) End(ctx context.Context, id engine.StepID, cause error) error {
 	return nil
 }
 
-var errNotRunning = errors.New("the journal does not have it as running")
+// ErrNotRunning is what a step gets that ends, or saves a cursor, without having begun.
+var ErrNotRunning = errors.New("the journal does not have it as running")
 
 // Steps gives the record of every step that has begun, in the order of their first begin.
 func (r *Run) Steps(ctx context.Context) ([]engine.StepRecord, error) {
@@ -203,7 +204,7 @@ func (c *checkpoint) save(ctx context.Context, tx pgx.Tx, cursor string) error {
 	if err := Fence(ctx, tx, c.run.ID, c.run.Epoch); err != nil {
 		return err
 	}
-	return errNotRunning
+	return ErrNotRunning
 }
 
 // Emit passes an event on with the run's and the step's name, and the time where it has none.

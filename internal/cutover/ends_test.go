@@ -77,8 +77,8 @@ func TestF84F85AbortLeavesNoTrace(t *testing.T) {
 				r.killedAt(point, args...)
 				r.writing(onSource)
 				if point == "capture.dropped" {
-					r.says(r.want(0, "status"), "pgrunbook abort, which was begun")
-					r.says(r.want(1, "apply", "-y"), "an abort has begun", "pgrunbook abort")
+					r.says(r.want(0, "status"), "pgrunbook abort --drop-target, which was begun")
+					r.says(r.want(10, "apply", "-y"), "an abort has begun", "pgrunbook abort --drop-target")
 				}
 			}
 		}

@@ -186,10 +186,18 @@ func thereAndBack(t *testing.T, p *pair, l *lines) {
 		t.Error("after a reverse pass carried-back says nothing")
 	}
 	kill = []string{"PGRUNBOOK_FAILPOINTS=freeze.between@1:kill;freeze.resolving@1:kill"}
-	if out, code := p.run(kill, "rollback", p.file, "--auto-approve"); code != -1 {
-		t.Fatalf("rollback was not killed, it ended with %d:\n%s", code, out)
+	dies := func() {
+		t.Helper()
+		if out, code := p.run(kill, "rollback", p.file, "--auto-approve"); code != -1 {
+			t.Fatalf("rollback was not killed, it ended with %d:\n%s", code, out)
+		}
+		p.gates(l, "closed", "closed")
 	}
-	p.gates(l, "closed", "closed")
+	dies()
+	p.psql(p.targetURL, l.of(t, "finish-flip-alone"))
+	p.takes(p.targetURL, "when it was opened without the source")
+	p.gates(l, "closed", "open")
+	dies()
 	p.psql(p.sourceURL, l.of(t, "finish-flip-back"))
 	p.takes(p.sourceURL, "once the source is opened by hand")
 	p.psql(p.targetURL, l.of(t, "settle-flip-back"))

@@ -93,6 +93,21 @@ func OpenAlone(ctx context.Context, conn *pgx.Conn, key int64, more func(ctx con
 	return nil
 }
 
+// OpenIn opens a closed gate in a transaction of the caller's, which has taken its locks on tables: a
+// client that waits for the key holds its table.
+func OpenIn(ctx context.Context, tx pgx.Tx, key int64) error {
+	for _, sql := range []string{
+		OpenedSQL,
+		fmt.Sprintf("ALTER SEQUENCE pgrunbook.gate_flag RESTART %d", flagOpen),
+		fmt.Sprintf("SELECT pg_advisory_xact_lock(%d)", key),
+	} {
+		if _, err := tx.Exec(ctx, sql); err != nil {
+			return fmt.Errorf("opening the gate: %w", err)
+		}
+	}
+	return nil
+}
+
 // KeepClosed takes a closed gate's key until release, so that nobody can open it meanwhile. It
 // reports false where the gate is not closed.
 func KeepClosed(ctx context.Context, conn *pgx.Conn, key int64) (release func(), closed bool, err error) {
