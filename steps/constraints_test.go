@@ -45,7 +45,7 @@ func TestS6PassesGoOnWhileConstraintsAreMade(t *testing.T) {
 		r.until(done, still, "1")
 		id := 100 + key
 		if key == 0 { // a pass that fails for good is not the last one
-			r.exec(r.target, "ALTER TABLE shop.invoice RENAME TO elsewhere /* NOT VALID: does not stand still */")
+			r.exec(r.target, "ALTER TABLE pgrunbook.watermark RENAME TO elsewhere /* NOT VALID: does not stand still */")
 		}
 		r.exec(r.source, fmt.Sprintf("BEGIN; INSERT INTO shop.customer VALUES (%d, 'late %[1]d'); INSERT INTO shop.invoice (customer, total) VALUES (%[1]d, 1); COMMIT", id))
 		if key == 0 {
@@ -55,7 +55,7 @@ func TestS6PassesGoOnWhileConstraintsAreMade(t *testing.T) {
 			if !r.heard("and is tried again") {
 				t.Error("no pass failed: this proves nothing")
 			}
-			r.exec(r.target, "ALTER TABLE shop.elsewhere RENAME TO invoice /* NOT VALID */")
+			r.exec(r.target, "ALTER TABLE pgrunbook.elsewhere RENAME TO watermark /* NOT VALID */")
 		}
 		r.until(done, fmt.Sprintf("SELECT count(*)::text FROM shop.invoice i JOIN shop.customer c ON c.id = i.customer WHERE c.id = %d", id), "1")
 		r.until(done, still, "1") // it is not over yet

@@ -195,7 +195,7 @@ func TestLimits(t *testing.T) {
 		}
 		for _, then := range then {
 			t.Run(v.kind+" "+then, func(t *testing.T) {
-				extra := fmt.Sprintf("copy {\n  workers = 2\n  chunk = \"256KiB\"\n}\nlimit \"copy_rate\" { max = \"1MiB/s\" }\nlimit %q {\n  max = %q\n  then = %q\n}\n", v.kind, v.max, then)
+				extra := fmt.Sprintf("table \"shop.early\" { chunk = \"1GiB\" }\ncopy {\n  workers = 2\n  chunk = \"256KiB\"\n}\nlimit \"copy_rate\" { max = \"1MiB/s\" }\nlimit %q {\n  max = %q\n  then = %q\n}\n", v.kind, v.max, then)
 				r := newRigOn(t, testpg.NewDB(t, source), testpg.NewDB(t, testpg.Shared(t, targetMajor)), limitedSetup, extra)
 				l := &limited{rig: r}
 				l.stored()

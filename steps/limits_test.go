@@ -40,8 +40,8 @@ func TestExpectedLearnsFromWhatIsDone(t *testing.T) {
 	}
 }
 
-// limitedSetup has a table of 20 MB, and a small one that is loaded before it: chunks go by size on
-// disk, and most of it is dead.
+// limitedSetup has a table of 20 MB, and a small one that is loaded before it where it is one chunk:
+// they go by size on disk, and most of it is dead.
 const limitedSetup = `
 CREATE SCHEMA shop;
 CREATE TABLE shop.lock (id int PRIMARY KEY);
