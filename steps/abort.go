@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/jackc/pgx/v5"
 
@@ -59,6 +60,11 @@ func Abort(ctx context.Context, env *Env, o AbortOptions) error {
 	case engine.Target, engine.Runner:
 		return &engine.Error{Op: "aborting", Err: errors.New("the target takes writes: leaving now would lose them"), Hint: "Go back with pgrunbook rollback, or end the migration with pgrunbook finish."}
 	}
+	records, err := env.Journal.Steps(ctx)
+	if err != nil {
+		return err
+	}
+	o.DropTarget = o.DropTarget || strings.HasSuffix(abortCommand(records), dropTarget) // part of it may be gone
 	if !o.WithoutSource {
 		if err := undoLeft(ctx, env, engine.Source); err != nil {
 			return err

@@ -2,7 +2,6 @@ package steps
 
 import (
 	"context"
-	"errors"
 	"strings"
 
 	"github.com/pgrunbook/pgrunbook/engine"
@@ -18,7 +17,7 @@ func (abortMark) ID() engine.StepID                             { return "abort"
 func (abortMark) Phase() engine.Phase                           { return "abort" }
 func (abortMark) Plan(context.Context) (engine.StepPlan, error) { return engine.StepPlan{}, nil }
 func (abortMark) Apply(context.Context, engine.StepPlan, engine.Checkpoint) error {
-	return ErrAbortBegun
+	return &AbortBegunError{}
 }
 
 const dropTarget = "--drop-target"
@@ -31,8 +30,14 @@ func (m abortMark) Fingerprint() string {
 	return "abort"
 }
 
-// ErrAbortBegun is the end of every other command of a run that is being given up.
-var ErrAbortBegun = errors.New("the run is being given up: an abort has begun and has not ended")
+// AbortBegunError is the end of every other command of a run that is being given up.
+type AbortBegunError struct {
+	Command string // that ends the abort
+}
+
+func (*AbortBegunError) Error() string {
+	return "the run is being given up: an abort has begun and has not ended"
+}
 
 // abortCommand gives what ends an abort that has begun; empty where none has.
 func abortCommand(records []engine.StepRecord) string {
@@ -51,7 +56,7 @@ func (e *Env) notAborting(ctx context.Context, op string) error {
 		return err
 	}
 	if command := abortCommand(records); command != "" {
-		return &engine.Error{Class: engine.ClassStale, Op: op, Err: ErrAbortBegun, Hint: "Let it end: " + command + ". Then plan and apply begin anew."}
+		return &engine.Error{Class: engine.ClassStale, Op: op, Err: &AbortBegunError{command}, Hint: "Let it end: " + command + ". Then plan and apply begin anew."}
 	}
 	return nil
 }

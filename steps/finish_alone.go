@@ -10,7 +10,6 @@ import (
 
 	"github.com/pgrunbook/pgrunbook/engine"
 	"github.com/pgrunbook/pgrunbook/engine/journal"
-	"github.com/pgrunbook/pgrunbook/internal/failpoint"
 	"github.com/pgrunbook/pgrunbook/internal/pg"
 	"github.com/pgrunbook/pgrunbook/steps/internal/gate"
 )
@@ -37,27 +36,39 @@ func settleWithoutSource(ctx context.Context, env *Env) error {
 		}
 		abortSink{env}.Emit(engine.Event{Kind: engine.EventNote, Level: "warn", Message: "the target takes writes; the source must never do so again: if it comes back, keep the application away from it"})
 	}
-	return poolersToTarget(ctx, env, owner.Flip)
+	return clientsToTarget(ctx, env, owner.Flip)
 }
 
-// poolersToTarget lets clients go on that a flip has left waiting in poolers.
-func poolersToTarget(ctx context.Context, env *Env, flip *journal.Flip) error {
-	back := flip.To == engine.Source
-	step := &freezeStep{env: env, id: "freeze", from: flip.From}
-	if back {
-		step.id = "rollback"
-	}
-	record := env.Journal.Checkpoint(step.id, env.Sink)
-	var cursor freezeCursor
-	if _, err := record.Load(ctx, &cursor); err != nil || !cursor.Paused {
+// clientsToTarget sends the clients after a flip that was open when the source went away: one that was on
+// its way back is undone by undoLeft. A pooler that is gone, or that somebody has changed, is named and
+// keeps nobody from staying.
+func clientsToTarget(ctx context.Context, env *Env, flip *journal.Flip) error {
+	step, err := freezeFrom(env, engine.Source)
+	if err != nil || step == nil || flip.To != engine.Target {
 		return err
 	}
-	p, err := newPoolers(ctx, env, record, back, &cursor)
+	record := env.Journal.Checkpoint(step.id, env.Sink)
+	cursor := &freezeCursor{}
+	if _, err := record.Load(ctx, cursor); err != nil || !cursor.Paused && cursor.Begun == 0 {
+		return err
+	}
+	byHand := func(what string, err error) {
+		if err != nil {
+			abortSink{env}.Emit(engine.Event{Kind: engine.EventNote, Level: "warn", Message: fmt.Sprintf("%s: %v", what, err), Hint: "Point it to the target by hand."})
+		}
+	}
+	for _, s := range step.repoint[:min(cursor.Begun, len(step.repoint))] {
+		bounded, cancel := context.WithTimeout(ctx, s.Timeout)
+		byHand("switch step "+s.Name, s.Do(bounded))
+		cancel()
+	}
+	p, err := newPoolers(ctx, env, record, false, cursor)
 	if err != nil {
 		return err
 	}
 	defer p.close()
-	return p.settle(ctx, !back)
+	byHand("poolers", errors.Join(p.lead(ctx, true), p.group.Resume(ctx)))
+	return record.Save(ctx, nil, freezeCursor{Changes: cursor.Changes, AtOpen: cursor.AtOpen})
 }
 
 // sourceGone makes sure that nothing answers at the source's address: one that does is asked.
@@ -97,13 +108,18 @@ func openTargetAlone(ctx context.Context, env *Env, flip *journal.Flip) error {
 		if err := env.Journal.EndFlip(ctx, tx, flip, engine.Target); err != nil {
 			return err
 		}
+		if open, err := gate.IsOpen(ctx, tx, env.Run.GateKey); err != nil || open { // then nobody is made to wait
+			return err
+		}
 		for _, sql := range statements {
 			if _, err := tx.Exec(ctx, sql); err != nil {
 				return fmt.Errorf("running %s: %w", sql, err)
 			}
 		}
-		failpoint.Hit("finish.opening")
-		return gate.OpenIn(ctx, tx, env.Run.GateKey)
+		if err := gate.OpenIn(ctx, tx, env.Run.GateKey); err != nil {
+			return err
+		}
+		return sourceGone(ctx, env) // still: from here on nobody else can open it
 	})
 	if err != nil {
 		return sided(engine.Target, err)

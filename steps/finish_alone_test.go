@@ -1,11 +1,16 @@
 package steps
 
 import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/pgrunbook/pgrunbook/engine"
 	"github.com/pgrunbook/pgrunbook/engine/journal"
+	"github.com/pgrunbook/pgrunbook/internal/testpg"
 )
 
 // TestFlipIsOpenAndTheSourceGone: nobody can say any more whether the source was closed, and every
@@ -14,12 +19,28 @@ func TestFlipIsOpenAndTheSourceGone(t *testing.T) {
 	for _, from := range []engine.Side{engine.Source, engine.Target} {
 		t.Run("on the way from the "+string(from), func(t *testing.T) {
 			t.Parallel()
-			r := moved(t, "")
+			sent := filepath.Join(t.TempDir(), "sent")
+			r := moved(t, fmt.Sprintf(`cutover {
+  switch {
+    step "exec" "dns" {
+      command = ["touch", %q]
+      undo    = ["true"]
+      timeout = "1s"
+    }
+  }
+}`, sent))
 			ctx, probe := t.Context(), "UPDATE shop.customer SET name = 'written' WHERE id = 1"
+			step := newFreeze(r.env, nil)
 			if from == engine.Source { // as it is between the COMMITs
 				r.exec(r.target, "ALTER SEQUENCE pgrunbook.gate_flag RESTART 1")
 				r.must(r.env.Journal.SetOwner(ctx, nil, engine.Source))
+			} else {
+				step = newRollback(r.env, nil)
 			}
+			_, err := r.env.Journal.Begin(ctx, step)
+			r.must(err)
+			r.must(r.env.Journal.Checkpoint(step.ID(), r.env.Sink).Save(ctx, nil, freezeCursor{Begun: 1}))
+			r.must(r.env.Journal.End(ctx, step.ID(), fmt.Errorf("it died")))
 			r.must(r.env.Journal.DecideFlip(ctx, r.env.Run.Epoch, from, from.Other(), nil))
 			if from == engine.Target {
 				r.exec(r.target, "ALTER SEQUENCE pgrunbook.gate_flag RESTART 1")
@@ -28,9 +49,7 @@ func TestFlipIsOpenAndTheSourceGone(t *testing.T) {
 			if err := finish(); err == nil || !strings.Contains(engine.HintOf(err), "pgrunbook apply") {
 				t.Fatalf("with a source that answers: %v, hint %q", err, engine.HintOf(err))
 			}
-			gone, err := NewServer(engine.Source, "postgresql://nobody@127.0.0.1:1/nothing", "")
-			r.must(err)
-			r.env.Source = gone
+			r.env.Source = nowhere(t)
 			if err := Abort(ctx, r.env, AbortOptions{WithoutSource: true}); err == nil || !strings.Contains(engine.HintOf(err), "pgrunbook finish --without-source") {
 				t.Errorf("abort --without-source: %v, hint %q", err, engine.HintOf(err))
 			}
@@ -45,13 +64,53 @@ func TestFlipIsOpenAndTheSourceGone(t *testing.T) {
 				t.Error("a runner that was replaced opened the target")
 			}
 			r.exec(r.target, "UPDATE pgrunbook.run SET epoch = epoch - 1")
-			r.must(finish())
-			owner, err := r.env.Journal.Owner(ctx)
-			r.must(err)
-			if want := map[engine.Side]string{engine.Source: journal.FlipDone, engine.Target: journal.FlipUndone}[from]; owner.Side != engine.Target || owner.Flip.Outcome != want {
-				t.Errorf("writes are on the %s, the flip is %s", owner.Side, owner.Flip.Outcome)
+			if _, err := os.Stat(sent); err == nil {
+				t.Error("clients were sent to a closed target")
 			}
+			r.must(finish())
+			r.stays(map[engine.Side]string{engine.Source: journal.FlipDone, engine.Target: journal.FlipUndone}[from])
 			r.exec(r.target, probe)
+			if _, err := os.Stat(sent); err != nil {
+				t.Errorf("the clients were not sent to the target: %v", err)
+			}
 		})
 	}
+}
+
+// nowhere is a source at whose address nothing answers.
+func nowhere(t *testing.T) *Server {
+	t.Helper()
+	gone, err := NewServer(engine.Source, "postgresql://nobody@127.0.0.1:1/nothing", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return gone
+}
+
+// stays demands that the target takes writes, and that the latest flip ended so.
+func (r *rig) stays(outcome string) {
+	r.t.Helper()
+	owner, err := r.env.Journal.Owner(r.t.Context())
+	r.must(err)
+	if owner.Side != engine.Target || owner.Flip.Outcome != outcome {
+		r.t.Errorf("writes are on the %s, the flip is %s", owner.Side, owner.Flip.Outcome)
+	}
+}
+
+// A target that was open all the time is not closed for a moment: nobody waits for who has written there
+// and not committed yet.
+func TestOpenTargetStaysOpenWithoutTheSource(t *testing.T) {
+	r := moved(t, "")
+	ctx := t.Context()
+	r.must(r.env.Journal.DecideFlip(ctx, r.env.Run.Epoch, engine.Target, engine.Source, nil))
+	r.env.Source = nowhere(t)
+	writer, err := testpg.Connect(ctx, r.target)
+	r.must(err)
+	defer func() { _ = writer.Close(context.Background()) }()
+	_, err = writer.Exec(ctx, "BEGIN; UPDATE shop.customer SET name = 'not yet committed' WHERE id = 1")
+	r.must(err)
+	r.must(settleWithoutSource(ctx, r.env))
+	_, err = writer.Exec(ctx, "COMMIT")
+	r.must(err)
+	r.stays(journal.FlipUndone)
 }

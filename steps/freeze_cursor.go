@@ -8,7 +8,7 @@ import (
 	"time"
 
 	"github.com/pgrunbook/pgrunbook/engine"
-	"github.com/pgrunbook/pgrunbook/engine/journal"
+	"github.com/pgrunbook/pgrunbook/internal/pg"
 	"github.com/pgrunbook/pgrunbook/steps/internal/freeze"
 	"github.com/pgrunbook/pgrunbook/steps/internal/pooler"
 )
@@ -58,16 +58,28 @@ func (f *flipper) undone(steps []freeze.SwitchStep) []freeze.SwitchStep {
 	out := slices.Clone(steps)
 	for i, s := range steps {
 		out[i].Undo = func(ctx context.Context) error {
-			askCtx, cancel := context.WithTimeout(ctx, fenceWait)
-			err := f.env.Journal.Fenced(askCtx)
-			cancel()
-			if engine.ClassOf(err) == engine.ClassHeld {
+			if err := f.replaced(ctx); err != nil {
 				return err
 			}
 			return s.Undo(ctx)
 		}
 	}
 	return out
+}
+
+// replaced is the error of a runner that another one has replaced. Its first question fails where that one
+// has ended its session: then a new session is asked.
+func (f *flipper) replaced(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 2*fenceWait)
+	defer cancel()
+	err := f.env.Journal.Fenced(ctx)
+	if pg.Retryable(err) {
+		err = f.env.Journal.Fenced(ctx)
+	}
+	if engine.ClassOf(err) == engine.ClassHeld {
+		return err
+	}
+	return nil
 }
 
 // undoSwitch takes back the switch steps that a dead process had begun before its flip: they point
@@ -102,11 +114,14 @@ func (f *flipper) notFlipped(ctx context.Context, err error) error {
 		return err
 	}
 	ctx = context.WithoutCancel(ctx)
-	if replaced := f.env.Journal.Fenced(ctx); engine.ClassOf(replaced) == engine.ClassHeld {
+	if replaced := f.replaced(ctx); replaced != nil {
 		return errors.Join(err, replaced) // its successor sends the clients where they belong
 	}
-	back := f.WhileFromWrites(ctx, func(ctx context.Context, _ func(context.Context) error) error { return f.poolers.settle(ctx, false) })
-	return errors.Join(err, back, f.undoSwitch(ctx))
+	settle := func(ctx context.Context, _ func(context.Context) error) error { return f.poolers.settle(ctx, false) }
+	if f.WhileFromWrites(ctx, settle) != nil { // a side is gone again, or a pooler: the clients need it all the same
+		err = errors.Join(err, settle(ctx, nil))
+	}
+	return errors.Join(err, f.undoSwitch(ctx))
 }
 
 // switched records that no switch step is half done any more.
@@ -115,15 +130,5 @@ func (f *flipper) switched(ctx context.Context) error {
 		return nil
 	}
 	f.cursor.Begun = 0
-	return saveLeft(context.WithoutCancel(ctx), f.cp, f.cursor)
-}
-
-// saveLeft records what is taken back. A step that has failed keeps its record as it was: then the same
-// is taken back once more by whoever comes next, which does no harm.
-func saveLeft(ctx context.Context, cp engine.Checkpoint, cursor *freezeCursor) error {
-	err := cp.Save(ctx, nil, *cursor)
-	if errors.Is(err, journal.ErrNotRunning) {
-		return nil
-	}
-	return err
+	return f.cp.Save(context.WithoutCancel(ctx), nil, *f.cursor)
 }

@@ -63,11 +63,17 @@ func (p *poolers) settle(ctx context.Context, opened bool) error {
 	if !p.cursor.Paused {
 		return nil
 	}
-	point := p.undo
-	if opened {
-		point = p.repoint
+	return errors.Join(p.lead(ctx, opened), p.resume(ctx))
+}
+
+// lead points the poolers to the side that is open. Where one fails, none is taken back: the other side is
+// closed.
+func (p *poolers) lead(ctx context.Context, opened bool) error {
+	changes := p.cursor.Changes
+	if opened != p.back { // the target is open
+		changes = pooler.Reverse(changes)
 	}
-	return errors.Join(point(ctx), p.resume(ctx))
+	return p.group.Undo(ctx, changes)
 }
 
 // pause makes clients wait in the pooler, bounded by each pooler's timeout.
@@ -119,7 +125,7 @@ func (p *poolers) resume(ctx context.Context) error {
 		}
 	}
 	p.cursor.Paused = false
-	return saveLeft(ctx, p.cp, p.cursor)
+	return p.cp.Save(ctx, nil, p.cursor)
 }
 
 func (p *poolers) repoint(ctx context.Context) error {

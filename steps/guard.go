@@ -231,11 +231,14 @@ func (g *guard) settle(ctx context.Context) (opened bool, err error) {
 	if opened, err = f.settle(ctx); err != nil {
 		return false, err
 	}
-	if err := f.readCursor(ctx); err != nil || !f.cursor.Paused {
+	if err := f.readCursor(ctx); err != nil {
 		return opened, err
 	}
 	if opened {
-		return true, f.poolers.settle(ctx, true)
+		return true, errors.Join(f.poolers.settle(ctx, true), f.switched(ctx))
+	}
+	if !f.cursor.Paused {
+		return false, nil
 	}
 	return false, f.WhileFromWrites(ctx, func(ctx context.Context, _ func(context.Context) error) error { return f.poolers.settle(ctx, false) })
 }

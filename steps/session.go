@@ -105,9 +105,8 @@ func OpenRun(ctx context.Context, env *Env, o OpenOptions) error {
 	err = goneHint("opening the run", err, "If the source is gone for good: pgrunbook abort --without-source before the cutover, pgrunbook finish --without-source from its flip on.")
 	if err == nil {
 		settleFirst(ctx, env)
-		if err = refreshScope(ctx, env); err == nil && o.Steal {
-			err = undoStolen(ctx, env)
-		}
+		undoFirst(ctx, env)
+		err = refreshScope(ctx, env)
 	}
 	if err != nil {
 		run.Close(ctx)
@@ -124,14 +123,16 @@ func settleFirst(ctx context.Context, env *Env) {
 	_ = settleFlip(ctx, env)
 }
 
-// undoStolen takes back what the runner that was ended had begun of a freeze: it keeps off from then on,
-// and not every command comes to a step that does so.
-func undoStolen(ctx context.Context, env *Env) error {
+// undoFirst takes back what a runner that is no more had begun of a freeze: it keeps off if it wakes up, and
+// not every command comes to a step that does so. What it cannot take back is said, and meets those that do.
+func undoFirst(ctx context.Context, env *Env) {
 	owner, err := env.Journal.Owner(ctx)
-	if err != nil || owner.Side == journal.Unclear {
-		return err
+	if err == nil && owner.Side != journal.Unclear && env.Runbook != nil {
+		err = undoLeft(ctx, env, owner.Side)
 	}
-	return undoLeft(ctx, env, owner.Side)
+	if err != nil {
+		env.Log.Warn("clients may be left at the closed side", "err", err)
+	}
 }
 
 // goneHint says what to type when a side cannot be reached.

@@ -51,9 +51,9 @@ func (f *flipper) settle(ctx context.Context) (opened bool, err error) {
 		}
 		defer f.closeGates(ctx)
 	}
-	state, v, err := f.verdict(ctx)
+	state, owner, v, err := f.verdict(ctx)
 	if err == nil && (v == journalBehind || v == contradiction) {
-		state, v, err = f.verdict(ctx) // unless a runner that woke up flipped between two looks
+		state, owner, v, err = f.verdict(ctx) // unless a runner that woke up flipped between two looks
 	}
 	if err != nil {
 		return false, err
@@ -63,7 +63,7 @@ func (f *flipper) settle(ctx context.Context) (opened bool, err error) {
 		return false, nil
 	case neverFlipped:
 		return false, f.WhileFromWrites(ctx, func(ctx context.Context, still func(context.Context) error) error {
-			return f.env.Journal.SetOwnerWhile(ctx, f.from, still)
+			return f.env.Journal.SetOwnerWhile(ctx, owner.Flip, f.from, still)
 		})
 	case halfFlipped:
 		if opened, err = f.Resolve(ctx); err != nil || !opened {
@@ -78,16 +78,16 @@ func (f *flipper) settle(ctx context.Context) (opened bool, err error) {
 }
 
 // verdict looks at both gates, then at the journal: a flip is decided there before a gate closes.
-func (f *flipper) verdict(ctx context.Context) (freeze.State, verdict, error) {
+func (f *flipper) verdict(ctx context.Context) (freeze.State, journal.Ownership, verdict, error) {
 	state, err := f.Look(ctx)
 	if err != nil {
-		return state, contradiction, err
+		return state, journal.Ownership{}, contradiction, err
 	}
 	owner, err := f.env.Journal.Owner(ctx)
 	if err != nil {
-		return state, contradiction, err
+		return state, owner, contradiction, err
 	}
-	return state, judge(state, owner, f.to), nil
+	return state, owner, judge(state, owner, f.to), nil
 }
 
 // openGates opens the sessions, and lets the journal find out at the same time that it has lost its own.
@@ -153,12 +153,13 @@ func (f *flipper) unknown(ctx context.Context, cause error) error {
 	return nil
 }
 
-// undecided records that a flip which was decided did not come about: as long as it stands open, nobody
-// who has not asked both sides can say who takes writes. What it cannot record, the next command does.
+// undecided records that a flip which was decided did not come about: this attempt has not sent the
+// COMMIT, or was told that it failed. As long as the flip stands open, nobody who has not asked both sides
+// can say who takes writes. What it cannot record, the next command does.
 func (f *flipper) undecided(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), settleTry)
 	defer cancel()
-	if _, err := f.settle(ctx); err != nil {
+	if err := f.env.Journal.Unflip(ctx); err != nil && !errors.Is(err, journal.ErrSettled) {
 		f.env.Log.Debug("recording that the flip did not happen", "err", err)
 	}
 }
@@ -307,5 +308,8 @@ func settleFlip(ctx context.Context, env *Env) error {
 	if err != nil {
 		return err
 	}
-	return f.poolers.settle(ctx, opened)
+	if err := f.poolers.settle(ctx, opened); err != nil || !opened {
+		return err
+	}
+	return f.switched(ctx)
 }

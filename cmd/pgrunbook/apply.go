@@ -157,6 +157,7 @@ func (a *app) closing(s *subject, f applyFlags, err error) {
 	if s.path != "--target" {
 		again += " " + s.path
 	}
+	var aborting *steps.AbortBegunError
 	done := 0
 	for _, o := range a.summary.Outcomes {
 		if o.State == engine.StepDone {
@@ -164,8 +165,8 @@ func (a *app) closing(s *subject, f applyFlags, err error) {
 		}
 	}
 	switch {
-	case errors.Is(err, steps.ErrAbortBegun):
-		a.summary.Next = "pgrunbook abort"
+	case errors.As(err, &aborting):
+		a.summary.Next = aborting.Command
 	case err != nil:
 		a.summary.Next = again
 		if approve := approveLine.FindString(engine.HintOf(err)); approve != "" {

@@ -145,9 +145,12 @@ func (r *Run) SetOwner(ctx context.Context, tx pgx.Tx, side engine.Side) error {
 // EndFlip is SetOwner in a transaction of the caller's, for a flip that is still open there; one that
 // somebody has settled meanwhile is ErrSettled.
 func (r *Run) EndFlip(ctx context.Context, tx pgx.Tx, flip *Flip, side engine.Side) error {
+	var one int
 	err := Fence(ctx, tx, r.ID, r.Epoch)
+	if err == nil { // locked in the order in which setOwner does
+		err = tx.QueryRow(ctx, "SELECT 1 FROM pgrunbook.owner WHERE run = $1::text FOR UPDATE", r.ID).Scan(&one)
+	}
 	if err == nil {
-		var one int
 		err = tx.QueryRow(ctx, "SELECT 1 FROM pgrunbook.flip WHERE run = $1::text AND n = $2 AND settled IS NULL FOR UPDATE", r.ID, flip.N).Scan(&one)
 	}
 	if errors.Is(err, pgx.ErrNoRows) {
@@ -165,18 +168,29 @@ func (r *Run) EndFlip(ctx context.Context, tx pgx.Tx, flip *Flip, side engine.Si
 // ErrSettled is the end of a flip that another process has ended.
 var ErrSettled = errors.New("the flip is settled already")
 
+// Unflip records that a flip of this runner's which is still open did not come about: its COMMIT was never sent.
+func (r *Run) Unflip(ctx context.Context) error {
+	return r.write(ctx, func(tx pgx.Tx) error {
+		flip, err := latestFlip(ctx, tx, r.ID)
+		if err != nil || flip == nil || flip.Epoch != r.Epoch {
+			return err
+		}
+		return r.EndFlip(ctx, tx, flip, flip.From)
+	})
+}
+
 // ownerIdle is how long SetOwnerWhile may stand still before its COMMIT.
 const ownerIdle = 2 * time.Second
 
-// SetOwnerWhile is SetOwner for what holds only as long as a lock elsewhere does: still asks for that
+// SetOwnerWhile is EndFlip for what holds only as long as a lock elsewhere does: still asks for that
 // last, and whoever stands still after it finds the transaction ended. So that lock must outlive the
 // question by more than ownerIdle.
-func (r *Run) SetOwnerWhile(ctx context.Context, side engine.Side, still func(ctx context.Context) error) error {
+func (r *Run) SetOwnerWhile(ctx context.Context, flip *Flip, side engine.Side, still func(ctx context.Context) error) error {
 	err := r.write(ctx, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, fmt.Sprintf("SET LOCAL idle_in_transaction_session_timeout = %d", ownerIdle.Milliseconds())); err != nil {
 			return err
 		}
-		if err := r.setOwner(ctx, tx, side); err != nil {
+		if err := r.EndFlip(ctx, tx, flip, side); err != nil {
 			return err
 		}
 		return still(ctx)

@@ -179,9 +179,9 @@ func (c *checkpoint) Load(ctx context.Context, into any) (bool, error) {
 const saveSQL = `
 UPDATE pgrunbook.step SET cursor = $3::jsonb
   FROM (SELECT r.id FROM pgrunbook.run r WHERE r.id = $1::text AND r.epoch = $4::bigint AND r.state = 'active' FOR SHARE) f
- WHERE step.run = f.id AND step.id = $2::text AND step.state = 'running'`
+ WHERE step.run = f.id AND step.id = $2::text AND step.state IN ('running', 'failed')`
 
-// Save stores the cursor. In a transaction on the target it commits with the rows it covers, and
+// Save stores the cursor, also of a step that has failed: who takes back what it did says so there. In a transaction on the target it commits with the rows it covers, and
 // fences them; with nil it commits on its own.
 func (c *checkpoint) Save(ctx context.Context, tx pgx.Tx, cursor any) error {
 	b, err := json.Marshal(cursor)

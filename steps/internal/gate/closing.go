@@ -93,6 +93,19 @@ func OpenAlone(ctx context.Context, conn *pgx.Conn, key int64, more func(ctx con
 	return nil
 }
 
+// IsOpen reads the gate in a transaction of the caller's, and keeps it so until that ends.
+func IsOpen(ctx context.Context, tx pgx.Tx, key int64) (bool, error) {
+	var flag int64
+	_, err := tx.Exec(ctx, "SELECT pg_advisory_xact_lock_shared($1)", key)
+	if err == nil {
+		err = tx.QueryRow(ctx, "SELECT last_value FROM pgrunbook.gate_flag").Scan(&flag)
+	}
+	if err != nil {
+		return false, fmt.Errorf("reading the gate: %w", err)
+	}
+	return flag == flagOpen, nil
+}
+
 // OpenIn opens a closed gate in a transaction of the caller's, which has taken its locks on tables: a
 // client that waits for the key holds its table.
 func OpenIn(ctx context.Context, tx pgx.Tx, key int64) error {
