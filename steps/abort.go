@@ -66,7 +66,7 @@ func Abort(ctx context.Context, env *Env, o AbortOptions) error {
 	}
 	o.DropTarget = o.DropTarget || strings.HasSuffix(abortCommand(records), dropTarget) // part of it may be gone
 	if !o.WithoutSource {
-		if err := undoLeft(ctx, env, engine.Source); err != nil {
+		if err := tidy(ctx, env, engine.Source, false); err != nil {
 			return err
 		}
 		if err := abortSource(ctx, env, emit, false, o); err != nil {

@@ -56,7 +56,7 @@ func Rollback(ctx context.Context, env *Env, o WalkOptions) ([]engine.Outcome, e
 	if owner, err := env.Journal.Owner(ctx); err != nil {
 		return nil, err
 	} else if owner.Side == engine.Target {
-		if err := undoLeft(ctx, env, engine.Target); err != nil {
+		if err := tidy(ctx, env, engine.Target, false); err != nil {
 			return nil, err
 		}
 	}

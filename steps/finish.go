@@ -120,8 +120,12 @@ func (s *finishStep) allowed(ctx context.Context) error {
 		return err
 	}
 	if owner.Side == engine.Target {
-		if err := undoLeft(ctx, s.env, engine.Target); err != nil {
+		err := tidy(ctx, s.env, engine.Target, s.o.WithoutSource)
+		if err != nil && !s.o.WithoutSource {
 			return err
+		}
+		if err != nil { // a pooler that is gone keeps nobody from staying
+			abortSink{s.env}.Emit(engine.Event{Kind: engine.EventNote, Level: "warn", Message: err.Error(), Hint: "Point it to the target by hand."})
 		}
 	}
 	refuse := func(class engine.Class, hint, format string, args ...any) error {

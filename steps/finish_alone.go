@@ -40,7 +40,7 @@ func settleWithoutSource(ctx context.Context, env *Env) error {
 }
 
 // clientsToTarget sends the clients after a flip that was open when the source went away: one that was on
-// its way back is undone by undoLeft. A pooler that is gone, or that somebody has changed, is named and
+// its way back is undone by tidy. A pooler that is gone, or that somebody has changed, is named and
 // keeps nobody from staying.
 func clientsToTarget(ctx context.Context, env *Env, flip *journal.Flip) error {
 	step, err := freezeFrom(env, engine.Source)

@@ -118,8 +118,12 @@ func (f *flipper) notFlipped(ctx context.Context, err error) error {
 		return errors.Join(err, replaced) // its successor sends the clients where they belong
 	}
 	settle := func(ctx context.Context, _ func(context.Context) error) error { return f.poolers.settle(ctx, false) }
-	if f.WhileFromWrites(ctx, settle) != nil { // a side is gone again, or a pooler: the clients need it all the same
-		err = errors.Join(err, settle(ctx, nil))
+	if back := f.WhileFromWrites(ctx, settle); back != nil {
+		err = errors.Join(err, back)
+		if errors.Is(back, freeze.ErrClosedSince) || f.replaced(ctx) != nil {
+			return err
+		}
+		err = errors.Join(err, settle(ctx, nil)) // a side is gone again: the clients need it all the same
 	}
 	return errors.Join(err, f.undoSwitch(ctx))
 }

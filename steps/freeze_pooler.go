@@ -21,6 +21,7 @@ type poolers struct {
 	back   bool // towards the source: what the cutover wrote is taken back
 	cursor *freezeCursor
 	freed  bool // since the last pause: RESUME was answered
+	astray bool // an entry could not be pointed back: the record stays, and who comes next tries it again
 }
 
 // resumeWithin bounds RESUME, which answers at once or not at all.
@@ -46,14 +47,16 @@ func newPoolers(ctx context.Context, env *Env, cp engine.Checkpoint, back bool, 
 		return nil, err
 	}
 	p := &poolers{group: group, cp: cp, back: back, cursor: cursor}
-	if len(group) == 0 || !back || len(cursor.Changes) > 0 {
+	if len(group) == 0 || !back {
 		return p, nil
 	}
 	var forward freezeCursor
 	if _, err := env.Journal.Checkpoint("freeze", env.Sink).Load(ctx, &forward); err != nil {
 		return nil, err
 	}
-	cursor.Changes = forward.Changes
+	if len(forward.Changes) > 0 { // once the way back is made they are only in its own
+		cursor.Changes = forward.Changes
+	}
 	return p, nil
 }
 
@@ -63,7 +66,9 @@ func (p *poolers) settle(ctx context.Context, opened bool) error {
 	if !p.cursor.Paused {
 		return nil
 	}
-	return errors.Join(p.lead(ctx, opened), p.resume(ctx))
+	err := p.lead(ctx, opened)
+	p.astray = err != nil
+	return errors.Join(err, p.resume(ctx))
 }
 
 // lead points the poolers to the side that is open. Where one fails, none is taken back: the other side is
@@ -80,6 +85,11 @@ func (p *poolers) lead(ctx context.Context, opened bool) error {
 func (p *poolers) pause(ctx context.Context) error {
 	if len(p.group) == 0 {
 		return nil
+	}
+	if p.astray {
+		if err := p.settle(ctx, false); err != nil {
+			return err
+		}
 	}
 	if !p.back {
 		changes, err := p.group.Plan()
@@ -124,11 +134,20 @@ func (p *poolers) resume(ctx context.Context) error {
 			return err
 		}
 	}
+	if p.astray {
+		return nil
+	}
 	p.cursor.Paused = false
 	return p.cp.Save(ctx, nil, p.cursor)
 }
 
+// repoint is a switch step. A guardian that took its runner for dead may have recorded since that nothing is
+// left: what is changed stands in the journal before.
 func (p *poolers) repoint(ctx context.Context) error {
+	p.cursor.Paused = true
+	if err := p.cp.Save(ctx, nil, p.cursor); err != nil {
+		return err
+	}
 	if p.back {
 		return p.group.Undo(ctx, p.cursor.Changes)
 	}
@@ -136,10 +155,9 @@ func (p *poolers) repoint(ctx context.Context) error {
 }
 
 func (p *poolers) undo(ctx context.Context) error {
-	if p.back {
-		return p.group.Apply(ctx, p.cursor.Changes)
-	}
-	return p.group.Undo(ctx, p.cursor.Changes)
+	err := p.lead(ctx, false)
+	p.astray = err != nil
+	return err
 }
 
 // steps are the switch step that repoints the poolers, where there are any.

@@ -240,5 +240,10 @@ func (g *guard) settle(ctx context.Context) (opened bool, err error) {
 	if !f.cursor.Paused {
 		return false, nil
 	}
-	return false, f.WhileFromWrites(ctx, func(ctx context.Context, _ func(context.Context) error) error { return f.poolers.settle(ctx, false) })
+	return false, f.WhileFromWrites(ctx, func(ctx context.Context, _ func(context.Context) error) error {
+		if err := f.readCursor(ctx); err != nil { // a runner that lives on cannot hold writers now
+			return err
+		}
+		return f.poolers.settle(ctx, false)
+	})
 }

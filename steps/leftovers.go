@@ -2,6 +2,7 @@ package steps
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/jackc/pgx/v5"
@@ -21,16 +22,27 @@ func (e *Env) whileSourceWrites(ctx context.Context, id engine.StepID) error {
 	return engine.Errorf(engine.ClassStale, "Take that change of the runbook back, and run the same command again.", "step %s was added after the cutover: it can be done only while the source takes writes", id)
 }
 
-// undoLeft takes back what a process that died in the freeze from a side had begun before its flip:
-// clients that were sent to the other one would write there as soon as its gate is gone.
-func undoLeft(ctx context.Context, env *Env, from engine.Side) error {
-	step, err := freezeFrom(env, from)
-	if err != nil || step == nil {
-		return err
+// tidy ends what dead processes have left of freezes, for the side that takes writes: what would have led
+// away from it is taken back, what led to it is completed. Clients that were sent to the other side would
+// write there as soon as its gate is gone. Both gates are looked at before, but for a side that is gone
+// (alone): the journal may not know which one was opened without it.
+func tidy(ctx context.Context, env *Env, side engine.Side, alone bool) error {
+	return errors.Join(leftOf(ctx, env, side, false, alone), leftOf(ctx, env, side.Other(), true, alone))
+}
+
+// leftOf ends what is left of the freeze from a side, which opened the other one or did not.
+func leftOf(ctx context.Context, env *Env, from engine.Side, opened, alone bool) error {
+	id := engine.StepID("freeze")
+	if from == engine.Target {
+		id = "rollback"
 	}
-	cp := env.Journal.Checkpoint(step.id, abortSink{env})
+	cp := env.Journal.Checkpoint(id, abortSink{env})
 	var cursor freezeCursor
 	if _, err := cp.Load(ctx, &cursor); err != nil || cursor.Begun == 0 && !cursor.Paused {
+		return err
+	}
+	step, err := freezeFrom(env, from)
+	if err != nil || step == nil {
 		return err
 	}
 	// The journal may not have the step as running any more, and then keeps no cursor for it.
@@ -48,13 +60,27 @@ func undoLeft(ctx context.Context, env *Env, from engine.Side) error {
 		return err
 	}
 	defer f.close(ctx)
-	if err := f.poolers.settle(ctx, false); err != nil {
+	if !alone {
+		state, err := f.Look(ctx)
+		if err != nil {
+			return err
+		}
+		if state.FromClosed != opened || state.ToClosed == opened {
+			return ambiguous(fmt.Sprintf("the journal says that the %s takes writes; %s closed: %v, %s closed: %v", map[bool]engine.Side{false: f.from, true: f.to}[opened], f.from, state.FromClosed, f.to, state.ToClosed))
+		}
+	}
+	if err := f.poolers.settle(ctx, opened); err != nil {
 		return err
 	}
-	if err := f.undoSwitch(ctx); err != nil {
+	if opened {
+		err = f.switched(ctx)
+	} else {
+		err = f.undoSwitch(ctx)
+	}
+	if err != nil {
 		return err
 	}
-	_ = cp.Save(ctx, nil, *f.cursor) // at worst it is undone twice
+	_ = cp.Save(ctx, nil, *f.cursor) // at worst it is done twice
 	return nil
 }
 

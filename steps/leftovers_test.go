@@ -27,7 +27,7 @@ func TestAbortUndoesTheSwitch(t *testing.T) {
     }
   }
 }`, undone))
-	r.must(r.walk(t.Context(), newSchema(r.env), newCapture(r.env)))
+	r.must(r.walk(t.Context(), newSchema(r.env), newCapture(r.env), newArm(r.env)))
 	step := newFreeze(r.env, nil)
 	_, err := r.env.Journal.Begin(t.Context(), step)
 	r.must(err)

@@ -128,7 +128,7 @@ func settleFirst(ctx context.Context, env *Env) {
 func undoFirst(ctx context.Context, env *Env) {
 	owner, err := env.Journal.Owner(ctx)
 	if err == nil && owner.Side != journal.Unclear && env.Runbook != nil {
-		err = undoLeft(ctx, env, owner.Side)
+		err = tidy(ctx, env, owner.Side, false)
 	}
 	if err != nil {
 		env.Log.Warn("clients may be left at the closed side", "err", err)

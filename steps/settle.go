@@ -159,7 +159,11 @@ func (f *flipper) unknown(ctx context.Context, cause error) error {
 func (f *flipper) undecided(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), settleTry)
 	defer cancel()
-	if err := f.env.Journal.Unflip(ctx); err != nil && !errors.Is(err, journal.ErrSettled) {
+	err := f.env.Journal.Unflip(ctx)
+	if pg.Retryable(err) { // on a new session
+		err = f.env.Journal.Unflip(ctx)
+	}
+	if err != nil && !errors.Is(err, journal.ErrSettled) {
 		f.env.Log.Debug("recording that the flip did not happen", "err", err)
 	}
 }

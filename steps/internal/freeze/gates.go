@@ -170,8 +170,8 @@ func (f *Freeze) FromClosed(ctx context.Context) (bool, error) {
 	return err == nil && r.had && r.flag != flagOpen, err
 }
 
-// errClosedSince is for a conclusion that does not hold any more.
-var errClosedSince = errors.New("its gate was closed meanwhile")
+// ErrClosedSince is for a conclusion that does not hold any more.
+var ErrClosedSince = errors.New("its gate was closed meanwhile")
 
 // WhileFromWrites calls do with from's key in hand, shared, if from is open: no hold is there, and
 // none can begin, until do has recorded what follows from that. A process that was slow to act on
@@ -194,7 +194,7 @@ func (f *Freeze) WhileFromWrites(ctx context.Context, do func(ctx context.Contex
 	}
 	r, err := readFlag(ctx, g.from, f.Run.GateKey)
 	if err == nil && r.flag != flagOpen {
-		err = errClosedSince
+		err = ErrClosedSince
 	}
 	if err != nil {
 		return fmt.Errorf("keeping the %s open: %w", f.From.Side(), err)

@@ -75,7 +75,7 @@ func TestLooksDuringTheHold(t *testing.T) {
 	if err := hold.Commit(ctx); err != nil {
 		t.Fatal(err)
 	}
-	if err := <-told; !errors.Is(err, errClosedSince) {
+	if err := <-told; !errors.Is(err, ErrClosedSince) {
 		t.Errorf("after the COMMIT: %v", err)
 	}
 	if closed, err := p.freeze.FromClosed(ctx); err != nil || !closed {
