@@ -65,14 +65,13 @@ func Abort(ctx context.Context, env *Env, o AbortOptions) error {
 		return err
 	}
 	o.DropTarget = o.DropTarget || strings.HasSuffix(abortCommand(records), dropTarget) // part of it may be gone
-	if !o.WithoutSource {
-		if err := tidy(ctx, env, engine.Source, false); err != nil {
-			return err
-		}
-		if err := abortSource(ctx, env, emit, false, o); err != nil {
-			return err
-		}
-	} else if _, err := env.Journal.Begin(ctx, abortMark{drop: o.DropTarget}); err != nil {
+	if o.WithoutSource {
+		byHand(env, engine.Source, leftOf(ctx, env, engine.Source, false, true))
+		_, err = env.Journal.Begin(ctx, abortMark{drop: o.DropTarget})
+	} else if err = tidy(ctx, env, engine.Source, false); err == nil {
+		err = abortSource(ctx, env, emit, false, o)
+	}
+	if err != nil {
 		return err
 	}
 	return abortTarget(ctx, env, emit, o.DropTarget)

@@ -55,8 +55,8 @@ func Rollback(ctx context.Context, env *Env, o WalkOptions) ([]engine.Outcome, e
 	}
 	if owner, err := env.Journal.Owner(ctx); err != nil {
 		return nil, err
-	} else if owner.Side == engine.Target {
-		if err := tidy(ctx, env, engine.Target, false); err != nil {
+	} else if owner.Side != journal.Unclear {
+		if err := tidy(ctx, env, owner.Side, false); err != nil {
 			return nil, err
 		}
 	}

@@ -124,9 +124,7 @@ func (s *finishStep) allowed(ctx context.Context) error {
 		if err != nil && !s.o.WithoutSource {
 			return err
 		}
-		if err != nil { // a pooler that is gone keeps nobody from staying
-			abortSink{s.env}.Emit(engine.Event{Kind: engine.EventNote, Level: "warn", Message: err.Error(), Hint: "Point it to the target by hand."})
-		}
+		byHand(s.env, engine.Target, err) // a pooler that is gone keeps nobody from staying
 	}
 	refuse := func(class engine.Class, hint, format string, args ...any) error {
 		return &engine.Error{Class: class, Op: "finishing", Err: fmt.Errorf(format, args...), Hint: hint}

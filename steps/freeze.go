@@ -253,7 +253,11 @@ func (f *flipper) attempt(ctx context.Context, n int) (err error) {
 	} else if f.decided {
 		f.undecided(ctx)
 	}
-	return errors.Join(err, f.poolers.resume(ctx), f.switched(ctx))
+	err = errors.Join(err, f.poolers.resume(ctx), f.switched(ctx))
+	if f.poolers.astray {
+		return f.strayed(ctx, err)
+	}
+	return err
 }
 
 // forGood tells errors that another attempt meets again: a missing right, table or function, a

@@ -85,7 +85,11 @@ func (f *flipper) replaced(ctx context.Context) error {
 // undoSwitch takes back the switch steps that a dead process had begun before its flip: they point
 // to a side that does not take writes.
 func (f *flipper) undoSwitch(ctx context.Context) error {
-	if f.cursor.Begun == 0 || f.cursor.Begun > len(f.repoint) {
+	if f.cursor.Begun > len(f.repoint) {
+		f.note("the switch steps that had begun are not in the runbook any more: see to it that the clients get to the %s", f.from)
+		return f.switched(ctx)
+	}
+	if f.cursor.Begun == 0 {
 		return nil
 	}
 	steps := f.undone(f.repoint)
@@ -126,6 +130,19 @@ func (f *flipper) notFlipped(ctx context.Context, err error) error {
 		err = errors.Join(err, settle(ctx, nil)) // a side is gone again: the clients need it all the same
 	}
 	return errors.Join(err, f.undoSwitch(ctx))
+}
+
+// strayed points poolers back once more after an attempt that could not. No other attempt is made while
+// clients are shut out.
+func (f *flipper) strayed(ctx context.Context, err error) error {
+	left := f.poolers.settle(context.WithoutCancel(ctx), false)
+	if left == nil {
+		return err
+	}
+	return &engine.Error{
+		Op: "pointing the poolers back to the", Object: string(f.from), Err: fmt.Errorf("%w; the attempt had ended with: %v", left, err), //nolint:errorlint // not to be tried again
+		Hint: fmt.Sprintf("The %s takes writes, and clients of these poolers do not get there. %s Then run the same command again.", f.from, engine.HintOf(left)),
+	}
 }
 
 // switched records that no switch step is half done any more.

@@ -87,6 +87,9 @@ func (p *poolers) pause(ctx context.Context) error {
 		return nil
 	}
 	if p.astray {
+		if err := p.cp.Save(ctx, nil, p.cursor); err != nil { // which a runner that was replaced cannot
+			return err
+		}
 		if err := p.settle(ctx, false); err != nil {
 			return err
 		}
@@ -124,7 +127,7 @@ func (p *poolers) free(ctx context.Context) {
 
 // resume lets clients go on, whatever happened to the walk, and records it.
 func (p *poolers) resume(ctx context.Context) error {
-	if len(p.group) == 0 {
+	if len(p.group) == 0 && !p.cursor.Paused {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), resumeWithin)

@@ -25,9 +25,18 @@ func (e *Env) whileSourceWrites(ctx context.Context, id engine.StepID) error {
 // tidy ends what dead processes have left of freezes, for the side that takes writes: what would have led
 // away from it is taken back, what led to it is completed. Clients that were sent to the other side would
 // write there as soon as its gate is gone. Both gates are looked at before, but for a side that is gone
-// (alone): the journal may not know which one was opened without it.
+// (alone): the journal may not know which one was opened without it. What cannot be completed leads nobody
+// to a closed side that may be opened: it is named, and stands in nobody's way.
 func tidy(ctx context.Context, env *Env, side engine.Side, alone bool) error {
-	return errors.Join(leftOf(ctx, env, side, false, alone), leftOf(ctx, env, side.Other(), true, alone))
+	byHand(env, side, leftOf(ctx, env, side.Other(), true, alone))
+	return leftOf(ctx, env, side, false, alone)
+}
+
+// byHand names what a person has to point to the side that takes writes.
+func byHand(env *Env, side engine.Side, err error) {
+	if err != nil {
+		abortSink{env}.Emit(engine.Event{Kind: engine.EventNote, Level: "warn", Message: "clients may not get to the " + string(side) + ": " + err.Error(), Hint: fmt.Sprintf("Point them to the %s by hand.", side)})
+	}
 }
 
 // leftOf ends what is left of the freeze from a side, which opened the other one or did not.
@@ -62,12 +71,16 @@ func leftOf(ctx context.Context, env *Env, from engine.Side, opened, alone bool)
 	defer f.close(ctx)
 	if !alone {
 		state, err := f.Look(ctx)
-		if err != nil {
+		gone := pg.SQLState(err) == "42P01" // a gate was taken off by an abort or a finish that has begun
+		if err != nil && !gone {
 			return err
 		}
-		if state.FromClosed != opened || state.ToClosed == opened {
+		if !gone && (state.FromClosed != opened || state.ToClosed == opened) {
 			return ambiguous(fmt.Sprintf("the journal says that the %s takes writes; %s closed: %v, %s closed: %v", map[bool]engine.Side{false: f.from, true: f.to}[opened], f.from, state.FromClosed, f.to, state.ToClosed))
 		}
+	}
+	if err := f.replaced(ctx); err != nil {
+		return err
 	}
 	if err := f.poolers.settle(ctx, opened); err != nil {
 		return err
@@ -80,7 +93,9 @@ func leftOf(ctx context.Context, env *Env, from engine.Side, opened, alone bool)
 	if err != nil {
 		return err
 	}
-	_ = cp.Save(ctx, nil, *f.cursor) // at worst it is done twice
+	if err := cp.Save(ctx, nil, *f.cursor); !errors.Is(err, journal.ErrNotRunning) { // else it may be done twice
+		return err
+	}
 	return nil
 }
 
