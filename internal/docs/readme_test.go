@@ -102,7 +102,7 @@ var (
 	serverText = regexp.MustCompile(`(PostgreSQL \d+)[^\n]*`)
 	figureText = regexp.MustCompile(`\d[\d.:]*( ?(ms|µs|s|m|h|k|M|B|KiB|MiB|GiB)\b)*(\d+[ms]+)*`)
 	// How many of these lines there are, and what they say, hangs on how fast the machine is.
-	loose = regexp.MustCompile(`(INFO|WARN) (the target is|pass of|freeze attempt|freeze proof|freeze hold|freeze undone|waiting|\d+ sessions? on the|shop\.\w+: \d+ rows equal|copy: \d|constraints: \d)`)
+	loose = regexp.MustCompile(`(INFO|WARN) (the target is|pass of|freeze attempt|freeze proof|freeze hold|freeze undone|waiting|\d+ sessions? on the|shop\.\w+: \d+ rows equal|copy: \d|constraints: (\d|make))`)
 )
 
 // shape is what a text says beside its figures.

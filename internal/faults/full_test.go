@@ -239,7 +239,7 @@ func TestF17Limits(t *testing.T) {
 		}
 	}
 	{ // connections
-		p := r.start("load.claimed@3:sleep=1s", "apply", "--auto-approve", "--until", "copy")
+		p := r.start("load.claimed:sleep=3s", "apply", "--auto-approve", "--until", "copy") // there is time to take every connection
 		if !p.passed("load.claimed", 3) {
 			t.Fatal("the runner copied nothing")
 		}
