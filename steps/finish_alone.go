@@ -52,14 +52,11 @@ func clientsToTarget(ctx context.Context, env *Env, flip *journal.Flip) error {
 	if _, err := record.Load(ctx, cursor); err != nil || !cursor.Paused && cursor.Begun == 0 {
 		return err
 	}
-	byHand := func(what string, err error) {
-		if err != nil {
-			abortSink{env}.Emit(engine.Event{Kind: engine.EventNote, Level: "warn", Message: fmt.Sprintf("%s: %v", what, err), Hint: "Point it to the target by hand."})
-		}
-	}
 	for _, s := range step.repoint[:min(cursor.Begun, len(step.repoint))] {
 		bounded, cancel := context.WithTimeout(ctx, s.Timeout)
-		byHand("switch step "+s.Name, s.Do(bounded))
+		if err := s.Do(bounded); err != nil {
+			byHand(env, engine.Target, fmt.Errorf("switch step %s: %w", s.Name, err))
+		}
 		cancel()
 	}
 	p, err := newPoolers(ctx, env, record, false, cursor)
@@ -67,7 +64,7 @@ func clientsToTarget(ctx context.Context, env *Env, flip *journal.Flip) error {
 		return err
 	}
 	defer p.close()
-	byHand("poolers", errors.Join(p.lead(ctx, true), p.group.Resume(ctx)))
+	byHand(env, engine.Target, errors.Join(p.lead(ctx, true), p.group.Resume(ctx)))
 	return record.Save(ctx, nil, freezeCursor{Changes: cursor.Changes, AtOpen: cursor.AtOpen})
 }
 

@@ -2,7 +2,7 @@ package steps
 
 import (
 	"context"
-	"fmt"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -20,15 +20,7 @@ func TestFlipIsOpenAndTheSourceGone(t *testing.T) {
 		t.Run("on the way from the "+string(from), func(t *testing.T) {
 			t.Parallel()
 			sent := filepath.Join(t.TempDir(), "sent")
-			r := moved(t, fmt.Sprintf(`cutover {
-  switch {
-    step "exec" "dns" {
-      command = ["touch", %q]
-      undo    = ["true"]
-      timeout = "1s"
-    }
-  }
-}`, sent))
+			r := moved(t, dnsSwitch(touch(sent), `"true"`))
 			ctx, probe := t.Context(), "UPDATE shop.customer SET name = 'written' WHERE id = 1"
 			step := newFreeze(r.env, nil)
 			if from == engine.Source { // as it is between the COMMITs
@@ -37,10 +29,8 @@ func TestFlipIsOpenAndTheSourceGone(t *testing.T) {
 			} else {
 				step = newRollback(r.env, nil)
 			}
-			_, err := r.env.Journal.Begin(ctx, step)
-			r.must(err)
-			r.must(r.env.Journal.Checkpoint(step.ID(), r.env.Sink).Save(ctx, nil, freezeCursor{Begun: 1}))
-			r.must(r.env.Journal.End(ctx, step.ID(), fmt.Errorf("it died")))
+			r.diesIn(step)
+			r.must(r.env.Journal.End(ctx, step.ID(), errors.New("it died")))
 			r.must(r.env.Journal.DecideFlip(ctx, r.env.Run.Epoch, from, from.Other(), nil))
 			if from == engine.Target {
 				r.exec(r.target, "ALTER SEQUENCE pgrunbook.gate_flag RESTART 1")

@@ -14,24 +14,50 @@ import (
 	"github.com/pgrunbook/pgrunbook/steps/internal/freeze"
 )
 
+// dnsSwitch is a cutover with one switch step.
+func dnsSwitch(command, undo string) string {
+	return fmt.Sprintf(`cutover {
+  switch {
+    step "exec" "dns" {
+      command = [%s]
+      undo    = [%s]
+      timeout = "1s"
+    }
+  }
+}`, command, undo)
+}
+
+func touch(path string) string { return fmt.Sprintf(`"touch", %q`, path) }
+
+// diesIn leaves a freeze as a process does that dies after its first switch step.
+func (r *rig) diesIn(step engine.Step) {
+	r.t.Helper()
+	_, err := r.env.Journal.Begin(r.t.Context(), step)
+	r.must(err)
+	r.must(r.env.Journal.Checkpoint(step.ID(), r.env.Sink).Save(r.t.Context(), nil, freezeCursor{Begun: 1}))
+}
+
+// TestAnyCommandUndoesTheSwitch: whatever is typed next, the clients are sent back before it does anything.
+func TestAnyCommandUndoesTheSwitch(t *testing.T) {
+	undone := filepath.Join(t.TempDir(), "undone")
+	r := newRig(t, dnsSwitch(`"true"`, touch(undone)))
+	r.must(r.walk(t.Context(), newSchema(r.env), newCapture(r.env), newArm(r.env)))
+	r.diesIn(newFreeze(r.env, nil))
+	r.env.Journal.Close(t.Context())
+	r.open()
+	if _, err := os.Stat(undone); err != nil {
+		t.Errorf("the switch was not undone: %v", err)
+	}
+}
+
 // TestAbortUndoesTheSwitch: a process died after it had sent clients to the target. Their gate is not
 // taken away before they are sent back.
 func TestAbortUndoesTheSwitch(t *testing.T) {
 	undone := filepath.Join(t.TempDir(), "undone")
-	r := newRig(t, fmt.Sprintf(`cutover {
-  switch {
-    step "exec" "dns" {
-      command = ["true"]
-      undo    = ["touch", %q]
-      timeout = "1s"
-    }
-  }
-}`, undone))
+	r := newRig(t, dnsSwitch(`"true"`, touch(undone)))
 	r.must(r.walk(t.Context(), newSchema(r.env), newCapture(r.env), newArm(r.env)))
 	step := newFreeze(r.env, nil)
-	_, err := r.env.Journal.Begin(t.Context(), step)
-	r.must(err)
-	r.must(r.env.Journal.Checkpoint(step.ID(), r.env.Sink).Save(t.Context(), nil, freezeCursor{Begun: 1}))
+	r.diesIn(step)
 	r.must(Abort(t.Context(), r.env, AbortOptions{}))
 	if _, err := os.Stat(undone); err != nil {
 		t.Errorf("the switch was not undone: %v", err)
@@ -42,19 +68,9 @@ func TestAbortUndoesTheSwitch(t *testing.T) {
 // somebody decides to stay.
 func TestFinishUndoesTheSwitchBack(t *testing.T) {
 	undone := filepath.Join(t.TempDir(), "undone")
-	r := moved(t, fmt.Sprintf(`cutover {
-  switch {
-    step "exec" "dns" {
-      command = ["touch", %q]
-      undo    = ["true"]
-      timeout = "1s"
-    }
-  }
-}`, undone))
+	r := moved(t, dnsSwitch(touch(undone), `"true"`))
 	step := newRollback(r.env, nil)
-	_, err := r.env.Journal.Begin(t.Context(), step)
-	r.must(err)
-	r.must(r.env.Journal.Checkpoint(step.ID(), r.env.Sink).Save(t.Context(), nil, freezeCursor{Begun: 1}))
+	r.diesIn(step)
 	r.must(r.walk(t.Context(), newFinish(r.env, FinishOptions{Now: true})))
 	if _, err := os.Stat(undone); err != nil {
 		t.Errorf("the clients were not sent back to the target: %v", err)
