@@ -105,6 +105,12 @@ func conformCursors(t *testing.T, j engine.Journal) {
 	if err := j.End(ctx, "copy", errors.New("killed")); err != nil {
 		t.Fatal(err)
 	}
+	if err := cp.Save(ctx, nil, cursor{9}); err != nil {
+		t.Errorf("who takes back what a failed step did says so: %v", err)
+	}
+	if _, err := cp.Load(ctx, &got); err != nil || got.Next != 9 {
+		t.Errorf("the cursor of a failed step is %+v, %v", got, err)
+	}
 	s.fingerprint = "f2"
 	if _, err := j.Begin(ctx, s); engine.ClassOf(err) != engine.ClassStale {
 		t.Errorf("a half done step with another fingerprint: %v", err)

@@ -121,7 +121,7 @@ func (c *memoryCheckpoint) Save(_ context.Context, _ pgx.Tx, cursor any) error {
 	c.journal.mu.Lock()
 	defer c.journal.mu.Unlock()
 	st := c.journal.steps[c.id]
-	if st == nil || st.State != engine.StepRunning {
+	if st == nil || st.State != engine.StepRunning && st.State != engine.StepFailed {
 		return fmt.Errorf("saving the cursor of step %s: %w", c.id, ErrNotRunning)
 	}
 	st.cursor = b
