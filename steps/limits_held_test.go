@@ -70,16 +70,19 @@ func (l *limited) status() string {
 	return st.Held
 }
 
-// fewer waits until one worker is left, and looks that it stays so.
+// fewer waits until one worker is left for a second: longer than the chunk of a worker that had begun
+// before it was told, and than the moment between two chunks of two busy ones.
 func (l *limited) fewer() {
 	l.t.Helper()
-	l.until("one worker less", func() bool { return l.busy() < 2 })
-	for range 15 {
-		time.Sleep(50 * time.Millisecond)
-		if n := l.busy(); n > 1 {
-			l.t.Errorf("%d workers are busy", n)
+	l.until("one worker less, and it stays so", func() bool {
+		for range 20 {
+			if l.busy() > 1 {
+				return false
+			}
+			time.Sleep(50 * time.Millisecond)
 		}
-	}
+		return true
+	})
 }
 
 // obeys is what people say from elsewhere while rows are copied: it acts without a restart, and what
