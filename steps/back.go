@@ -136,10 +136,10 @@ func Rehearse(ctx context.Context, env *Env, show engine.Sink) (Rehearsal, error
 	if err := f.silent(ctx); err != nil {
 		return Rehearsal{}, withCause(ctx, err)
 	}
+	f.Rehearsal = true
 	if _, err := f.drain(ctx); err != nil {
 		return Rehearsal{}, withCause(ctx, err)
 	}
-	f.Rehearsal = true
 	var cert *freeze.Certificate
 	if err = f.clearWay(ctx); err == nil {
 		cert, err = f.Attempt(ctx, 1)

@@ -27,7 +27,8 @@ type freezeStep struct {
 	phase    engine.Phase
 	from     engine.Side
 	repoint  []freeze.SwitchStep
-	inherits *inherited // nil: the whole freeze
+	inherits *inherited       // nil: the whole freeze
+	now      func() time.Time // what the window is held to; nil: time.Now
 }
 
 // inherited is a freeze that only ends what another process began: it opens no session that it does
@@ -104,11 +105,15 @@ type flipper struct {
 	cert    *freeze.Certificate
 	final   pass.Result // of the last exact pass inside a freeze
 	decided bool        // a flip, by the present attempt
+	now     func() time.Time
 }
 
 func (s *freezeStep) build(ctx context.Context, cp engine.Checkpoint) (_ *flipper, err error) {
 	env, from, to := s.env, s.env.Server(s.from), s.env.Server(s.from.Other())
-	f := &flipper{env: env, cp: cp, from: s.from, to: s.from.Other(), repoint: s.repoint, passer: newPasser(env, from, to, cp)}
+	f := &flipper{env: env, cp: cp, from: s.from, to: s.from.Other(), repoint: s.repoint, passer: newPasser(env, from, to, cp), now: s.now}
+	if f.now == nil {
+		f.now = time.Now
+	}
 	defer func() {
 		if err != nil {
 			f.close(ctx)
@@ -186,13 +191,8 @@ func (f *flipper) attempts(ctx context.Context) error {
 	}
 	var last error
 	for n := 1; n <= c.Attempts; n++ {
-		if f.to == engine.Target { // a way back in need waits for nobody
-			if err := f.env.unpaused(ctx, f.cp.Emit); err != nil {
-				return err
-			}
-			if err := waitForWindow(ctx, c.Window, f.cp, f.pass); err != nil {
-				return err
-			}
+		if err := f.turn(ctx); err != nil {
+			return err
 		}
 		predicted, err := f.drain(ctx)
 		if err != nil {
@@ -207,6 +207,11 @@ func (f *flipper) attempts(ctx context.Context) error {
 			}
 			if !errors.Is(err, freeze.ErrNotNow) || ctx.Err() != nil || forGood(err) {
 				return err
+			}
+			if errors.Is(err, errNotYet) {
+				f.note("attempt %d is put off: %v", n, err)
+				n--
+				continue
 			}
 			last = err
 		}
@@ -235,6 +240,9 @@ func (f *flipper) loaded(ctx context.Context) error {
 // attempt is one freeze, with the poolers paused around it.
 func (f *flipper) attempt(ctx context.Context, n int) (err error) {
 	if err := f.clearWay(ctx); err != nil {
+		return err
+	}
+	if err := f.mayHold(ctx); err != nil {
 		return err
 	}
 	f.guard.prepare(n)
@@ -299,7 +307,7 @@ type finalPass struct {
 	open *pass.Open
 }
 
-func (f *flipper) prepare(ctx context.Context) (freeze.Pass, error) {
+func (f *flipper) prepare(ctx context.Context) (_ freeze.Pass, err error) {
 	for _, side := range []engine.Side{engine.Source, engine.Target} {
 		if err := f.gated(ctx, side); err != nil {
 			return nil, err
@@ -308,14 +316,19 @@ func (f *flipper) prepare(ctx context.Context) (freeze.Pass, error) {
 	if err := f.reload.prepare(ctx); err != nil {
 		return nil, err
 	}
-	open, err := f.passer.Begin(ctx, pass.Options{})
-	if err != nil {
+	p := &finalPass{f: f}
+	defer func() {
+		if err != nil { // the tables' locks would stay until the next attempt
+			p.Close(context.WithoutCancel(ctx))
+		}
+	}()
+	if p.open, err = f.passer.Begin(ctx, pass.Options{}); err != nil {
 		return nil, err
 	}
 	if !f.guard.ready(ctx) {
 		f.note("the guardian has no sessions yet: if this process died in the midst of the flip, ending it would take longer")
 	}
-	return &finalPass{f: f, open: open}, nil
+	return p, f.mayHold(ctx)
 }
 
 func (p *finalPass) Run(ctx context.Context) (freeze.PassResult, error) {
@@ -329,7 +342,9 @@ func (p *finalPass) Run(ctx context.Context) (freeze.PassResult, error) {
 }
 
 func (p *finalPass) Close(ctx context.Context) {
-	p.open.Close(ctx)
+	if p.open != nil {
+		p.open.Close(ctx)
+	}
 	p.f.reload.abandon(ctx)
 }
 

@@ -6,7 +6,6 @@ import (
 	"time"
 
 	"github.com/pgrunbook/pgrunbook/engine"
-	"github.com/pgrunbook/pgrunbook/runbook"
 	"github.com/pgrunbook/pgrunbook/steps/internal/pass"
 )
 
@@ -36,8 +35,11 @@ func (f *flipper) drain(ctx context.Context) (predicted engine.Prediction, err e
 	return measured{Pass: best}.on(estimate), nil
 }
 
-// pass makes one exact pass with patience for locks and lost connections.
+// pass makes one exact pass with patience for locks and lost connections, once nobody says pause.
 func (f *flipper) pass(ctx context.Context) error {
+	if err := f.unpaused(ctx); err != nil {
+		return err
+	}
 	res, err := f.passer.Exact(ctx, pass.Options{Patience: time.Minute, Prove: proveRows})
 	if err != nil {
 		return fmt.Errorf("pass before the freeze: %w", err)
@@ -56,33 +58,6 @@ func (f *flipper) passUntil(ctx context.Context, until time.Time) error {
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		case <-time.After(min(time.Second, time.Until(until))):
-		}
-	}
-	return nil
-}
-
-// waitForWindow waits, with passes going on, until the runbook's window is open.
-func waitForWindow(ctx context.Context, window string, cp engine.Checkpoint, pass func(context.Context) error) error {
-	if window == "" {
-		return nil
-	}
-	w, err := runbook.ParseWindow(window)
-	if err != nil {
-		return err
-	}
-	for said := false; !w.Contains(time.Now()); {
-		next := w.Next(time.Now())
-		if !said {
-			cp.Emit(engine.Event{Kind: engine.EventWaiting, Reason: "window " + window, Message: fmt.Sprintf("waiting for the cutover window %s, which opens at %s", window, next.Format(time.RFC3339))})
-			said = true
-		}
-		if err := pass(ctx); err != nil {
-			return err
-		}
-		select {
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		case <-time.After(min(5*time.Second, time.Until(next))):
 		}
 	}
 	return nil
