@@ -147,6 +147,25 @@ func TestW1MutationsAreFound(t *testing.T) {
 			}
 		})
 	}
+	t.Run("ten rows are named, and whether there are more", func(t *testing.T) {
+		for _, rows := range []int{maxRows, 25} {
+			run(t, s.toC, fmt.Sprintf("DELETE FROM public.t; INSERT INTO public.t TABLE public.saved; UPDATE public.t SET a = 'z' WHERE id <= %d", rows))
+			got := compareAll(t, s, Config{Tables: []scope.Table{tbl}}).Tables[0]
+			named := map[string]bool{}
+			for id := range rows {
+				named[fmt.Sprintf("changed (%d): a", id+1)] = false
+			}
+			for _, r := range got.Rows {
+				if twice, known := named[r.String()]; twice || !known {
+					t.Errorf("of %d changed rows it names %s", rows, r)
+				}
+				named[r.String()] = true
+			}
+			if len(got.Rows) != maxRows || got.More != (rows > maxRows) {
+				t.Errorf("of %d changed rows %d are named, and more: %v", rows, len(got.Rows), got.More)
+			}
+		}
+	})
 }
 
 // texts sorts differences by their text: the order is that of hash buckets.

@@ -133,23 +133,19 @@ func (s *stream) next() error {
 // merge walks both sides in the order of key and hash. Rows of one key that differ are changed;
 // keys of one side are missing or extra; a key that one side has twice gives one of each.
 func merge(from, to *stream, pl plan, res *TableResult) error {
-	for from.at != nil || to.at != nil {
-		if len(res.Rows) >= maxRows {
-			res.More = true
-			return nil
-		}
+	for (from.at != nil || to.at != nil) && !res.More {
 		a, b := from.at, to.at
 		var err error
 		switch {
 		case b == nil || a != nil && a.key < b.key:
-			res.Rows = append(res.Rows, RowDifference{Key: a.label, Kind: Missing})
+			res.add(RowDifference{Key: a.label, Kind: Missing})
 			err = from.next()
 		case a == nil || b.key < a.key:
-			res.Rows = append(res.Rows, RowDifference{Key: b.label, Kind: Extra})
+			res.add(RowDifference{Key: b.label, Kind: Extra})
 			err = to.next()
 		default:
 			if a.hash != b.hash {
-				res.Rows = append(res.Rows, RowDifference{Key: a.label, Kind: Changed, Columns: pl.changed(a, b)})
+				res.add(RowDifference{Key: a.label, Kind: Changed, Columns: pl.changed(a, b)})
 			}
 			if err = from.next(); err == nil {
 				err = to.next()
@@ -160,6 +156,15 @@ func merge(from, to *stream, pl plan, res *TableResult) error {
 		}
 	}
 	return nil
+}
+
+// add names a row, or records that there are more than are named.
+func (t *TableResult) add(d RowDifference) {
+	if len(t.Rows) >= maxRows {
+		t.More = true
+		return
+	}
+	t.Rows = append(t.Rows, d)
 }
 
 // changed gives the columns whose own hashes differ.
