@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/pgrunbook/pgrunbook/internal/testpg"
@@ -57,10 +58,12 @@ func TestScripts(t *testing.T) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"databases": databases,
+			"services":  services,
 			"sql":       runSQL,
 			"exits":     exits,
 			"mode":      mode,
 			"waitfor":   waitFor,
+			"appears":   appears,
 		},
 	})
 }
@@ -94,6 +97,18 @@ func databases(ts *testscript.TestScript, _ bool, _ []string) {
 			}
 		})
 	}
+}
+
+// services writes SOURCE_URL and TARGET_URL as two services into the file that PGSERVICEFILE names:
+// services OLD NEW.
+func services(ts *testscript.TestScript, _ bool, args []string) {
+	var text strings.Builder
+	for i, variable := range []string{"SOURCE_URL", "TARGET_URL"} {
+		at, err := pgx.ParseConfig(ts.Getenv(variable))
+		ts.Check(err)
+		fmt.Fprintf(&text, "[%s]\nhost=%s\nport=%d\ndbname=%s\nuser=%s\npassword=%s\nsslmode=disable\n", args[i], at.Host, at.Port, at.Database, at.User, at.Password)
+	}
+	ts.Check(os.WriteFile(ts.Getenv("PGSERVICEFILE"), []byte(text.String()), 0o600))
 }
 
 // runSQL runs a statement on SOURCE_URL or TARGET_URL; with a second argument the first value of
@@ -164,6 +179,19 @@ func waitFor(ts *testscript.TestScript, _ bool, args []string) {
 		case <-ctx.Done():
 			ts.Fatalf("%s never gave %s", args[0], args[1])
 		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
+
+// appears waits until a file has a text: appears FILE TEXT.
+func appears(ts *testscript.TestScript, _ bool, args []string) {
+	for deadline := time.Now().Add(3 * time.Minute); ; time.Sleep(50 * time.Millisecond) {
+		text, err := os.ReadFile(ts.MkAbs(args[0]))
+		if err == nil && strings.Contains(string(text), args[1]) {
+			return
+		}
+		if time.Now().After(deadline) {
+			ts.Fatalf("%s never had %q:\n%s", args[0], args[1], text)
 		}
 	}
 }
