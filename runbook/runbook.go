@@ -55,6 +55,7 @@ type Variable struct {
 type Server struct {
 	URL                 string // postgresql:// or keyword=value; empty when Service or InheritEnv is used
 	URLKnown            bool   // false in validate when the variable behind it is not set
+	URLRange            hcl.Range
 	Service             string // name in pg_service.conf
 	InheritEnv          bool   // take PG* variables for this side
 	PasswordCommand     []string

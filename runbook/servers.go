@@ -27,6 +27,9 @@ func (l *loader) loadServer(content *hcl.BodyContent, side string) Server {
 		Range:               block.DefRange,
 	}
 	s.URL, s.URLKnown = l.connString(b, "url", side+"_url")
+	if attr := b.attrs["url"]; attr != nil {
+		s.URLRange = attr.Expr.Range()
+	}
 	l.checkWays(b, side, s)
 	if b.Known("password_command") && (len(s.PasswordCommand) == 0 || s.PasswordCommand[0] == "") {
 		b.Errorf("password_command", "Empty command", "password_command is the program and its arguments, such as [\"./token.sh\"].")
@@ -77,6 +80,7 @@ func (l *loader) connString(b *Body, name, suggested string) (string, bool) {
 	}
 	if err := checkConn(text); err != nil {
 		b.Errorf(name, "Bad connection string", "The value of %s is no connection string: %s. %s", name, err, connForms)
+		return text, false
 	}
 	return text, true
 }

@@ -7,6 +7,7 @@ import (
 	"github.com/hashicorp/hcl/v2"
 
 	"github.com/pgrunbook/pgrunbook/engine"
+	"github.com/pgrunbook/pgrunbook/internal/pg"
 	"github.com/pgrunbook/pgrunbook/runbook"
 )
 
@@ -14,7 +15,7 @@ import (
 // that need no server.
 func Check(rb *runbook.Runbook) hcl.Diagnostics {
 	env := &Env{Runbook: rb}
-	var diags hcl.Diagnostics
+	diags := checkURLs(rb)
 	seen := names{}
 	for _, phase := range append(engine.Forward(), engine.PhaseRollback, engine.PhaseFinish) {
 		hooks := rb.Hooks[string(phase)]
@@ -35,6 +36,26 @@ func Check(rb *runbook.Runbook) hcl.Diagnostics {
 			_, more := people(env, Place{phase, s.slot}, s.blocks)
 			diags = append(diags, more...)
 			diags = append(diags, seen.check(s.blocks, phase, s.slot)...)
+		}
+	}
+	return diags
+}
+
+// checkURLs refuses connection strings with keywords that the driver would send to the server as settings.
+func checkURLs(rb *runbook.Runbook) hcl.Diagnostics {
+	var diags hcl.Diagnostics
+	for _, side := range []struct {
+		name engine.Side
+		runbook.Server
+	}{{engine.Source, rb.Source}, {engine.Target, rb.Target}} {
+		if !side.URLKnown || side.URL == "" {
+			continue
+		}
+		if err := pg.CheckURL(side.URL); err != nil {
+			diags = append(diags, &hcl.Diagnostic{
+				Severity: hcl.DiagError, Summary: "Bad connection string", Subject: &side.URLRange,
+				Detail: fmt.Sprintf("The url of %s cannot be used: %s.", side.name, err),
+			})
 		}
 	}
 	return diags

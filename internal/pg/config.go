@@ -42,7 +42,7 @@ func parseConfig(cfg Config) (*pgx.ConnConfig, []string, error) {
 		return nil, nil, fmt.Errorf("the %s block names no server: set url, service or inherit_env", cfg.Side)
 	}
 	if strayAt(dsn) {
-		return nil, nil, fmt.Errorf(`reading the %s's connection string: it has an "@" that is not percent-encoded (write %%40)`, cfg.Side)
+		return nil, nil, fmt.Errorf("reading the %s's connection string: %w", cfg.Side, errStrayAt)
 	}
 	conf, err := parseInEnv(dsn, cfg.InheritEnv)
 	if err != nil {
@@ -64,6 +64,8 @@ func parseConfig(cfg Config) (*pgx.ConnConfig, []string, error) {
 	return conf, warnings, nil
 }
 
+var errStrayAt = errors.New(`it has an "@" that is not percent-encoded (write %40)`)
+
 // strayAt finds a URL whose password holds an unescaped @ or /: what follows it would be taken for
 // a host or a database, which are no secrets.
 func strayAt(dsn string) bool {
@@ -82,13 +84,19 @@ func keywordValue(s string) string {
 	return `'` + strings.NewReplacer(`\`, `\\`, `'`, `\'`).Replace(s) + `'`
 }
 
+// Complaints whose causes name files and line numbers only.
+const (
+	unreadService = "failed to read service"
+	unusableTLS   = "failed to configure TLS"
+)
+
 // parseFailures are the driver's complaints by how they begin. Their own text is not used: it may
 // quote a piece of the connection string, and in a malformed one that piece can be the password.
 var parseFailures = [][2]string{
 	{"failed to parse as URL", "it is no valid postgresql:// URL; special characters in user and password must be percent-encoded"},
 	{"failed to parse as keyword/value", `it is neither a postgresql:// URL nor a list of keyword=value; values with spaces stand in single quotes`},
-	{"failed to read service", "its service cannot be read"},
-	{"failed to configure TLS", "its TLS settings (sslmode, sslrootcert, sslcert, sslkey) cannot be used"},
+	{unreadService, "its service cannot be read"},
+	{unusableTLS, "its TLS settings (sslmode, sslrootcert, sslcert, sslkey) cannot be used"},
 	{"invalid port", "its port is not a number"},
 	{"could not match", "it names more ports than hosts, or fewer"},
 	{"invalid sslcertmode", "its sslcertmode is invalid"},
@@ -104,22 +112,26 @@ var parseFailures = [][2]string{
 // parseFailure says in our words why a connection string was refused.
 func parseFailure(err error) error {
 	var parse interface{ Unwrap() error }
-	text := err.Error()
 	if !errors.As(err, &parse) {
 		return errors.New("it cannot be parsed")
 	}
-	// The driver's text is "cannot parse `STRING`: COMPLAINT (CAUSE)".
-	complaint := text[strings.LastIndex(text, "`: ")+1:]
-	complaint = strings.TrimPrefix(complaint, ": ")
+	text := complaint(err)
 	for _, f := range parseFailures {
-		if !strings.HasPrefix(complaint, f[0]) {
+		if !strings.HasPrefix(text, f[0]) {
 			continue
 		}
 		cause := parse.Unwrap()
-		if cause != nil && (f[0] == "failed to read service" || f[0] == "failed to configure TLS") {
-			return fmt.Errorf("%s: %w", f[1], cause) // file names and line numbers only
+		if cause != nil && (f[0] == unreadService || f[0] == unusableTLS) {
+			return fmt.Errorf("%s: %w", f[1], cause)
 		}
 		return errors.New(f[1])
 	}
 	return errors.New("it cannot be parsed")
+}
+
+// complaint cuts the connection string out of the driver's text, which is "cannot parse `STRING`:
+// COMPLAINT (CAUSE)".
+func complaint(err error) string {
+	text := err.Error()
+	return strings.TrimPrefix(text[strings.LastIndex(text, "`: ")+1:], ": ")
 }

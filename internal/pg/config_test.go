@@ -45,6 +45,12 @@ func TestKeywords(t *testing.T) {
 		{"sslmode=verify-full&sslrootcert=/nowhere/ca.pem", 0, "/nowhere/ca.pem"},
 	}
 	for _, tt := range tests {
+		// It is found without the files that it names, in a list of keywords too.
+		for _, url := range []string{base + tt.query, "host=h dbname=d " + strings.NewReplacer("&", " ", "%20", "\\ ", "%3D", "=").Replace(tt.query)} {
+			if err := CheckURL(url); (err != nil) != (tt.err != "" && tt.err != "/nowhere/ca.pem") || err != nil && !strings.Contains(err.Error(), tt.err) {
+				t.Errorf("%s: CheckURL says %v", url, err)
+			}
+		}
 		s, err := New(Config{Side: "source", URL: base + tt.query})
 		if tt.err != "" {
 			if err == nil || !strings.Contains(err.Error(), tt.err) {

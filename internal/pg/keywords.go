@@ -86,6 +86,39 @@ func settleKeywords(conf *pgx.ConnConfig) (warnings []string, err error) {
 	return warnings, err
 }
 
+// CheckURL says what is wrong with a connection string wherever it is used: it looks at no file, at no
+// variable of the environment, and connects to nothing.
+func CheckURL(url string) error {
+	if strayAt(url) {
+		return errStrayAt
+	}
+	conf, err := parseInEnv(withoutFiles(url), false)
+	switch {
+	case err != nil && strings.HasPrefix(complaint(err), unreadService):
+		return nil // it may be there where the runbook is applied
+	case err != nil:
+		return parseFailure(err)
+	}
+	_, err = settleKeywords(conf)
+	return err
+}
+
+// withoutFiles empties the keywords that name files of TLS: these need not be where somebody validates.
+// Of a keyword that is there twice the last one counts.
+func withoutFiles(dsn string) string {
+	if !strings.HasPrefix(dsn, "postgresql://") && !strings.HasPrefix(dsn, "postgres://") {
+		if strings.HasSuffix(strings.TrimSpace(dsn), "=") {
+			dsn += "''" // else the next word would be its value
+		}
+		return dsn + " sslrootcert='' sslcert='' sslkey=''"
+	}
+	dsn = strings.TrimRight(dsn, "?&")
+	if strings.Contains(dsn, "?") {
+		return dsn + "&sslrootcert=&sslcert=&sslkey="
+	}
+	return dsn + "?sslrootcert=&sslcert=&sslkey="
+}
+
 // useHostaddr dials the address and keeps the name for TLS, as libpq does.
 func useHostaddr(conf *pgx.ConnConfig, addr string) error {
 	if net.ParseIP(addr) == nil {
