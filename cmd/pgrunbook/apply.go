@@ -27,7 +27,7 @@ func newApply(a *app) *cobra.Command {
 		Use:   "apply [RUNBOOK | PLAN]",
 		Short: "Walk the runbook; go on where it stopped",
 		Long: "apply RUNBOOK plans, shows the plan and asks for the word yes. apply PLAN runs a saved plan and asks nothing.\n" +
-			"A run that stopped anywhere is continued by the same command; there is no flag for it.",
+			"A run that stopped anywhere is continued by the same command; there is no flag for it.\n\n" + exitHelp(),
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error { return a.apply(cmd.Context(), args, f) },
 	}

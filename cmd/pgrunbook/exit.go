@@ -29,7 +29,7 @@ var exitCodes = []struct {
 	{exitFailed, "failed; the message says what to mend, the same command continues"},
 	{exitPending, "plan --detailed-exitcode: work is pending"},
 	{exitDiffers, "fmt --check: a file differs"},
-	{exitUsage, "runbook or command line wrong; no server was touched"},
+	{exitUsage, "runbook or command line wrong; nothing was changed"},
 	{10, "the plan is stale"},
 	{11, "another runner holds the run"},
 	{12, "verify found differences"},

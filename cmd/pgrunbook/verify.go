@@ -13,7 +13,7 @@ func newVerify(a *app) *cobra.Command {
 		Use:   "verify [RUNBOOK | PLAN]",
 		Short: "Compare both sides now, while the application writes",
 		Long: "verify makes a pass from the side that takes writes (after the cutover that is the target) and compares every row\n" +
-			"or their number. Where both sides may have taken writes it carries nothing and compares them as they are.",
+			"or their number. Where both sides may have taken writes it carries nothing and compares them as they are.\n\n" + exitHelp(),
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error { return a.verify(cmd.Context(), args) },
 	}
