@@ -49,9 +49,10 @@ type Identity struct {
 	DatabaseOID      uint32    `json:"database_oid"`
 	Major            int       `json:"major"`
 	Version          string    `json:"version"`
-	StartedAt        time.Time `json:"started_at"` // recorded, not part of the digest
-	Timeline         int64     `json:"timeline"`   // recorded, not part of the digest
-	Address          string    `json:"address"`    // host:port/database without user or password
+	StartedAt        time.Time `json:"started_at"`    // recorded, not part of the digest
+	Timeline         int64     `json:"timeline"`      // recorded, not part of the digest
+	Address          string    `json:"address"`       // host:port/database without user or password
+	TLS              string    `json:"tls,omitempty"` // the sslmode in effect; recorded, not part of the digest
 }
 
 // Same reports whether two identities name the same database of the same cluster.

@@ -15,6 +15,7 @@ import (
 	"github.com/pgrunbook/pgrunbook/engine"
 	"github.com/pgrunbook/pgrunbook/internal/pg"
 	"github.com/pgrunbook/pgrunbook/internal/testpg"
+	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
 )
 
 // planned is a runbook on two fresh databases, and its environment.
@@ -140,6 +141,60 @@ func TestPlanOnOneDatabaseIsBlocked(t *testing.T) {
 	}
 	if !p.Blocking() {
 		t.Errorf("findings: %+v", p.Findings)
+	}
+}
+
+// One plan names everything, whatever else is wrong: a table that cannot be followed, a key that is none, and
+// what the preflight finds.
+func TestWrongTablesHideNoOtherFinding(t *testing.T) {
+	env, source, target := planned(t, twoTables+"; CREATE TABLE public.log (line text)",
+		"table \"public.item\" { key = [\"nothing\"] }\ntable \"public.log\" { data = \"live\" }\n")
+	query(t, source, "CREATE PUBLICATION everything FOR ALL TABLES")
+	query(t, target, "CREATE TABLE public.orders (id int)")
+	p, err := MakePlan(t.Context(), env, "test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{scope.CodeKeyless, scope.CodeKey, "PRE150", "PRE160"} {
+		if !slices.ContainsFunc(p.Findings, func(f engine.Finding) bool { return f.Code == want && f.Severity == engine.SeverityError }) {
+			t.Errorf("%s is not in the plan: %+v", want, p.Findings)
+		}
+	}
+	if len(p.Steps) > 0 {
+		t.Errorf("planned with tables that cannot be used: %d steps", len(p.Steps))
+	}
+}
+
+func TestDifferingTargetBlocksThePlan(t *testing.T) {
+	env, source, target := planned(t, twoTables, "schema {\n  mode = \"existing\"\n}\n")
+	query(t, target, strings.Replace(twoTables, "note text", "note int", 1)+"; ALTER TABLE public.item DROP CONSTRAINT item_pkey")
+	p, err := MakePlan(t.Context(), env, "test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := ""
+	for _, f := range p.Findings {
+		if f.Code == "PRE190" && f.Severity == engine.SeverityError && f.Object == "schema" && f.Fix == likeSource {
+			text += f.Text
+		}
+	}
+	if !strings.Contains(text, "column note") || !strings.Contains(text, "item\" has no unique index") {
+		t.Errorf("findings: %+v", p.Findings)
+	}
+	if _, planned := p.Step("freeze"); !planned {
+		t.Error("the other steps are not planned")
+	}
+	// A step before it may make them alike.
+	text = strings.Replace(string(env.Runbook.Text), "existing\"\n", "existing\"\n  before {\n    step \"approve\" \"alike\" { message = \"make them alike\" }\n  }\n", 1)
+	if env.Runbook = parsed(t, t.TempDir(), text, map[string]string{"SOURCE_URL": source, "TARGET_URL": target}); len(env.Runbook.Hooks["schema"].Before) != 1 {
+		t.Fatal("the step is not there")
+	}
+	p, err = MakePlan(t.Context(), env, "test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s, _ := p.Step("schema"); p.Blocking() || len(s.Hazards) != 2 {
+		t.Errorf("with a step before the hazards are %+v, the findings %+v", s.Hazards, p.Findings)
 	}
 }
 

@@ -9,13 +9,9 @@ import (
 	"time"
 
 	"github.com/hashicorp/hcl/v2"
-	"github.com/jackc/pgx/v5"
 
 	"github.com/pgrunbook/pgrunbook/engine"
-	"github.com/pgrunbook/pgrunbook/internal/pg"
 	"github.com/pgrunbook/pgrunbook/runbook"
-	"github.com/pgrunbook/pgrunbook/steps/internal/dump"
-	"github.com/pgrunbook/pgrunbook/steps/internal/preflight"
 	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
 )
 
@@ -26,8 +22,12 @@ func MakePlan(ctx context.Context, env *Env, toolVersion string) (*engine.Plan, 
 	if diags := Check(env.Runbook); diags.HasErrors() {
 		return nil, &engine.Error{Class: engine.ClassRunbook, Op: "reading the runbook", Err: diags}
 	}
-	p := &engine.Plan{Format: engine.PlanFormat, ToolVersion: toolVersion, Created: time.Now().UTC().Truncate(time.Second), Name: env.Runbook.Name, Runbook: pinRunbook(env.Runbook)}
+	p := newPlan(env, toolVersion)
 	usable, err := survey(ctx, env, p)
+	if findings := poolersOf(err); findings != nil {
+		p.Findings = findings
+		return p, nil
+	}
 	if err != nil || !usable {
 		return p, err
 	}
@@ -48,6 +48,14 @@ func MakePlan(ctx context.Context, env *Env, toolVersion string) (*engine.Plan, 
 	}
 	p.Predictions = predict(env, assumedRate)
 	return p, nil
+}
+
+// newPlan is a plan before anything was looked at.
+func newPlan(env *Env, toolVersion string) *engine.Plan {
+	return &engine.Plan{
+		Format: engine.PlanFormat, ToolVersion: toolVersion, Created: time.Now().UTC().Truncate(time.Second), Name: env.Runbook.Name, Runbook: pinRunbook(env.Runbook),
+		Source: engine.Identity{Address: env.Source.Address()}, Target: engine.Identity{Address: env.Target.Address()},
+	}
 }
 
 // planStep asks a step for its plan. It is the one place where that is done: meanwhile both servers
@@ -92,86 +100,6 @@ func Recheck(ctx context.Context, env *Env, p *engine.Plan, owner engine.Side) (
 	}
 	now.Findings = fresh.Findings
 	return &now, nil
-}
-
-// notReached says where to look for a side's address.
-func notReached(side engine.Side, err error) error {
-	hint := fmt.Sprintf("Mend the runbook's %s block, the network or the server until psql reaches it from here, then run the same command again.", side)
-	if side == engine.Target {
-		hint += " " + withoutTarget
-	}
-	return goneHint("", err, hint)
-}
-
-// survey reads identities, tables and findings; false means that the scope must not be used.
-func survey(ctx context.Context, env *Env, p *engine.Plan) (usable bool, err error) {
-	source, err := env.Source.Connect(ctx, pg.Use{Name: "plan", ReadOnly: true})
-	if err != nil {
-		return false, notReached(engine.Source, err)
-	}
-	defer func() { _ = source.Close(context.WithoutCancel(ctx)) }()
-	target, err := env.Target.Connect(ctx, pg.Use{Name: "plan", ReadOnly: true})
-	if err != nil {
-		return false, notReached(engine.Target, err)
-	}
-	defer func() { _ = target.Close(context.WithoutCancel(ctx)) }()
-	if p.Source, err = identity(ctx, env.Source, source); err != nil {
-		return false, err
-	}
-	if p.Target, err = identity(ctx, env.Target, target); err != nil {
-		return false, err
-	}
-	resolved, findings, err := scope.Resolve(ctx, scope.Input{Source: source, Runbook: env.Runbook})
-	if err != nil {
-		return false, err
-	}
-	env.Scope = resolved
-	p.Findings, p.NotCarried, p.Shapes = findings, resolved.NotCarried, scope.Shapes(resolved)
-	if p.Scope, err = json.Marshal(resolved); err != nil {
-		return false, fmt.Errorf("writing the scope as JSON: %w", err)
-	}
-	if p.Blocking() {
-		return false, nil
-	}
-	more, err := examine(ctx, env, p, source, target)
-	if err != nil {
-		return false, err
-	}
-	pooled, err := checkPoolers(ctx, env)
-	p.Findings = slices.Concat(p.Findings, more, pooled)
-	return err == nil, err
-}
-
-// examine runs the preflight.
-func examine(ctx context.Context, env *Env, p *engine.Plan, source, target *pgx.Conn) ([]engine.Finding, error) {
-	tools, err := dump.Find(ctx, p.Source.Major, p.Target.Major)
-	usesDump := func(t scope.Table) bool { return t.Method == scope.PgDump }
-	facts, gatherErr := preflight.Gather(ctx, preflight.Input{
-		Runbook: env.Runbook, Scope: env.Scope, Source: env.Source.ReadOnly(), Target: env.Target.ReadOnly(), SourceConn: source, TargetConn: target,
-		Dump: preflight.DumpTool{
-			Dir: tools.Dir, Version: tools.Version, Major: tools.Major, Warning: tools.Warning, Err: err,
-			Needed: env.Runbook.Schema.Enabled || slices.ContainsFunc(env.Scope.Tables, usesDump),
-		},
-	})
-	if gatherErr != nil {
-		return nil, fmt.Errorf("preflight: %w", gatherErr)
-	}
-	findings, err := preflight.Run(ctx, facts)
-	if err != nil {
-		return nil, fmt.Errorf("preflight: %w", err)
-	}
-	return findings, nil
-}
-
-func identity(ctx context.Context, server *pg.Server, conn *pgx.Conn) (engine.Identity, error) {
-	id, err := server.Identity(ctx, conn)
-	if err != nil {
-		return engine.Identity{}, err
-	}
-	return engine.Identity{
-		SystemIdentifier: id.SystemIdentifier, Database: id.Database, DatabaseOID: id.DatabaseOID,
-		Major: id.Major, Version: id.Version, StartedAt: id.StartedAt, Timeline: id.Timeline, Address: id.Address,
-	}, nil
 }
 
 // sensitiveValue stands in a plan for the value of a sensitive variable.

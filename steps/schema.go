@@ -95,7 +95,7 @@ func (s *schemaStep) definitionsNow(ctx context.Context, source *pgx.Conn) (map[
 // compare refuses a target whose tables are not the source's. What we restored differs only where the
 // source changed after the plan.
 func (s *schemaStep) compare(ctx context.Context, sides *sideConns, cp engine.Checkpoint) error {
-	hint := "Make the target's tables like the source's, or let the runbook restore them into an empty database: schema { mode = \"restore\" }."
+	hint := likeSource
 	differences, err := dump.Differences(ctx, sides.target, s.env.Scope, s.existing())
 	if err == nil && len(differences) > 0 && !s.existing() {
 		hint = "The source's tables changed since the plan was made: abort the run and plan again."
@@ -108,10 +108,16 @@ func (s *schemaStep) compare(ctx context.Context, sides *sideConns, cp engine.Ch
 	if err != nil || len(differences) == 0 {
 		return err
 	}
+	return unlike(differences, 20, hint)
+}
+
+const likeSource = "Make the target's tables like the source's, or let the runbook restore them into an empty database: schema { mode = \"restore\" }."
+
+// unlike is the error that names differences, so many at most.
+func unlike(differences []string, most int, hint string) error {
 	return &engine.Error{
-		Class: engine.ClassPreflight, Op: "comparing the tables of both sides",
-		Err:  fmt.Errorf("%d differences: %s", len(differences), strings.Join(cut(differences, 20), "; ")),
-		Hint: hint,
+		Class: engine.ClassPreflight, Op: "comparing the tables of both sides", Hint: hint,
+		Err: fmt.Errorf("%s: %s", engine.Plural(len(differences), "difference"), strings.Join(cut(differences, most), "; ")),
 	}
 }
 

@@ -34,8 +34,11 @@ func (s *schemaStep) Plan(ctx context.Context) (engine.StepPlan, error) {
 		if err != nil {
 			return p, err
 		}
-		for _, d := range differences {
-			p.Hazards = append(p.Hazards, engine.Hazard{Kind: engine.HazardLoss, Text: d + ": apply refuses until it is mended"})
+		if len(differences) > 0 && len(s.env.Runbook.Hooks[string(engine.PhaseSchema)].Before) == 0 {
+			return p, unlike(differences, len(differences), likeSource)
+		}
+		for _, d := range differences { // a step before this one may mend them
+			p.Hazards = append(p.Hazards, engine.Hazard{Kind: engine.HazardLoss, Text: d + ": apply refuses unless a step before this one mends it"})
 		}
 	} else if err := s.planRestore(ctx, sides, &p); err != nil {
 		return p, err
@@ -192,18 +195,4 @@ func (s *schemaStep) maySet(ctx context.Context, target *pgx.Conn, settings []du
 		Class: engine.ClassPreflight, Op: "carrying the database's settings", Object: database, Err: fmt.Errorf("%s does not own the target's database", role),
 		Hint: fmt.Sprintf("ALTER DATABASE %s OWNER TO %s; or leave the settings out: schema { settings = false }.", pgx.Identifier{database}.Sanitize(), pgx.Identifier{role}.Sanitize()),
 	}
-}
-
-// openForPlan opens one read-only session a side.
-func openForPlan(ctx context.Context, env *Env) (*sideConns, error) {
-	source, err := env.Source.Connect(ctx, pg.Use{Name: "plan", ReadOnly: true})
-	if err != nil {
-		return nil, err
-	}
-	target, err := env.Target.Connect(ctx, pg.Use{Name: "plan", ReadOnly: true})
-	if err != nil {
-		_ = source.Close(ctx)
-		return nil, err
-	}
-	return &sideConns{source: source, target: target}, nil
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/pgrunbook/pgrunbook/engine/journal"
 	"github.com/pgrunbook/pgrunbook/internal/pg"
 	"github.com/pgrunbook/pgrunbook/runbook"
+	"github.com/pgrunbook/pgrunbook/steps/internal/preflight"
 	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
 )
 
@@ -19,11 +20,10 @@ type Server = pg.Server
 // NewEnv prepares both servers of a runbook. It connects to nothing.
 func NewEnv(rb *runbook.Runbook, log *slog.Logger, sink engine.Sink) (*Env, error) {
 	env := &Env{Runbook: rb, Log: log, Sink: sink, watch: &watch{}}
-	var err error
-	if env.Source, err = serverOf(rb, engine.Source, rb.Source); err != nil {
-		return nil, err
-	}
-	if env.Target, err = serverOf(rb, engine.Target, rb.Target); err != nil {
+	var closed closedSides
+	env.Source, closed.source = serverOf(rb, engine.Source, rb.Source)
+	env.Target, closed.target = serverOf(rb, engine.Target, rb.Target)
+	if err := closed.err(); err != nil {
 		return nil, err
 	}
 	return env, nil
@@ -135,9 +135,15 @@ func undoFirst(ctx context.Context, env *Env) {
 	}
 }
 
-// goneHint says what to type when a side cannot be reached.
+// goneHint says what to type when a side cannot be reached, or not for what we do.
 func goneHint(op string, err error, hint string) error {
-	if err == nil || engine.HintOf(err) != "" || !unreachable(err) {
+	if err == nil || engine.HintOf(err) != "" {
+		return err
+	}
+	if f, ok := preflight.Pooler(err); ok {
+		return &engine.Error{Class: engine.ClassPreflight, Op: op, Err: err, Hint: f.Fix}
+	}
+	if !unreachable(err) {
 		return err
 	}
 	return &engine.Error{Class: engine.ClassOf(err), Op: op, Err: err, Hint: hint}

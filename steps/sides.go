@@ -56,8 +56,11 @@ func (s *sideConns) close(ctx context.Context) {
 	if s == nil {
 		return
 	}
-	_ = s.source.Close(ctx)
-	_ = s.target.Close(ctx)
+	for _, conn := range []*pgx.Conn{s.source, s.target} {
+		if conn != nil {
+			_ = conn.Close(ctx)
+		}
+	}
 }
 
 // of gives one side's session.

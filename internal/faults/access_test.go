@@ -28,12 +28,15 @@ func TestF20Poolers(t *testing.T) {
 			if mode == "session" {
 				continue
 			}
-			o := r.run("", "plan")
-			if o.code == 0 || !strings.Contains(o.text, "pool") || !strings.Contains(o.text, cond(side == 0, "source", "target")) || !strings.Contains(o.text, "session mode") {
-				t.Fatalf("plan through a pool in %s mode on side %d: %s, want a refusal with the reason\n%s", mode, side, o, o.text)
-			}
-			if o := r.run("", applyArgs...); o.code == 0 {
-				t.Fatalf("apply through a pool in %s mode on side %d: %s", mode, side, o)
+			for _, args := range [][]string{{"plan"}, applyArgs} {
+				o := r.run("", args...)
+				text := strings.Join(strings.Fields(o.text), " ")
+				if o.code != 13 || !strings.Contains(text, "pool") || !strings.Contains(text, cond(side == 0, "source", "target")) || !strings.Contains(text, "session mode") {
+					t.Fatalf("%s through a pool in %s mode on side %d: %s, want a refusal with the reason\n%s", args[0], mode, side, o, o.text)
+				}
+				if args[0] == "plan" && !strings.Contains(text, "PRE112 "+cond(side == 0, "source", "target")) {
+					t.Fatalf("the plan has no finding with a fix:\n%s", o.text)
+				}
 			}
 			r.via[side] = ""
 			for i, direct := range []string{r.source, r.target} {

@@ -24,17 +24,6 @@ const (
 	poolerTimeout = 10 * time.Second
 )
 
-// DetectPooler opens two sessions and looks whether they are kept apart; nil means that they
-// are. Nothing is set in either.
-func (s *Server) DetectPooler(ctx context.Context) error {
-	conn, err := s.open(ctx, Use{Name: "look for a pooler"})
-	if err != nil {
-		return err
-	}
-	defer closeQuietly(ctx, conn)
-	return s.checkPooler(ctx, conn)
-}
-
 // checkPooler is cheap where no proxy is in between: the process id of the connection's start is
 // that of the server's process.
 func (s *Server) checkPooler(ctx context.Context, conn *pgx.Conn) error {

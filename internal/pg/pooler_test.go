@@ -142,9 +142,6 @@ func TestPoolerInTransactionModeIsRefused(t *testing.T) {
 	p := &miniPooler{t: t, server: c.Addr()}
 	s := newServer(t, Config{URL: "postgresql://postgres@" + p.listen() + "/postgres?sslmode=disable"})
 	var refused *PoolerError
-	if err := s.DetectPooler(testContext(t)); !errors.As(err, &refused) {
-		t.Errorf("DetectPooler: %v", err)
-	}
 	if _, err := s.Connect(testContext(t), Use{ReadOnly: true}); !errors.As(err, &refused) {
 		t.Errorf("Connect: %v", err)
 	}
@@ -174,15 +171,9 @@ func TestPoolerInSessionModeIsFine(t *testing.T) {
 	c := testpg.Shared(t, testMajor)
 	p := &miniPooler{t: t, server: c.Addr(), session: true}
 	s := newServer(t, Config{URL: "postgresql://postgres@" + p.listen() + "/postgres?sslmode=disable"})
-	if err := s.DetectPooler(testContext(t)); err != nil {
-		t.Error(err)
-	}
 	conn := connect(t, s, Use{ReadOnly: true})
 	if got := show(t, conn, "SHOW default_transaction_read_only"); got != "on" {
 		t.Errorf("read only is %s", got)
 	}
-	direct := newServer(t, Config{URL: c.ConnString()})
-	if err := direct.DetectPooler(testContext(t)); err != nil {
-		t.Error(err)
-	}
+	connect(t, newServer(t, Config{URL: c.ConnString()}), Use{ReadOnly: true})
 }

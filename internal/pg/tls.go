@@ -17,6 +17,17 @@ type TLS struct {
 // Verified reports whether nobody on the way can read or change the traffic.
 func (t TLS) Verified() bool { return t.Mode == "verify-full" || t.Socket || t.Loopback }
 
+// String gives "sslmode verify-full", "sslmode prefer on loopback" or "Unix socket".
+func (t TLS) String() string {
+	switch {
+	case t.Socket:
+		return "Unix socket"
+	case t.Loopback:
+		return "sslmode " + t.Mode + " on loopback"
+	}
+	return "sslmode " + t.Mode
+}
+
 // EffectiveTLS gives the sslmode that is in effect after defaults, environment and service file
 // (https://www.postgresql.org/docs/current/libpq-ssl.html#LIBPQ-SSL-PROTECTION).
 func (s *Server) EffectiveTLS() TLS {

@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"github.com/pgrunbook/pgrunbook/engine"
+	"github.com/pgrunbook/pgrunbook/internal/pg"
 )
 
 // Check is one question to both servers.
@@ -27,7 +28,7 @@ var checks = []Check{
 
 	{"PRE110", "TLS", tlsMode},
 	{"PRE111", "connection string", connectionWarnings},
-	{"PRE112", "pooler", poolers},
+	// PRE112 is Pooler's.
 
 	{"PRE120", "source role", sourceRole},
 	{"PRE121", "source rights: database", sourceCreate},
@@ -40,6 +41,8 @@ var checks = []Check{
 	{"PRE131", "target rights: database", targetCreate},
 	{"PRE132", "target rights: replica role", targetReplica},
 	{"PRE133", "target rights: owners", targetOwners},
+	{"PRE136", "target rights: existing tables", existingTableRights},
+	{"PRE137", "target rights: existing sequences", existingSequenceRights},
 
 	{"PRE140", "long transactions", longTransactions},
 	{"PRE141", "prepared transactions", preparedTransactions},
@@ -65,13 +68,17 @@ var checks = []Check{
 	{"PRE183", "read-only databases", readOnlyDatabases},
 }
 
-// Run makes every check and gives all findings. Errors name the check that could not look.
+// Run makes every check and gives all findings. A check that cannot look is a finding too, so that it
+// hides no other; an error is only that no check can look any more, and names the first one.
 func Run(ctx context.Context, f *Facts) ([]engine.Finding, error) {
 	var out []engine.Finding
 	for _, c := range checks {
 		found, err := c.Run(ctx, f)
-		if err != nil {
+		if err != nil && (ctx.Err() != nil || pg.IsConnLost(err) || f.From.conn.IsClosed() || f.To.conn.IsClosed()) {
 			return nil, fmt.Errorf("checking %s (%s): %w", c.Name, c.Code, err)
+		}
+		if err != nil {
+			found = one(blind(c, err))
 		}
 		for i := range found {
 			found[i].Code = c.Code
@@ -79,6 +86,15 @@ func Run(ctx context.Context, f *Facts) ([]engine.Finding, error) {
 		out = append(out, found...)
 	}
 	return out, nil
+}
+
+// blind is the finding of a check that could not look.
+func blind(c Check, err error) engine.Finding {
+	fix := engine.HintOf(err)
+	if fix == "" {
+		fix = "Mend what the error says, for example by granting the role that plans what it lacks, and plan again."
+	}
+	return finding(engine.SeverityError, "", c.Name, fix, "This could not be checked: %v.", err)
 }
 
 // finding makes one; its code is filled in by Run.

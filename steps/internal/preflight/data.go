@@ -34,10 +34,11 @@ func targetTables(ctx context.Context, f *Facts) ([]engine.Finding, error) {
 	if err != nil {
 		return nil, err
 	}
-	if f.Runbook.Schema.Mode != "existing" && f.Runbook.Schema.Enabled {
+	if !f.existing() {
 		return existingTables(there), nil
 	}
 	var full []string
+	var reading rights
 	for _, key := range there {
 		schema, table, _ := strings.Cut(key, "\n")
 		if loaded[key] {
@@ -45,17 +46,20 @@ func targetTables(ctx context.Context, f *Facts) ([]engine.Finding, error) {
 		}
 		var rows bool
 		err := f.To.conn.QueryRow(ctx, "SELECT EXISTS (SELECT FROM "+pg.Name(schema, table)+")").Scan(&rows)
-		if err != nil {
+		switch {
+		case pg.SQLState(err) == "42501": // insufficient_privilege
+			reading.lacks(fmt.Sprintf("GRANT USAGE ON SCHEMA %[1]s TO %[2]s; GRANT SELECT ON ALL TABLES IN SCHEMA %[1]s TO %[2]s;", ident(schema), ident(f.To.Connected)), schema+"."+table)
+		case err != nil:
 			return nil, fmt.Errorf("looking into %s.%s: %w", schema, table, err)
-		}
-		if rows {
+		case rows:
 			full = append(full, schema+"."+table)
 		}
 	}
-	if len(full) == 0 {
-		return nil, nil
+	out := reading.findings(engine.Target, f.To.Connected, "SELECT on tables, to see that they are empty")
+	if len(full) > 0 {
+		out = append(out, finding(engine.SeverityError, engine.Target, full[0], `Empty them, or set method = "external" where somebody else loads them.`, "Tables that are to be loaded hold rows: %s.", some(full)))
 	}
-	return one(finding(engine.SeverityError, engine.Target, full[0], `Empty them, or set method = "external" where somebody else loads them.`, "Tables that are to be loaded hold rows: %s.", some(full))), nil
+	return out, nil
 }
 
 func existingTables(there []string) []engine.Finding {

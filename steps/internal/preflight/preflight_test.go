@@ -121,15 +121,20 @@ func (p *pair) sides() string {
 	return out
 }
 
-// found gives the findings that are no info, as "CODE severity side".
-func (p *pair) found() []string {
+func (p *pair) findings() []engine.Finding {
 	p.t.Helper()
 	findings, err := Run(context.Background(), p.facts())
 	if err != nil {
 		p.t.Fatal(err)
 	}
+	return findings
+}
+
+// found gives the findings that are no info, as "CODE severity side".
+func (p *pair) found() []string {
+	p.t.Helper()
 	var out []string
-	for _, f := range findings {
+	for _, f := range p.findings() {
 		if f.Text == "" || f.Fix == "" || strings.Contains(f.Text, "%!") || strings.Contains(f.Fix, "%!") {
 			p.t.Errorf("%s has no text or no fix: %+v", f.Code, f)
 		}
@@ -270,10 +275,42 @@ func TestD13TargetRights(t *testing.T) {
 	p.want("PRE133 error target")
 	p.blocks = block("") + "schema {\n  roles  = \"create\"\n  owners = { postgres = " + fmt.Sprintf("%q", role) + " }\n}\n"
 	p.want()
-	p.blocks = block("  replica_role_function = \"public.become\"\n") + "schema { roles = \"skip\" }\n"
+	p.blocks = block("") + "schema { roles = \"skip\" }\n"
+	p.want("PRE133 error target") // owners that are there are set all the same
+	p.blocks = block("  replica_role_function = \"public.become\"\n") + "schema {\n  roles  = \"skip\"\n  owners = { postgres = " + fmt.Sprintf("%q", role) + " }\n}\n"
 	p.want("PRE132 error target")
 	p.target("CREATE FUNCTION public.become(text) RETURNS void LANGUAGE sql AS ''", "REVOKE ALL ON FUNCTION public.become FROM public")
 	p.want("PRE132 error target")
 	p.target("GRANT EXECUTE ON FUNCTION public.become TO " + role)
 	p.want()
+}
+
+// A target that somebody else made is gated, loaded and its sequences set by the role that applies.
+func TestD13ExistingTargetRights(t *testing.T) {
+	p := newPair(t)
+	role, owner := "mover_"+database(t, p.to), "owner_"+database(t, p.to)
+	p.target(schema, "DELETE FROM public.t", "CREATE ROLE "+role+" LOGIN", "CREATE ROLE "+owner, "ALTER TABLE public.t OWNER TO "+owner, "ALTER TABLE public.p OWNER TO "+owner,
+		"ALTER TABLE public.p_1 OWNER TO "+owner, "REVOKE DELETE ON public.p FROM "+owner, "GRANT SET ON PARAMETER session_replication_role TO "+role,
+		fmt.Sprintf("GRANT CREATE ON DATABASE %s TO %s", ident(database(t, p.to)), role), "CREATE SCHEMA closed", "CREATE TABLE closed.c (id int PRIMARY KEY)", "ALTER TABLE closed.c OWNER TO "+owner)
+	p.source("CREATE SCHEMA closed", "CREATE TABLE closed.c (id int PRIMARY KEY)")
+	super := p.to
+	t.Cleanup(func() { p.exec(super, "DROP OWNED BY "+role+", "+owner+" CASCADE", "DROP ROLE "+role+", "+owner) })
+	p.blocks = fmt.Sprintf("target {\n  url = \"postgresql://target.example.com/x\"\n  apply_role = %q\n}\nschema { mode = \"existing\" }\n", role)
+	const table, sequence = "PRE136 error target", "PRE137 error target"
+	p.want(table, table, table, table, table, table, sequence) // USAGE, the owner, and reading and writing in two schemas
+	// Every fix is a statement that mends it; an owner has the rest, unless it was revoked.
+	p.target("GRANT "+owner+" TO "+role, "GRANT USAGE ON SCHEMA closed TO "+role)
+	p.want(table)
+	for _, f := range p.findings() {
+		if f.Code == "PRE136" {
+			p.target(f.Fix)
+		}
+	}
+	p.want()
+
+	// Who plans and may not read says so, and hides nothing: neither a table with rows nor another check.
+	p.to = strings.Replace(p.to, "postgres@", role+"@", 1)
+	p.exec(super, "ALTER TABLE public.t OWNER TO postgres", "INSERT INTO public.t VALUES (1, 'x')", "INSERT INTO closed.c VALUES (1)",
+		"REVOKE ALL ON public.t FROM "+role+", "+owner, "REVOKE SELECT ON pg_catalog.pg_event_trigger FROM public")
+	p.want(table, table, table, sequence, "PRE150 error target", "PRE150 error target", "PRE182 error ")
 }

@@ -3,6 +3,7 @@ package preflight
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
@@ -40,10 +41,12 @@ func sourceCreate(ctx context.Context, f *Facts) ([]engine.Finding, error) {
 }
 
 // tableRightsSQL asks for what each phase does: CREATE TRIGGER and ENABLE ALWAYS TRIGGER (which
-// only an owner may, https://www.postgresql.org/docs/current/sql-altertable.html), and reading.
+// only an owner may, https://www.postgresql.org/docs/current/sql-altertable.html), reading, and writing.
 const tableRightsSQL = `
 SELECT n.nspname::text, c.relname::text, pg_get_userbyid(c.relowner)::text,
-       pg_has_role($2::name, c.relowner, 'USAGE'), has_table_privilege($2::name, c.oid, 'SELECT'), has_table_privilege($2::name, c.oid, 'TRIGGER'),
+       pg_has_role($2::name, c.relowner, 'USAGE') AND has_table_privilege($2::name, c.oid, 'TRIGGER'), has_table_privilege($2::name, c.oid, 'SELECT'),
+       has_table_privilege($2::name, c.oid, 'INSERT') AND has_table_privilege($2::name, c.oid, 'UPDATE')
+           AND has_table_privilege($2::name, c.oid, 'DELETE') AND has_table_privilege($2::name, c.oid, 'TRUNCATE'),
        has_schema_privilege($2::name, n.oid, 'USAGE')
   FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
  WHERE c.oid = ANY ($1::oid[]) ORDER BY 1, 2`
@@ -83,36 +86,45 @@ func some(names []string) string {
 }
 
 func sourceTables(ctx context.Context, f *Facts) ([]engine.Finding, error) {
-	s := &f.From
+	return tableRights(ctx, &f.From, f.relations(true))
+}
+
+// tableRights finds what the role that applies lacks on a side's tables. On the target, where it loads
+// them, it must also write; an owner may, unless that was revoked.
+func tableRights(ctx context.Context, s *Side, tables []uint32) ([]engine.Finding, error) {
 	if !s.RoleKnown || s.Super {
 		return nil, nil
 	}
-	rows, err := s.conn.Query(ctx, tableRightsSQL, f.relations(true), s.Role)
+	rows, err := s.conn.Query(ctx, tableRightsSQL, tables, s.Role)
 	if err != nil {
 		return nil, err
 	}
 	var schema, table, owner string
-	var owns, reads, triggers, uses bool
-	var ownership, reading, usage rights
-	_, err = pgx.ForEachRow(rows, []any{&schema, &table, &owner, &owns, &reads, &triggers, &uses}, func() error {
+	var owns, reads, writes, uses bool
+	var ownership, reading, writing, usage rights
+	_, err = pgx.ForEachRow(rows, []any{&schema, &table, &owner, &owns, &reads, &writes, &uses}, func() error {
 		name := schema + "." + table
 		if !uses {
 			usage.lacks(fmt.Sprintf("GRANT USAGE ON SCHEMA %s TO %s;", ident(schema), ident(s.Role)), schema)
 		}
-		if !owns || !triggers {
+		if !owns {
 			ownership.lacks(fmt.Sprintf("GRANT %s TO %s;", ident(owner), ident(s.Role)), name)
 		}
 		if !reads {
 			reading.lacks(fmt.Sprintf("GRANT SELECT ON ALL TABLES IN SCHEMA %s TO %s;", ident(schema), ident(s.Role)), name)
+		}
+		if !writes && s.Name == engine.Target {
+			writing.lacks(fmt.Sprintf("GRANT INSERT, UPDATE, DELETE, TRUNCATE ON ALL TABLES IN SCHEMA %s TO %s;", ident(schema), ident(s.Role)), name)
 		}
 		return nil
 	})
 	if err != nil {
 		return nil, err
 	}
-	out := usage.findings(engine.Source, s.Role, "USAGE on a schema")
-	out = append(out, ownership.findings(engine.Source, s.Role, "the owner's right to enable triggers ALWAYS on tables")...)
-	return append(out, reading.findings(engine.Source, s.Role, "SELECT on tables")...), nil
+	return slices.Concat(usage.findings(s.Name, s.Role, "USAGE on a schema"),
+		ownership.findings(s.Name, s.Role, "the owner's right to enable triggers ALWAYS on tables"),
+		reading.findings(s.Name, s.Role, "SELECT on tables"),
+		writing.findings(s.Name, s.Role, "INSERT, UPDATE, DELETE or TRUNCATE on tables")), nil
 }
 
 func sourceSequences(ctx context.Context, f *Facts) ([]engine.Finding, error) {

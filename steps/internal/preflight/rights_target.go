@@ -89,7 +89,7 @@ SELECT pg_get_userbyid(c.relowner)::text FROM pg_class c WHERE c.oid = ANY ($1::
 // (https://www.postgresql.org/docs/current/sql-altertable.html).
 func targetOwners(ctx context.Context, f *Facts) ([]engine.Finding, error) {
 	s := &f.To
-	if !s.RoleKnown || f.Runbook.Schema.Mode == "existing" || !f.Runbook.Schema.Enabled || f.Runbook.Schema.Roles == "skip" {
+	if !s.RoleKnown || f.existing() {
 		return nil, nil
 	}
 	owners, err := f.From.list(ctx, ownersSQL, f.relations(true))
@@ -127,7 +127,7 @@ func targetOwner(ctx context.Context, f *Facts, s *Side, owner string) ([]engine
 	switch {
 	case err != nil:
 		return nil, err
-	case !known && f.Runbook.Schema.Roles == "create", member:
+	case member, !known && f.Runbook.Schema.Roles != "require": // made, or left out
 		return nil, nil
 	case !known:
 		fix := fmt.Sprintf("CREATE ROLE %s;", ident(owner))

@@ -98,18 +98,14 @@ func connectionWarnings(_ context.Context, f *Facts) ([]engine.Finding, error) {
 	return out, nil
 }
 
-func poolers(ctx context.Context, f *Facts) ([]engine.Finding, error) {
-	var out []engine.Finding
-	for _, s := range []*Side{&f.From, &f.To} {
-		err := s.server.DetectPooler(ctx)
-		var pooler *pg.PoolerError
-		if errors.As(err, &pooler) {
-			out = append(out, finding(engine.SeverityError, s.Name, s.Identity.Address, "Give the address of the server itself.", "%v.", pooler))
-			continue
-		}
-		if err != nil {
-			return nil, err
-		}
+// Pooler gives the finding of an error that no session could be had because of a pooler; it is no Check,
+// since nothing can be asked through one.
+func Pooler(err error) (engine.Finding, bool) {
+	var p *pg.PoolerError
+	if !errors.As(err, &p) {
+		return engine.Finding{}, false
 	}
-	return out, nil
+	f := finding(engine.SeverityError, engine.Side(p.Side), p.Address, "Give the address of the server itself in the "+p.Side+" block, or of a pool in session mode.", "%v; nothing else was looked at.", p)
+	f.Code = "PRE112"
+	return f, true
 }

@@ -57,7 +57,17 @@ func markdownHead(p *engine.Plan, scope planScope) []string {
 }
 
 func server(i engine.Identity) string {
-	return fmt.Sprintf("`%s` (PostgreSQL %d)", code(i.Address), i.Major)
+	var known []string
+	if i.Major > 0 {
+		known = append(known, fmt.Sprintf("PostgreSQL %d", i.Major))
+	}
+	if i.TLS != "" {
+		known = append(known, md(i.TLS))
+	}
+	if known == nil {
+		return "`" + code(i.Address) + "`"
+	}
+	return fmt.Sprintf("`%s` (%s)", code(i.Address), strings.Join(known, ", "))
 }
 
 // md escapes what markdown or HTML would take for markup.

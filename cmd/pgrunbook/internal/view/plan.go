@@ -152,11 +152,7 @@ func (w *planWriter) head(p *engine.Plan, scope planScope) {
 		name string
 		id   engine.Identity
 	}{{"source", p.Source}, {"target", p.Target}} {
-		version := side.id.Version
-		if version == "" {
-			version = fmt.Sprint(side.id.Major)
-		}
-		w.line("  %s  %s, PostgreSQL %s", side.name, printable(side.id.Address), printable(version))
+		w.line("  %s  %s", side.name, printable(serverText(side.id)))
 	}
 	all, chunks := scope.total()
 	w.text("  moves   ", fmt.Sprintf("%s, %s, %s, %s in %s", engine.Plural(len(scope.Tables), "table"), engine.Plural(len(scope.Sequences), "sequence"), rowsOf(all), bytesText(all.Bytes), engine.Plural(int(chunks), "chunk")))
@@ -164,6 +160,21 @@ func (w *planWriter) head(p *engine.Plan, scope planScope) {
 		w.text("  predicted: ", "writes wait in the cutover for "+predicted(p.Predictions)+because(p.Predictions.Why))
 	}
 	w.line("  digest  %s", p.Digest())
+}
+
+// serverText gives "new:5432/erp, sslmode verify-full, PostgreSQL 18.1", as far as it is known.
+func serverText(i engine.Identity) string {
+	text := i.Address
+	if i.TLS != "" {
+		text += ", " + i.TLS
+	}
+	switch {
+	case i.Version != "":
+		text += ", PostgreSQL " + i.Version
+	case i.Major > 0:
+		text += fmt.Sprintf(", PostgreSQL %d", i.Major)
+	}
+	return text
 }
 
 // predicted gives "180ms of 2s".

@@ -18,8 +18,8 @@ func examplePlan(n int) *engine.Plan {
 	p := &engine.Plan{
 		Format: 1, ToolVersion: "1.0.0", Created: start, Name: "erp-to-rds",
 		Runbook: engine.RunbookPin{Path: "erp.runbook.hcl", Text: "runbook \"erp-to-rds\" {}\n", Digest: "d"},
-		Source:  engine.Identity{SystemIdentifier: "1", Database: "erp", DatabaseOID: 5, Major: 15, Version: "15.14", Address: "old:5432/erp"},
-		Target:  engine.Identity{SystemIdentifier: "2", Database: "erp", DatabaseOID: 6, Major: 18, Version: "18.1", Address: "new:5432/erp"},
+		Source:  engine.Identity{SystemIdentifier: "1", Database: "erp", DatabaseOID: 5, Major: 15, Version: "15.14", Address: "old:5432/erp", TLS: "sslmode prefer on loopback"},
+		Target:  engine.Identity{SystemIdentifier: "2", Database: "erp", DatabaseOID: 6, Major: 18, Version: "18.1", Address: "new:5432/erp", TLS: "sslmode verify-full"},
 		Findings: []engine.Finding{
 			{Code: "PRE020", Severity: engine.SeverityInfo, Text: "sslmode is verify-full"},
 			{Code: "PRE012", Severity: engine.SeverityWarning, Side: engine.Source, Object: "erp.log", Text: "has no key: it is reloaded in the freeze", Fix: `table "erp.log" { identity = "append_only" }`},
