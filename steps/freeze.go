@@ -245,6 +245,10 @@ func (f *flipper) attempt(ctx context.Context, n int) (err error) {
 	if err := f.mayHold(ctx); err != nil {
 		return err
 	}
+	// Asked again by the freeze itself; here before any pooler keeps clients waiting.
+	if err := freeze.Subscribed(ctx, f.looks.of(f.from), f.Tables); err != nil {
+		return fmt.Errorf("%w: %w", freeze.ErrNotNow, err)
+	}
 	f.guard.prepare(n)
 	f.decided = false
 	if err := f.poolers.pause(ctx); err != nil {

@@ -60,6 +60,9 @@ func (f *flipper) after(ctx context.Context) error {
 	if err := f.check(ctx); err != nil {
 		warn(fmt.Sprintf("the %s's catalog changed during the freeze", f.from), err)
 	}
+	if err := freeze.Subscribed(ctx, old, f.Tables); err != nil {
+		warn(fmt.Sprintf("what is replicated into the %s does not get to the %s", f.from, f.to), err)
+	}
 	if err := f.lateSequences(ctx); err != nil {
 		warn(fmt.Sprintf("sequences of the %s", f.from), err)
 	}

@@ -17,6 +17,8 @@ func publications(ctx context.Context, f *Facts) ([]engine.Finding, error) {
 		"Publications FOR ALL TABLES would publish our tables too, and their subscribers would stop: %s.", some(all))), nil
 }
 
+// subscriptions are no errors here: row triggers carry what they write while tables are loaded and
+// followed. No gate stops their workers, so the freeze refuses while one is enabled.
 func subscriptions(ctx context.Context, f *Facts) ([]engine.Finding, error) {
 	var out []engine.Finding
 	for _, s := range []*Side{&f.From, &f.To} {
@@ -27,10 +29,10 @@ func subscriptions(ctx context.Context, f *Facts) ([]engine.Finding, error) {
 		if len(names) == 0 {
 			continue
 		}
-		fix := "Before the cutover: ALTER SUBSCRIPTION ... DISABLE, and create it on the target afterwards."
-		text := "Subscriptions write into the source; their tables are captured by row triggers, and the closed gate stops their workers: %s."
+		fix := "Just before the cutover: ALTER SUBSCRIPTION " + ident(names[0]) + " DISABLE, and create it on the target afterwards."
+		text := "Subscriptions write into the source: %s. Their tables are captured by row triggers, but no gate stops their workers: the freeze refuses while one that writes into tables in scope is enabled."
 		if s.Name == engine.Target {
-			fix, text = "ALTER SUBSCRIPTION ... DISABLE.", "Subscriptions write into the target, where nobody else may write: %s."
+			fix, text = "ALTER SUBSCRIPTION "+ident(names[0])+" DISABLE", "Subscriptions write into the target, where nobody else may write: %s."
 		}
 		out = append(out, finding(engine.SeverityWarning, s.Name, names[0], fix, text, some(names)))
 	}
