@@ -67,6 +67,10 @@ type Walk struct {
 	// Predict says what the freeze that an approval is for would cost; nil or "" says nothing.
 	Predict func(ctx context.Context) string
 	Until   StepID // inclusive; empty walks all, a name that is no step's is an error
+	// Again is the command of this walk, which an error's hint says to type. Defaults to pgrunbook apply
+	Again string
+	// OnlyHere: approvals are recorded by Again alone, since there is no journal that others reach.
+	OnlyHere bool
 	// Hold is asked before each step that is not done; it may wait. Nil never does.
 	Hold func(ctx context.Context, id StepID) error
 	Now  func() time.Time // Defaults to time.Now
@@ -173,7 +177,7 @@ func (w *Walk) approve(ctx context.Context, s Step) error {
 		return nil
 	}
 	if w.Ask == nil {
-		hint := fmt.Sprintf("Approve it in the next job: pgrunbook apply --approve %s --by WHO, or from anywhere: pgrunbook approve %s --by WHO", req.Name, req.Name)
+		hint := w.approveHint(req.Name)
 		cause := fmt.Errorf("%q needs an approval: %s", req.Name, req.Message)
 		if found {
 			cause = fmt.Errorf("the approval of %q by %s at %s has expired: %s", req.Name, got.By, got.At.Format(time.RFC3339), req.Message)
@@ -186,6 +190,19 @@ func (w *Walk) approve(ctx context.Context, s Step) error {
 	}
 	w.emit(Event{Kind: EventApproval, Step: s.ID(), Phase: s.Phase(), Message: fmt.Sprintf("%s approved by %s%s", req.Name, got.By, predicted)})
 	return nil
+}
+
+// approveHint says how a person's yes gets here.
+func (w *Walk) approveHint(name string) string {
+	again := w.Again
+	if again == "" {
+		again = "pgrunbook apply"
+	}
+	hint := fmt.Sprintf("Approve it in the next job: %s --approve %s --by WHO", again, name)
+	if !w.OnlyHere {
+		hint += fmt.Sprintf(", or from anywhere: pgrunbook approve %s --by WHO", name)
+	}
+	return hint
 }
 
 func (w *Walk) emit(e Event) {

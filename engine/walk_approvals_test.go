@@ -10,6 +10,27 @@ import (
 	"github.com/pgrunbook/pgrunbook/engine/journal"
 )
 
+// What to type is the command of the walk that asks, and nothing from elsewhere where nobody hears it.
+func TestApprovalHint(t *testing.T) {
+	for _, c := range []struct {
+		again  string
+		here   bool
+		want   string
+		others bool
+	}{
+		{"", false, "pgrunbook apply --approve go --by WHO", true},
+		{"pgrunbook rollback", false, "pgrunbook rollback --approve go --by WHO", true},
+		{"pgrunbook rollback --without-target", true, "pgrunbook rollback --without-target --approve go --by WHO", false},
+	} {
+		w, _ := newWalk(t, journal.NewMemory(), &gated{step: step{id: "go"}})
+		w.Again, w.OnlyHere = c.again, c.here
+		_, err := w.Run(t.Context())
+		if hint := engine.HintOf(err); !strings.Contains(hint, c.want) || strings.Contains(hint, "pgrunbook approve go") != c.others {
+			t.Errorf("%q hints %q", c.again, hint)
+		}
+	}
+}
+
 func TestApprovals(t *testing.T) {
 	given := func(digest func(w *engine.Walk) string, at time.Time) func(t *testing.T, w *engine.Walk) {
 		return func(t *testing.T, w *engine.Walk) {

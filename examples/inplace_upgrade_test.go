@@ -57,7 +57,7 @@ func TestInplaceUpgrade(t *testing.T) {
 	}
 	w.moveTo(targetURL)
 
-	p.want(14, "rollback", "RUNBOOK", "--auto-approve")
+	typed(t, p.want(14, "rollback", "RUNBOOK", "--auto-approve"), "pgrunbook rollback --approve back --by WHO", "Next: pgrunbook approve back --by WHO, then pgrunbook rollback "+p.runbook)
 	w.back(p, sourceURL, targetURL, `UPDATE pgbench_tellers SET tbalance = tbalance + 1; DELETE FROM pgbench_history WHERE ctid IN (SELECT ctid FROM pgbench_history LIMIT 10);
 		UPDATE pgbench_accounts SET abalance = 7 WHERE aid < 500; DELETE FROM pgbench_accounts WHERE aid BETWEEN 600 AND 700`, "UPDATE pgbench_tellers SET tbalance = 0", "--approve", "back", "--by", "dba")
 	pointed(t, p, "5555")
@@ -67,11 +67,24 @@ func TestInplaceUpgrade(t *testing.T) {
 	w.moveTo(targetURL)
 
 	p.want(1, "finish", "RUNBOOK", "--auto-approve") // keep_for
-	p.want(0, "finish", "RUNBOOK", "--now", "--auto-approve")
+	typed(t, p.want(14, "finish", "RUNBOOK", "--now", "--auto-approve"), "pgrunbook finish --now --approve farewell --by WHO", "Next: pgrunbook approve farewell --by WHO, then the same command")
+	p.want(4, "finish", "RUNBOOK", "--now", "--auto-approve", "--approve", "farewell")
+	p.want(0, "finish", "RUNBOOK", "--now", "--auto-approve", "--approve", "farewell", "--by", "dba")
 	nothingLeft(t, targetURL, structure)
 	onlyTheGate(t, sourceURL, structure)
 	refused(t, sourceURL, "UPDATE pgbench_tellers SET tbalance = 0")
 	w.moveTo(targetURL)
+}
+
+// typed demands that a command says what to type.
+func typed(t *testing.T, out string, lines ...string) {
+	t.Helper()
+	out = strings.Join(strings.Fields(out), " ")
+	for _, line := range lines {
+		if !strings.Contains(out, line) {
+			t.Errorf("%q is not said in:\n%s", line, out)
+		}
+	}
 }
 
 // pointed demands that the switch step, or its undo, pointed the application to a port.

@@ -6,6 +6,10 @@ import (
 	"github.com/hashicorp/hcl/v2"
 )
 
+// serverRefuses is read_only_sql_transaction: what a session that began read-only gets from the
+// server itself, before any trigger fires.
+const serverRefuses = "25006"
+
 func (l *loader) loadCutover(b *Body, at hcl.Range) {
 	c := &l.rb.Cutover
 	c.Range = at
@@ -16,7 +20,10 @@ func (l *loader) loadCutover(b *Body, at hcl.Range) {
 	c.SequenceMargin = b.Int("sequence_margin", c.SequenceMargin, 0)
 	c.ClosedError = b.Enum("closed_error", c.ClosedError, "25006", "57014")
 	c.LargeObjects = b.Enum("large_objects", c.LargeObjects, "refuse", "ignore")
-	c.ReadOnly = b.Bool("read_only", c.ReadOnly)
+	c.ReadOnly = b.Bool("read_only", c.ClosedError == serverRefuses)
+	if b.Has("read_only") && c.ReadOnly && c.ClosedError != serverRefuses {
+		b.Errorf("read_only", "Refused by the server", "With read_only = true new sessions begin read-only, and the server refuses their writes with SQLSTATE %s before the gate can raise closed_error = %q with closed_message. Leave read_only out, or closed_error.", serverRefuses, c.ClosedError)
+	}
 	c.EndSessions = b.Bool("end_sessions", c.EndSessions)
 	if c.Window = b.String("window"); b.Known("window") {
 		if _, err := ParseWindow(c.Window); err != nil {

@@ -247,3 +247,15 @@ func TestTooManyMistakes(t *testing.T) {
 		t.Errorf("%d bytes are printed", len(out))
 	}
 }
+
+// What closed_error is for does not reach sessions that begin read-only: the server refuses them first.
+func TestClosedErrorNeedsWritableSessions(t *testing.T) {
+	for blocks, want := range map[string]bool{
+		"": true, `cutover { closed_error = "25006" }`: true, `cutover { closed_error = "57014" }`: false,
+		"cutover {\n  closed_error = \"25006\"\n  read_only = false\n}": false,
+	} {
+		if rb := mustParse(t, prelude+blocks, Options{}); rb.Cutover.ReadOnly != want {
+			t.Errorf("%q: read_only is %v, want %v", blocks, rb.Cutover.ReadOnly, want)
+		}
+	}
+}

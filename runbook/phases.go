@@ -14,7 +14,7 @@ func setDefaults(rb *Runbook) {
 	rb.Verify = Verify{Enabled: true, Mode: "hash", Workers: 2}
 	rb.Cutover = Cutover{
 		Enabled: true, MaxWriteBlock: 2 * time.Second, Attempts: 20, RetryEvery: 15 * time.Second,
-		SequenceMargin: 1000, ClosedError: "25006",
+		SequenceMargin: 1000, ClosedError: serverRefuses,
 		ClosedMessage: "this database has moved to another server: reconnect and try again",
 		LargeObjects:  "refuse", ReadOnly: true, EndSessions: true,
 	}

@@ -75,6 +75,7 @@ func Rollback(ctx context.Context, env *Env, o WalkOptions) ([]engine.Outcome, e
 			}
 		}
 	}
+	o.again = "pgrunbook rollback"
 	return env.walk(ctx, p, built, o)
 }
 

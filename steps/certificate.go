@@ -15,7 +15,12 @@ import (
 )
 
 // Certificate is the record of the latest freeze.
-type Certificate struct{ freeze.Certificate }
+type Certificate struct {
+	freeze.Certificate
+	// ByAnother: the runner died between the two COMMITs, and its guardian or another command ended
+	// the flip. Its end is then the one in the journal, by the target's clock.
+	ByAnother bool `json:"ended_by_another_process,omitempty"`
+}
 
 // ReadCertificate reads the certificate of the target's latest flip.
 func ReadCertificate(ctx context.Context, target *pg.Server) (Certificate, error) {
@@ -29,15 +34,18 @@ func ReadCertificate(ctx context.Context, target *pg.Server) (Certificate, error
 }
 
 func certificateOf(ctx context.Context, run *journal.Run) (c Certificate, err error) {
-	text, err := run.Certificate(ctx)
+	flip, err := run.Certified(ctx)
 	if err != nil {
 		return c, err
 	}
-	if text == nil {
+	if flip == nil {
 		return c, &engine.Error{Op: "reading the freeze certificate", Err: errors.New("there is none: no flip was made"), Hint: "pgrunbook status says who takes writes."}
 	}
-	if err := json.Unmarshal(text, &c); err != nil {
+	if err := json.Unmarshal(flip.Certificate, &c); err != nil {
 		return c, fmt.Errorf("reading the freeze certificate: %w", err)
+	}
+	if c.Flipped.IsZero() { // each part by one clock: two are not compared
+		c.ByAnother, c.Flipped, c.Blocked = true, flip.Settled, c.Decided+flip.Settled.Sub(flip.Decided)
 	}
 	return c, nil
 }
@@ -51,12 +59,12 @@ func (c Certificate) String() string {
 	ms := func(d time.Duration) time.Duration { return d.Round(100 * time.Microsecond) }
 	line("flip", "from %s to %s, epoch %d, attempt %d", c.From, c.To, c.Epoch, c.Attempt)
 	line("began", "%s", c.Began.UTC().Format(time.RFC3339Nano))
-	if c.Flipped.IsZero() {
-		line("flipped", "by another process, since this one died between the two COMMITs; status says since when")
-	} else {
-		line("flipped", "%s", c.Flipped.UTC().Format(time.RFC3339Nano))
-		line("write block", "%s of %s", ms(c.Blocked), c.Budget)
+	ended := ""
+	if c.ByAnother {
+		ended = ", by the target's clock, by another process, since this one died between the two COMMITs"
 	}
+	line("flipped", "%s%s", c.Flipped.UTC().Format(time.RFC3339Nano), ended)
+	line("write block", "%s of %s", ms(c.Blocked), c.Budget)
 	line("drain", "%s until the gate was held, for %d writers in flight", ms(c.Drain), len(c.Drained))
 	for _, d := range c.Drained {
 		line("  drained", "%s", d)

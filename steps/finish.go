@@ -23,6 +23,18 @@ type FinishOptions struct {
 	WithoutSource bool // the source is gone
 }
 
+// command is how it is typed.
+func (o FinishOptions) command() string {
+	s := "pgrunbook finish"
+	if o.WithoutSource {
+		s += " --without-source"
+	}
+	if o.Now {
+		s += " --now"
+	}
+	return s
+}
+
 // BuildFinish gives the steps of finish: the clean-up between those that people put around it.
 // After the walk, call CloseRun.
 func BuildFinish(env *Env, o FinishOptions) ([]engine.Step, hcl.Diagnostics) {
@@ -136,11 +148,8 @@ func (s *finishStep) allowed(ctx context.Context) error {
 		return refuse(engine.ClassFailed, "Cut over first: pgrunbook apply. Or give up: pgrunbook abort", "writes are on the source: there is nothing to finish")
 	}
 	if left := time.Until(owner.Since.Add(s.env.Runbook.Rollback.KeepFor)); left > 0 && !s.o.Now && s.env.Runbook.Rollback.Enabled {
-		now := "pgrunbook finish --now"
-		if s.o.WithoutSource {
-			now = "pgrunbook finish --without-source --now"
-		}
-		return refuse(engine.ClassFailed, "Wait, or give up the way back: "+now,
+		now := FinishOptions{Now: true, WithoutSource: s.o.WithoutSource}
+		return refuse(engine.ClassFailed, "Wait, or give up the way back: "+now.command(),
 			"rollback { keep_for = %q } keeps the way back for another %s", s.env.Runbook.Rollback.KeepFor, left.Round(time.Second))
 	}
 	if s.o.WithoutSource {

@@ -90,7 +90,7 @@ func (l *Loss) String() string {
 	case l.Closed.IsZero():
 		line("source", "closed, not by a flip of this run")
 	default:
-		line("source", "closed since %s, %d writes refused since then", stamp(l.Closed), l.Refused)
+		line("source", "closed since %s, %d writes refused by its gate since then", stamp(l.Closed), l.Refused)
 	}
 	if l.Carried.IsZero() {
 		line("lost", "everything that was written to the target since the flip: no reverse pass has come back")

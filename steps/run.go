@@ -2,6 +2,7 @@ package steps
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"time"
@@ -89,6 +90,7 @@ type WalkOptions struct {
 	Show    engine.Sink
 	Steal   bool // without the target: end the runner that holds the source
 	pauses  bool // pause holds it between its steps
+	again   string
 }
 
 // Walk walks the open run of env, from OpenRun. Events go to o.Show and into the journal.
@@ -132,7 +134,7 @@ func (e *Env) walk(ctx context.Context, p *engine.Plan, built []engine.Step, o W
 	}
 	ctx, cancel := e.Journal.Context(ctx)
 	defer cancel()
-	w := engine.Walk{Plan: p, Digest: e.Journal.Digest, Steps: built, Journal: e.Journal, Sink: e.Sink, Ask: o.Ask, Until: o.Until, Predict: e.predicted}
+	w := engine.Walk{Plan: p, Digest: e.Journal.Digest, Steps: built, Journal: e.Journal, Sink: e.Sink, Ask: o.Ask, Until: o.Until, Predict: e.predicted, Again: o.again}
 	if o.pauses {
 		w.Hold = func(ctx context.Context, id engine.StepID) error {
 			return e.unpaused(ctx, e.Journal.Checkpoint(id, e.Sink).Emit)
@@ -200,12 +202,17 @@ func Finish(ctx context.Context, env *Env, f FinishOptions, o WalkOptions) ([]en
 			}
 		}
 	}
+	o.again = f.command()
 	outcomes, err := env.walk(ctx, p, built, o)
 	if err != nil {
 		return outcomes, err
 	}
 	// The certificate goes with the journal: here it is for the last time.
-	if text, err := env.Journal.Certificate(ctx); err == nil && text != nil {
+	if c, err := certificateOf(ctx, env.Journal); err == nil {
+		text, err := json.Marshal(c)
+		if err != nil {
+			return outcomes, fmt.Errorf("writing the freeze certificate as JSON: %w", err)
+		}
 		env.Sink.Emit(engine.Event{Kind: engine.EventNote, Message: "the freeze certificate, which goes with the journal: " + string(text)})
 	}
 	return outcomes, CloseRun(ctx, env)

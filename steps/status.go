@@ -126,6 +126,8 @@ func ReadStatus(ctx context.Context, target, source *pg.Server) (Status, error) 
 			return st, err
 		}
 		st.readAfter(ctx, run, owner, target, source)
+	} else {
+		st.readEnded()
 	}
 	st.Type = st.next()
 	return st, nil

@@ -18,10 +18,17 @@ import (
 
 // AfterFlip is what a flip left behind.
 type AfterFlip struct {
-	Old       engine.Side  `json:"old_side"`
-	Refused   int64        `json:"refused_writes"` // by the old side's gate
+	Old engine.Side `json:"old_side"`
+	OldSide
+	Standbys []string `json:"standbys_behind,omitempty"` // of the old side, without what it committed last
+	Back     *Back    `json:"rollback,omitempty"`        // where the target takes writes
+}
+
+// OldSide is what a closed side says of those who still go there.
+type OldSide struct {
+	Refused   *int64       `json:"refused_writes"` // by its gate; nil: it was not asked
+	ReadOnly  bool         `json:"read_only"`      // new sessions are, and the server refuses their writes uncounted
 	Connected []OldClients `json:"still_connected,omitempty"`
-	Back      *Back        `json:"rollback,omitempty"` // where the target takes writes
 }
 
 // OldClients are sessions of one application on the old side.
@@ -86,10 +93,14 @@ func (st *Status) readAfter(ctx context.Context, run *journal.Run, owner journal
 	if old := env.Server(st.After.Old); old != nil {
 		note(fmt.Sprintf("the %s cannot be looked at", st.After.Old), st.readOld(ctx, env, old))
 	}
+	back, err := WayBack(ctx, env)
 	if owner.Side != engine.Target {
+		if note("the way back cannot be looked at", err); err == nil {
+			back.Since, back.Hint = owner.Since, "pgrunbook apply cuts over again, pgrunbook abort gives the run up."
+			st.Back = &back
+		}
 		return
 	}
-	back, err := WayBack(ctx, env)
 	if err == nil {
 		back, err = back.dated(ctx, env, owner)
 	}
@@ -100,6 +111,16 @@ func (st *Status) readAfter(ctx context.Context, run *journal.Run, owner journal
 	st.After.Back = &back
 }
 
+const goneWithFinish = "the run is finished, and since then nothing captures the target's changes"
+
+// readEnded says why there is no way back from a run that is over.
+func (st *Status) readEnded() {
+	st.Back = &Back{Why: goneWithFinish, Since: st.Ended}
+	if st.State == journal.Aborted {
+		st.Back.Done, st.Back.Why = true, "the run was given up: writes are on the source"
+	}
+}
+
 // readOld reads who was refused by the old side and who is still there.
 func (st *Status) readOld(ctx context.Context, env *Env, old *pg.Server) error {
 	a := st.After
@@ -108,7 +129,10 @@ func (st *Status) readOld(ctx context.Context, env *Env, old *pg.Server) error {
 		return err
 	}
 	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
-	if a.Refused, a.Connected, err = oldSide(ctx, conn); err != nil {
+	if a.OldSide, err = oldSide(ctx, conn); err != nil {
+		return err
+	}
+	if a.Standbys, err = behind(ctx, conn); err != nil {
 		return err
 	}
 	if a.Old == engine.Source {
@@ -121,29 +145,36 @@ func (st *Status) readOld(ctx context.Context, env *Env, old *pg.Server) error {
 	return err
 }
 
-func oldSide(ctx context.Context, conn *pgx.Conn) (refused int64, clients []OldClients, err error) {
-	if refused, err = gate.Refused(ctx, conn); err != nil {
-		return 0, nil, err
+func oldSide(ctx context.Context, conn *pgx.Conn) (o OldSide, err error) {
+	refused, err := gate.Refused(ctx, conn)
+	if err != nil {
+		return o, err
 	}
+	o.Refused = &refused
+	var database, set string
+	if err := conn.QueryRow(ctx, readOnlySQL).Scan(&database, &set); err != nil {
+		return o, fmt.Errorf("reading the database's settings: %w", err)
+	}
+	o.ReadOnly = set != "" && set != "off"
 	rows, err := conn.Query(ctx, oldClientsSQL)
 	if err == nil {
-		clients, err = pgx.CollectRows(rows, pgx.RowToStructByPos[OldClients])
+		o.Connected, err = pgx.CollectRows(rows, pgx.RowToStructByPos[OldClients])
 	}
 	if err != nil {
-		return refused, nil, fmt.Errorf("asking who is connected: %w", err)
+		return o, fmt.Errorf("asking who is connected: %w", err)
 	}
-	return refused, clients, nil
+	return o, nil
 }
 
 // Left is what a source still holds of a run whose journal is not on the target: what finish
 // leaves, or, where the target was replaced, all of it.
 type Left struct {
-	Run       string       `json:"run"`
-	Finished  bool         `json:"finished"` // only the closed gate is there
-	Closed    bool         `json:"closed"`
-	Refused   int64        `json:"refused_writes"`
-	Connected []OldClients `json:"still_connected,omitempty"`
-	Remove    string       `json:"remove"` // the statement that takes it off, or the command
+	Run      string `json:"run"`
+	Finished bool   `json:"finished"` // only the closed gate is there
+	Closed   bool   `json:"closed"`
+	OldSide
+	Back   Back   `json:"rollback"`
+	Remove string `json:"remove"` // the statement that takes it off, or the command
 }
 
 const leftOnSourceSQL = `
@@ -171,7 +202,7 @@ func ReadLeft(ctx context.Context, source *pg.Server) (*Left, error) {
 		return nil, fmt.Errorf("looking for what a run left: %w", err)
 	}
 	if gated {
-		if l.Refused, l.Connected, err = oldSide(ctx, conn); err != nil {
+		if l.OldSide, err = oldSide(ctx, conn); err != nil {
 			return nil, err
 		}
 		if err := conn.QueryRow(ctx, "SELECT last_value <> 0 FROM pgrunbook.gate_flag").Scan(&l.Closed); err != nil {
@@ -180,10 +211,13 @@ func ReadLeft(ctx context.Context, source *pg.Server) (*Left, error) {
 	}
 	switch {
 	case !l.Finished && l.Closed:
+		l.Back.Why = "the target does not know of the run: what was written there and not carried back cannot be"
 		l.Remove = "pgrunbook rollback --without-target, if that target is gone for good"
 	case !l.Finished:
+		l.Back = Back{Done: true, Why: "writes are on the source already"}
 		l.Remove = "pgrunbook abort --without-target, if that target is gone for good"
 	default:
+		l.Back.Why = goneWithFinish
 		l.Remove, err = removeGate(ctx, conn, "")
 	}
 	return l, err

@@ -151,6 +151,14 @@ func (a *app) acceptNew(ctx context.Context, s *subject, f applyFlags) (amend bo
 // approveLine is what the hint of an error says to type for the approval that was missing.
 var approveLine = regexp.MustCompile(`pgrunbook approve \S+ --by WHO`)
 
+// nextAfter says what to type after a command that failed: again, once what was missing is approved.
+func nextAfter(err error, again string) string {
+	if approve := approveLine.FindString(engine.HintOf(err)); approve != "" {
+		return approve + ", then " + again
+	}
+	return again
+}
+
 // closing says how it ended and what to type next.
 func (a *app) closing(s *subject, f applyFlags, err error) {
 	again := "pgrunbook apply"
@@ -168,10 +176,7 @@ func (a *app) closing(s *subject, f applyFlags, err error) {
 	case errors.As(err, &aborting):
 		a.summary.Next = aborting.Command
 	case err != nil:
-		a.summary.Next = again
-		if approve := approveLine.FindString(engine.HintOf(err)); approve != "" {
-			a.summary.Next = approve + ", then " + again
-		}
+		a.summary.Next = nextAfter(err, again)
 		if errors.As(err, new(signalError)) {
 			a.summary.Message = "what is done is kept: the same command goes on from here"
 		}

@@ -76,7 +76,7 @@ func (a *app) rollback(ctx context.Context, args []string, f backFlags) error {
 	w := a.walkBack(f)
 	a.summary.Outcomes, err = steps.Rollback(ctx, s.env, w)
 	if err != nil {
-		a.summary.Next = "pgrunbook rollback " + s.path
+		a.summary.Next = nextAfter(err, "pgrunbook rollback "+s.path)
 		return err
 	}
 	a.summary.Message = "rolled back: the source takes writes"

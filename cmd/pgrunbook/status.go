@@ -95,11 +95,11 @@ func (a *app) left(ctx context.Context, source *steps.Server, asJSON bool, cause
 	} else {
 		fmt.Fprintf(a.stdout, "The target has no run; the source holds run %s, and is %s.\n\n", l.Run, gate)
 	}
-	fmt.Fprintf(a.stdout, "  old side the source: %d writes refused\n", l.Refused)
+	fmt.Fprintf(a.stdout, "  old side the source: %s\n", view.RefusedText(l.Refused, l.ReadOnly))
 	for _, c := range l.Connected {
 		fmt.Fprintf(a.stdout, "  old side still connected to the source: %s\n", c)
 	}
-	_, err = fmt.Fprintf(a.stdout, "\nNext: %s\n", l.Remove)
+	_, err = fmt.Fprintf(a.stdout, "  rollback not possible: %s\n\nNext: %s\n", l.Back.Why, l.Remove)
 	return err
 }
 
@@ -166,7 +166,7 @@ func afterView(a *steps.AfterFlip) *view.StatusAfter {
 	if a == nil {
 		return nil
 	}
-	v := &view.StatusAfter{Old: string(a.Old), Refused: a.Refused}
+	v := &view.StatusAfter{Old: string(a.Old), Refused: a.Refused, ReadOnly: a.ReadOnly, Standbys: a.Standbys}
 	for _, c := range a.Connected {
 		v.Connected = append(v.Connected, c.String())
 	}

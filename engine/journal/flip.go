@@ -236,18 +236,15 @@ func (r *Run) SaveCertificate(ctx context.Context, certificate any) error {
 	return nil
 }
 
-// Certificate gives the freeze certificate of the latest flip that took place; nil is none.
-func (r *Run) Certificate(ctx context.Context) (json.RawMessage, error) {
-	var text string
-	err := r.do(ctx, func(conn *pgx.Conn) error {
-		return conn.QueryRow(ctx, `SELECT certificate::text FROM pgrunbook.flip
-			WHERE run = $1::text AND outcome = 'done' AND certificate IS NOT NULL ORDER BY n DESC LIMIT 1`, r.ID).Scan(&text)
+// Certified gives the latest flip that took place, with its freeze certificate; nil is none.
+func (r *Run) Certified(ctx context.Context) (flip *Flip, err error) {
+	err = r.do(ctx, func(conn *pgx.Conn) error {
+		flip, err = scanFlip(conn.QueryRow(ctx, `SELECT n, epoch, from_side, to_side, decided, settled, outcome, certificate::text FROM pgrunbook.flip
+			WHERE run = $1::text AND outcome = 'done' AND certificate IS NOT NULL ORDER BY n DESC LIMIT 1`, r.ID))
+		return err
 	})
-	if errors.Is(err, pgx.ErrNoRows) {
-		return nil, nil
-	}
 	if err != nil {
 		return nil, fmt.Errorf("reading the freeze certificate: %w", err)
 	}
-	return json.RawMessage(text), nil
+	return flip, nil
 }

@@ -58,3 +58,9 @@ rollback {
     step "approve" "back" { message = "Writes go back to the old server. Really?" }
   }
 }
+
+finish {
+  before {
+    step "approve" "farewell" { message = "The old server is no longer needed. Is there a backup of the new one?" }
+  }
+}

@@ -80,11 +80,12 @@ func TestOneSideGone(t *testing.T) {
 	r.must(standby.Pause())
 	r.says(r.want(0, "apply", "-y"), "standbys of the source lag: second (streaming", "one would take writes code=CUT003", "standbys of the source do not have the COMMIT that closed it yet: second (streaming", "Promoted now, one would take writes code=CUT003")
 	r.writing(onTarget)
+	r.says(r.want(0, "status"), "a failover of the source now might reopen it: these standbys do not have what it committed last: second (streaming")
 	r.says(r.want(15, "abort", "-y", "--without-target"), "the flip happened", "pgrunbook rollback --without-target")
 	r.dies(source)
 	r.writing(onTarget)
 	text := r.want(0, "status")
-	r.says(text, "The target takes writes", "way back not possible since 20", "it was possible at 20", "finish --without-source")
+	r.says(text, "The target takes writes", "way back not possible since 20", "it was possible at 20", "finish --without-source", "old side the source: not asked how many writes it refused")
 	if again := r.want(0, "status"); since(again) != since(text) {
 		t.Errorf("since when there is no way back is said in two ways:\n%s\n%s", since(text), since(again))
 	}

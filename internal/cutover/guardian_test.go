@@ -1,6 +1,7 @@
 package cutover_test
 
 import (
+	"encoding/json"
 	"fmt"
 	"io"
 	"os"
@@ -41,6 +42,9 @@ func TestF02KilledInTheFreeze(t *testing.T) {
 			from, to int
 		}{{[]string{"apply", "-y"}, onSource, onTarget}, {[]string{"rollback", "-y"}, onTarget, onSource}} {
 			r.killed(b.point, way.args, way.from, way.to, b.moved)
+			if b.point == "freeze.between" {
+				r.endedByAnother()
+			}
 			r.want(0, way.args...)
 			r.writing(way.to)
 			r.same()
@@ -51,6 +55,22 @@ func TestF02KilledInTheFreeze(t *testing.T) {
 	r.unheard("apply", "-y")
 	r.same()
 	r.balance(r.target)
+}
+
+// endedByAnother demands a certificate with all times of a flip that its runner did not live to see.
+func (r *rig) endedByAnother() {
+	r.t.Helper()
+	var cert struct {
+		Began, Flipped time.Time
+		Blocked        time.Duration `json:"write_block"`
+		Decided        time.Duration
+		ByAnother      bool `json:"ended_by_another_process"`
+	}
+	r.must(json.Unmarshal([]byte(r.stdout("status", "--certificate", "--json")), &cert))
+	if !cert.ByAnother || cert.Decided <= 0 || cert.Blocked <= cert.Decided || cert.Flipped.Before(cert.Began) {
+		r.t.Errorf("the certificate of a flip that the guardian ended: %+v", cert)
+	}
+	r.says(r.want(0, "status", "--certificate"), "flipped 20", "by another process", "write block ")
 }
 
 // nap stops the runner for a moment, long enough for its guardian to look: it wakes up to find its hold

@@ -69,7 +69,7 @@ func TestThereAndBack(t *testing.T) {
 	r.refused(r.source, "25006")
 	forgotten := r.connect(r.source)
 	r.must(forgotten.Ping(t.Context()))
-	r.says(r.want(0, "status"), "is finished; the source is closed", "writes refused", "still connected to the source: 1 session of user postgres", "Next: BEGIN READ WRITE; DROP SCHEMA pgrunbook CASCADE;")
+	r.says(r.want(0, "status"), "is finished; the source is closed", "writes refused by the gate; new sessions are read-only", "rollback not possible: the run is finished", "still connected to the source: 1 session of user postgres", "Next: BEGIN READ WRITE; DROP SCHEMA pgrunbook CASCADE;")
 }
 
 // TestFollowThenBack lets reverse passes run before the rollback, and ends them with Ctrl-C.
@@ -117,7 +117,7 @@ func TestNoWayBack(t *testing.T) {
 	r.want(0, "apply", "-y")
 	r.writing(onTarget)
 	r.says(r.want(0, "status"), "way back possible")
-	r.says(r.alone("status"), "way back possible as far as the target knows", "PGRUNBOOK_SOURCE_URL")
+	r.says(r.alone("status"), "way back possible as far as the target knows", "PGRUNBOOK_SOURCE_URL", "old side the source: not asked how many writes it refused")
 
 	no := func(parts ...string) {
 		t.Helper()

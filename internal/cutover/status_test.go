@@ -12,7 +12,8 @@ type afterFlip struct {
 	Writes string
 	After  struct {
 		Old       string   `json:"old_side"`
-		Refused   int      `json:"refused_writes"`
+		Refused   *int     `json:"refused_writes"`
+		ReadOnly  bool     `json:"read_only"`
 		Connected []string `json:"still_connected"`
 		Back      struct {
 			Possible bool
@@ -21,15 +22,15 @@ type afterFlip struct {
 	} `json:"after_flip"`
 }
 
-// TestR18OldSide: after the flip the old side refuses with the runbook's own SQLSTATE and message, and
-// status counts who was refused and shows who is still connected there.
+// TestR18OldSide: after the flip the old side refuses with the runbook's own SQLSTATE and message, also
+// a session like any other and one that swallows every other error; status counts who was refused and
+// shows who is still connected there.
 func TestR18OldSide(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, strings.Replace(plain, "cutover {\n", `cutover {
   closed_error   = "57014"
   closed_message = "the shop has moved: reconnect"
   end_sessions   = false
-  read_only      = false
 `, 1))
 	r.want(0, "apply", "-y", "--until", "arm")
 	if text := r.want(0, "status"); strings.Contains(text, "old side") || strings.Contains(text, "way back") {
@@ -40,31 +41,44 @@ func TestR18OldSide(t *testing.T) {
 	r.want(0, "apply", "-y")
 	r.stop() // its clients would be refused here and there
 
-	status := func() (s afterFlip) {
-		t.Helper()
-		r.must(json.Unmarshal([]byte(r.stdout("status", "--json")), &s))
-		return s
-	}
-	before := status()
-	if before.Writes != "target" || before.After.Old != "source" || len(before.After.Connected) != 0 || !before.After.Back.Possible {
+	before := r.afterFlip()
+	if before.Writes != "target" || before.After.Old != "source" || before.After.Refused == nil || before.After.ReadOnly || len(before.After.Connected) != 0 || !before.After.Back.Possible {
 		t.Errorf("status: %+v", before)
 	}
 	for _, words := range []string{r.refused(r.source, "57014"), r.refused(r.source, "57014"), r.refused(r.source, "57014")} {
 		r.says(words, "the shop has moved: reconnect", "Writes go to "+address(r.target))
+	}
+	for _, sql := range []string{plainWrite, swallowing} {
+		if err := r.try(r.source, sql); sqlState(err) != "57014" || !strings.Contains(err.Error(), "the shop has moved: reconnect") {
+			t.Errorf("%s ended with %v", sql, err)
+		}
 	}
 	forgotten := r.connect(r.source)
 	_, err := forgotten.Exec(context.Background(), "SET application_name = 'nightly report'")
 	r.must(err)
 	r.sql(r.target, "INSERT INTO app.bag VALUES (1, 'on its way back'); UPDATE app.item SET net = 7 WHERE id < 11")
 
-	after := status()
-	if after.After.Refused != before.After.Refused+3 || after.After.Back.Rows < 11 {
-		t.Errorf("3 writes were refused and 11 rows changed; status: %+v, before %+v", after.After, before.After)
+	after := r.afterFlip()
+	if after.After.Refused == nil || *after.After.Refused != *before.After.Refused+5 || after.After.Back.Rows < 11 {
+		t.Errorf("5 writes were refused and 11 rows changed; status: %+v, before %+v", after.After, before.After)
 	}
-	r.says(r.want(0, "status"), "The target takes writes", "writes refused", `still connected to the source: 1 session of user postgres, application "nightly report"`, "way back possible, after")
+	r.says(r.want(0, "status"), "The target takes writes", "writes refused by the gate", `still connected to the source: 1 session of user postgres, application "nightly report"`, "way back possible, after")
 	_, err = forgotten.Exec(context.Background(), "SELECT count(*) FROM app.item") // it may read
 	r.must(err)
 	r.balance(r.target)
+}
+
+// plainWrite is an application's; swallowing is one's that catches whatever can be caught.
+const (
+	plainWrite = "INSERT INTO app.bag VALUES (1, 'by mistake')"
+	swallowing = "DO $$ BEGIN " + plainWrite + "; EXCEPTION WHEN OTHERS THEN NULL; END $$"
+)
+
+// afterFlip is what status says of the flip.
+func (r *rig) afterFlip() (s afterFlip) {
+	r.t.Helper()
+	r.must(json.Unmarshal([]byte(r.stdout("status", "--json")), &s))
+	return s
 }
 
 // address is a server's as the gate says it.
@@ -74,8 +88,8 @@ func address(url string) string {
 	return rest
 }
 
-// TestR27OldSideByDefault: sessions on the old side are ended and it is read-only by default, and a
-// rollback takes that back.
+// TestR27OldSideByDefault: sessions on the old side are ended and it is read-only by default, so that
+// the server refuses there before the gate does, which status says; a rollback takes that back.
 func TestR27OldSideByDefault(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, plain)
@@ -94,12 +108,22 @@ func TestR27OldSideByDefault(t *testing.T) {
 	if got := r.ask(r.target, "SHOW default_transaction_read_only"); got != "off" {
 		t.Errorf("default_transaction_read_only on the target is %s", got)
 	}
+	before := r.afterFlip().After
+	if err := r.try(r.source, plainWrite); sqlState(err) != "25006" || !strings.Contains(err.Error(), "cannot execute INSERT in a read-only transaction") {
+		t.Errorf("a write on the source ended with %v", err)
+	}
+	if now := r.afterFlip().After; before.Refused == nil || now.Refused == nil || *now.Refused != *before.Refused || !now.ReadOnly {
+		t.Errorf("what the server refused is no count of the gate: %+v, before %+v", now, before)
+	}
+	r.says(r.want(0, "status"), "writes refused by the gate; new sessions are read-only, and what the server refuses for that is not counted")
 	r.want(0, "rollback", "-y")
+	r.says(r.want(0, "status"), "old side the target:", "rollback not possible since 20", "writes are on the source already", "pgrunbook apply cuts over again")
 	r.writing(onSource)
 	if got := r.ask(r.target, "SHOW default_transaction_read_only"); got != "on" {
 		t.Errorf("after the rollback default_transaction_read_only on the target is %s", got)
 	}
 	r.want(0, "abort", "-y", "--drop-target")
+	r.says(r.want(0, "status"), "rollback not possible since 20", "the run was given up: writes are on the source")
 	if now := r.ask(r.source, lasting); now != set {
 		t.Errorf("after cutover, rollback and abort the source's settings differ:\n%s", firstDifference(set, now))
 	}

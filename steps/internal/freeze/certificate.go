@@ -13,6 +13,7 @@ type Certificate struct {
 	Flipped   time.Time     `json:"flipped"` // to's COMMIT returned
 	Blocked   time.Duration `json:"write_block"`
 	Budget    time.Duration `json:"budget"`
+	Decided   time.Duration `json:"decided"` // from Began until the flip was decided: what stands for Blocked where another process ended it
 	Drain     time.Duration `json:"drain"`   // until the gate was held
 	Drained   []Blocker     `json:"drained"` // who had passed the gate and was waited for, at most 100
 	Proof     Proof         `json:"proof"`

@@ -53,6 +53,7 @@ func (f *Freeze) ready(ctx context.Context, c *conns, hold *Hold, cert *Certific
 	if err != nil {
 		return fmt.Errorf("ending sessions on the %s that have an old snapshot: %w", f.To.Side(), err)
 	}
+	cert.Decided = time.Since(cert.Began)
 	if err := f.Decide(ctx, cert); err != nil {
 		return fmt.Errorf("recording the decision: %w", err)
 	}

@@ -30,14 +30,16 @@ type Status struct {
 	Next     string        `json:"next"` // what to type
 
 	Predicted *engine.Prediction `json:"-"`                  // of the next freeze
-	Back      *StatusBack        `json:"rollback,omitempty"` // before the flip, when there is nothing to go back from
+	Back      *StatusBack        `json:"rollback,omitempty"` // while the source takes writes, and of a run that is over
 }
 
 // StatusAfter is what a flip left behind: the old side, and the way back.
 type StatusAfter struct {
 	Old       string      `json:"old_side"`
-	Refused   int64       `json:"refused_writes"`            // by the old side's gate
+	Refused   *int64      `json:"refused_writes"`            // by the old side's gate; nil: it was not asked
+	ReadOnly  bool        `json:"read_only"`                 // its new sessions are
 	Connected []string    `json:"still_connected,omitempty"` // to the old side, by client
+	Standbys  []string    `json:"standbys_behind,omitempty"` // of the old side
 	Back      *StatusBack `json:"rollback,omitempty"`        // where the target takes writes
 }
 
@@ -111,7 +113,11 @@ func WriteStatus(out io.Writer, s Status, o PlanOptions) error {
 		w.after(s.After)
 	}
 	if s.Back != nil {
-		w.text("  rollback not possible: ", strings.TrimSpace(s.Back.Why+". "+s.Back.Hint))
+		label := "  rollback not possible: "
+		if !s.Back.Since.IsZero() {
+			label = "  rollback not possible since " + s.Back.Since.UTC().Format(time.RFC3339) + ": "
+		}
+		w.text(label, strings.TrimSpace(s.Back.Why+". "+s.Back.Hint))
 	}
 	for _, n := range s.Notes {
 		w.text("  note     ", n)
@@ -146,9 +152,24 @@ func WriteStatus(out io.Writer, s Status, o PlanOptions) error {
 	return nil
 }
 
+// RefusedText says how many writes a closed side's gate refused, and what it cannot know.
+func RefusedText(n *int64, readOnly bool) string {
+	if n == nil {
+		return "not asked how many writes it refused"
+	}
+	text := countText(*n) + " writes refused by the gate"
+	if readOnly {
+		text += "; new sessions are read-only, and what the server refuses for that is not counted"
+	}
+	return text
+}
+
 // after says who still goes to the old side, and whether there is a way back.
 func (w *planWriter) after(a *StatusAfter) {
-	w.line("  old side the %s: %s writes refused", a.Old, countText(a.Refused))
+	w.text("  old side ", "the "+a.Old+": "+RefusedText(a.Refused, a.ReadOnly))
+	if len(a.Standbys) > 0 {
+		w.text("  old side ", "a failover of the "+a.Old+" now might reopen it: these standbys do not have what it committed last: "+strings.Join(a.Standbys, ", "))
+	}
 	for _, c := range a.Connected {
 		w.text("  old side ", "still connected to the "+a.Old+": "+c)
 	}
