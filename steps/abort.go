@@ -24,6 +24,8 @@ type AbortOptions struct {
 	WithoutTarget bool // the target is gone: env needs the source alone
 	WithoutSource bool // the source is gone
 	Steal         bool // without the target: end the runner that holds the source
+	// WithoutPoolers: one that cannot be pointed back to the source is gone for good; it is named.
+	WithoutPoolers bool
 }
 
 // Abort gives a run up while writes are on the source. The application is free at once (our
@@ -37,6 +39,7 @@ func Abort(ctx context.Context, env *Env, o AbortOptions) error {
 		return engine.Errorf(engine.ClassRunbook, "Name one side that is gone.", "without the target there is only the source to clean")
 	}
 	emit := abortSink{env}
+	env.withoutPoolers = o.WithoutPoolers
 	if o.WithoutTarget {
 		return abortSource(ctx, env, emit, true, o)
 	}
@@ -70,6 +73,10 @@ func Abort(ctx context.Context, env *Env, o AbortOptions) error {
 		_, err = env.Journal.Begin(ctx, abortMark{drop: o.DropTarget})
 	} else if err = tidy(ctx, env, engine.Source, false); err == nil {
 		err = abortSource(ctx, env, emit, false, o)
+	}
+	if errors.Is(err, errPoolersLeft) {
+		hint := strings.TrimSpace(engine.HintOf(err) + " Once they lead to the source, run the same command again; if a pooler is gone for good: pgrunbook abort --without-poolers")
+		return &engine.Error{Class: engine.ClassOf(err), Op: "aborting", Err: err, Hint: hint}
 	}
 	if err != nil {
 		return err

@@ -26,6 +26,8 @@ type Env struct {
 	Guardian []string
 
 	watch *watch // of NewEnv
+
+	withoutPoolers bool // of an abort: those that cannot be pointed back are named and left alone
 }
 
 // runAt is the run for a side's gate: it knows where writes go when that side is closed.

@@ -83,7 +83,10 @@ func leftOf(ctx context.Context, env *Env, from engine.Side, opened, alone bool)
 		return err
 	}
 	if err := f.poolers.settle(ctx, opened); err != nil {
-		return err
+		if !env.withoutPoolers {
+			return fmt.Errorf("%w: %w", errPoolersLeft, err)
+		}
+		byHand(env, f.from, fmt.Errorf("%w; the %s's gate goes with the run, and whoever still gets there writes there", err, f.to))
 	}
 	if opened {
 		err = f.switched(ctx)
@@ -98,6 +101,9 @@ func leftOf(ctx context.Context, env *Env, from engine.Side, opened, alone bool)
 	}
 	return nil
 }
+
+// errPoolersLeft says that poolers may still lead to the closed side.
+var errPoolersLeft = errors.New("poolers may still lead to the side that takes no writes")
 
 // freezeFrom gives the freeze whose hold is on a side, with its switch steps; nil where the run has none.
 func freezeFrom(env *Env, from engine.Side) (*freezeStep, error) {

@@ -50,15 +50,46 @@ func TestAnyCommandUndoesTheSwitch(t *testing.T) {
 	}
 }
 
-// TestAbortUndoesTheSwitch: a process died after it had sent clients to the target. Their gate is not
-// taken away before they are sent back.
+// TestAbortUndoesTheSwitch: a process died after it had sent clients to the target, with a pooler that
+// is gone since. Their gate is not taken away before all are sent back, or the pooler is given up.
 func TestAbortUndoesTheSwitch(t *testing.T) {
-	undone := filepath.Join(t.TempDir(), "undone")
-	r := newRig(t, dnsSwitch(`"true"`, touch(undone)))
+	dir := t.TempDir()
+	undone, file := filepath.Join(dir, "undone"), filepath.Join(dir, "databases.ini")
+	write(t, file, "[databases]\nshop = host=127.0.0.1 port=1 dbname=shop\n")
+	gone := fmt.Sprintf(`cutover {
+  pooler "pgbouncer" "front" {
+    admin       = "host=127.0.0.1 port=1 dbname=pgbouncer user=admin"
+    database    = "shop"
+    config_file = %q
+    connect     = "host=127.0.0.1 port=2"
+    timeout     = "1s"
+  }
+`, file)
+	r := newRig(t, strings.Replace(dnsSwitch(`"true"`, touch(undone)), "cutover {\n", gone, 1))
 	r.must(r.walk(t.Context(), newSchema(r.env), newCapture(r.env), newArm(r.env)))
+	group, err := poolerGroup(r.env)
+	r.must(err)
+	defer group.Close()
+	changes, err := group.Plan()
+	r.must(err)
 	step := newFreeze(r.env, nil)
 	r.diesIn(step)
-	r.must(Abort(t.Context(), r.env, AbortOptions{}))
+	r.must(r.env.Journal.Checkpoint(step.ID(), r.env.Sink).Save(t.Context(), nil, freezeCursor{Begun: 1, Paused: true, Changes: changes}))
+
+	err = Abort(t.Context(), r.env, AbortOptions{})
+	if err == nil || !strings.Contains(err.Error(), "front") || !strings.Contains(engine.HintOf(err), "pgrunbook abort --without-poolers") {
+		t.Fatalf("abort with a pooler that leads to the target: %v, hint %q", err, engine.HintOf(err))
+	}
+	if err := try(t, r.target, "UPDATE shop.customer SET name = 'too early'"); err == nil {
+		t.Error("the target's gate went although clients may be led there")
+	}
+	var said []string
+	r.env.Sink = engine.SinkFunc(func(e engine.Event) { said = append(said, e.Message) })
+	r.must(Abort(t.Context(), r.env, AbortOptions{WithoutPoolers: true}))
+	r.aborted()
+	if text := strings.Join(said, "\n"); !strings.Contains(text, "pooler front") || !strings.Contains(text, "whoever still gets there writes there") {
+		t.Errorf("abort does not name the pooler:\n%s", text)
+	}
 	if _, err := os.Stat(undone); err != nil {
 		t.Errorf("the switch was not undone: %v", err)
 	}

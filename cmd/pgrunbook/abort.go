@@ -25,6 +25,7 @@ func newAbort(a *app) *cobra.Command {
 	cmd.Flags().BoolVarP(&yes, "auto-approve", "y", false, "do not ask")
 	cmd.Flags().BoolVar(&o.DropTarget, "drop-target", false, "drop what the schema phase made on the target, rows included")
 	cmd.Flags().BoolVar(&o.WithoutTarget, "without-target", false, "the target is gone; clean the source alone")
+	cmd.Flags().BoolVar(&o.WithoutPoolers, "without-poolers", false, "a pooler is gone for good; name those that may still lead to the target, and go on")
 	cmd.Flags().BoolVar(&o.WithoutSource, "without-source", false, "the source is gone; clean the target alone")
 	return cmd
 }
