@@ -2,6 +2,7 @@ package steps
 
 import (
 	"context"
+	"errors"
 	"strings"
 	"testing"
 
@@ -75,13 +76,33 @@ func TestF84AbortContinues(t *testing.T) {
 		}
 		cancel()
 		r.onEvent = nil
+		r.refusesHalfAborted()
 		r.exec(r.source, "SET statement_timeout = '5s'; UPDATE shop.customer SET name = name || '.'; INSERT INTO shop.event VALUES (now(), 1) ON CONFLICT DO NOTHING")
 		r.must(reader.Close(t.Context()))
 	}
-	r.must(Abort(t.Context(), r.env, AbortOptions{DropTarget: true}))
+	r.must(Abort(t.Context(), r.env, AbortOptions{})) // what the first call was to drop is dropped
 	r.sameSource("after abort")
 	r.bare("after abort", "pgrunbook")
 	r.aborted()
+}
+
+// refusesHalfAborted fails unless the commands that might go on with the run, or conclude from it, name
+// the abort that ends it as it was begun.
+func (r *rig) refusesHalfAborted() {
+	r.t.Helper()
+	show := engine.SinkFunc(r.emit)
+	for name, command := range map[string]func(context.Context) error{
+		"apply":    func(ctx context.Context) error { _, err := Walk(ctx, r.env, WalkOptions{Show: show}); return err },
+		"verify":   func(ctx context.Context) error { return VerifyNow(ctx, r.env, show) },
+		"rehearse": func(ctx context.Context) error { _, err := Rehearse(ctx, r.env, show); return err },
+	} {
+		err := command(r.t.Context())
+		const end = "pgrunbook abort --drop-target"
+		var begun *AbortBegunError
+		if !errors.As(err, &begun) || begun.Command != end || engine.ClassOf(err) != engine.ClassStale || !strings.Contains(engine.HintOf(err), end+".") {
+			r.t.Errorf("%s after an abort has begun: %v (%s)", name, err, engine.HintOf(err))
+		}
+	}
 }
 
 func TestAbortRefusesAfterTheFlip(t *testing.T) {

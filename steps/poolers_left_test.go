@@ -1,6 +1,9 @@
 package steps
 
 import (
+	"context"
+	"errors"
+	"fmt"
 	"os"
 	"strings"
 	"testing"
@@ -9,6 +12,7 @@ import (
 	"github.com/pgrunbook/pgrunbook/engine"
 	"github.com/pgrunbook/pgrunbook/engine/journal"
 	"github.com/pgrunbook/pgrunbook/internal/testpg"
+	"github.com/pgrunbook/pgrunbook/steps/internal/freeze"
 	"github.com/pgrunbook/pgrunbook/steps/internal/pooler"
 )
 
@@ -75,6 +79,70 @@ func TestPoolersStayOnRecord(t *testing.T) {
 	if err := p.settle(ctx, false); err != nil || recorded().Paused {
 		t.Errorf("letting go: %v, %+v", err, recorded())
 	}
+}
+
+// TestPoolersAstray: a switch step fails, and the entry that was pointed to the target cannot be pointed
+// back. Once it can, a moment later, the next attempt is made; where it cannot, the run ends there, since
+// clients are shut out, and says what to do. The same command goes on from that.
+func TestPoolersAstray(t *testing.T) {
+	source, target := testpg.Pair(t)
+	bouncer := testpg.StartBouncerT(t, testpg.BouncerOptions{Databases: map[string]string{"bank": source}})
+	place, err := testpg.BouncerEntry("", target)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := newRigOn(t, source, target, shopSetup, fmt.Sprintf(`cutover {
+  max_write_block = "60s"
+  attempts        = 3
+  retry_every     = "100ms"
+  pooler "pgbouncer" "front" {
+    admin       = %q
+    database    = "bank"
+    config_file = %q
+    connect     = %q
+  }
+}`, bouncer.Console(testpg.BouncerAdmin), bouncer.DatabasesFile, strings.TrimPrefix(place, " = ")))
+	r.must(r.walk(t.Context(), newSchema(r.env), newCapture(r.env), newCopy(r.env), newCatchUp(r.env), newConstraints(r.env), newReverse(r.env), newArm(r.env)))
+	leads := func(to string) {
+		t.Helper()
+		if got := databaseOf(t, bouncer.URL("bank", "postgres")); got != databaseOf(t, to) {
+			t.Errorf("clients get to %s, want %s", got, databaseOf(t, to))
+		}
+	}
+	attempts, whole := 0, ""
+	spoil := func(context.Context) error {
+		attempts++
+		whole = read(t, bouncer.DatabasesFile)
+		write(t, bouncer.DatabasesFile, "[databases]\nother = host=127.0.0.1\n") // somebody is at work on it
+		return errors.New("no answer")
+	}
+	mends := true
+	step := newFreeze(r.env, []freeze.SwitchStep{{Name: "dns", Timeout: 10 * time.Second, Do: spoil, Undo: func(context.Context) error { return nil }}})
+	r.onEvent = func(e engine.Event) {
+		if mends && strings.Contains(e.Message, "undoing repoint the poolers failed") {
+			mends = false
+			write(t, bouncer.DatabasesFile, whole)
+		}
+	}
+	err = r.walk(t.Context(), step)
+	if attempts != 2 || mends {
+		t.Errorf("%d attempts were made, want one more once the entry was whole, and none after it", attempts)
+	}
+	if err == nil || engine.ClassOf(err) != engine.ClassFailed || !strings.Contains(err.Error(), "pointing the poolers back to the source") || !strings.Contains(err.Error(), "no answer") {
+		t.Errorf("the freeze ended with %v", err)
+	}
+	for _, part := range []string{"The source takes writes, and clients of these poolers do not get there.", "In " + bouncer.DatabasesFile + " make it bank = ", "Then run the same command again."} {
+		if !strings.Contains(engine.HintOf(err), part) {
+			t.Errorf("the hint lacks %q: %s", part, engine.HintOf(err))
+		}
+	}
+	r.exec(r.source, "UPDATE shop.customer SET name = 'the source takes writes' WHERE id = 1")
+
+	write(t, bouncer.DatabasesFile, whole)
+	step.(*freezeStep).repoint[0].Do = func(context.Context) error { return nil }
+	r.must(r.walk(t.Context(), step))
+	leads(target)
+	r.same("shop.customer")
 }
 
 func read(t *testing.T, path string) string {

@@ -1,0 +1,78 @@
+package steps
+
+import (
+	"io"
+	"log/slog"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/pgrunbook/pgrunbook/engine"
+	"github.com/pgrunbook/pgrunbook/internal/testpg"
+)
+
+// TestGuardianReadsTheRecordAgain: between the guardian's look at the record and its turn at the gate the
+// runner, which was only slow, began a switch step. What the guardian leaves on record is what stands
+// there once no hold can be.
+func TestGuardianReadsTheRecordAgain(t *testing.T) {
+	r := newRig(t, "")
+	ctx := t.Context()
+	r.must(r.walk(ctx, newSchema(r.env), newCapture(r.env), newArm(r.env)))
+	freeze := newFreeze(r.env, nil)
+	_, err := r.env.Journal.Begin(ctx, freeze)
+	r.must(err)
+	cp := r.env.Journal.Checkpoint(freeze.ID(), r.env.Sink)
+	r.must(cp.Save(ctx, nil, freezeCursor{Paused: true}))
+	g := &guard{
+		brief: brief{Source: r.env.Source.Config(), Target: r.env.Target.Config(), Run: r.env.Run, Scope: r.env.Scope, From: engine.Source, Step: freeze.ID(), Cutover: r.env.Runbook.Cutover},
+		out:   io.Discard, warnings: slog.New(slog.DiscardHandler),
+	}
+	r.must(g.equip())
+	defer g.drop(ctx)
+	g.flip, err = g.open(ctx)
+	r.must(err)
+
+	waits := func(url string) {
+		t.Helper()
+		for deadline := time.Now().Add(time.Minute); query(t, url, "SELECT count(*)::text FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'") != "1"; time.Sleep(20 * time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatal("the guardian waits for nothing")
+			}
+		}
+	}
+	record := r.inTransaction(r.target, "SELECT FROM pgrunbook.step WHERE id = 'freeze' FOR UPDATE")
+	done := make(chan error, 1)
+	go func() { done <- g.act(ctx, "the runner has fallen silent") }()
+	waits(r.target) // it has seen that the source takes writes
+	hold := r.inTransaction(r.source, "SELECT pg_advisory_xact_lock("+query(t, r.target, "SELECT gate_key::text FROM pgrunbook.run")+")")
+	record()
+	waits(r.source) // it has read the record
+	want := freezeCursor{Begun: 1, Paused: true}
+	r.must(cp.Save(ctx, nil, want))
+	hold()
+	r.must(<-done)
+
+	var got freezeCursor
+	_, err = cp.Load(ctx, &got)
+	r.must(err)
+	want.Paused = false
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("the guardian wrote over what the runner had recorded (-want +got):\n%s", diff)
+	}
+}
+
+// inTransaction runs a statement in a transaction that end commits.
+func (r *rig) inTransaction(url, sql string) (end func()) {
+	r.t.Helper()
+	conn, err := testpg.Connect(r.t.Context(), url)
+	r.must(err)
+	_, err = conn.PgConn().Exec(r.t.Context(), "BEGIN; "+sql).ReadAll()
+	r.must(err)
+	return func() {
+		r.t.Helper()
+		_, err := conn.Exec(r.t.Context(), "COMMIT")
+		r.must(err)
+		r.must(conn.Close(r.t.Context()))
+	}
+}
