@@ -65,6 +65,7 @@ type Prediction struct {
 	WriteBlock time.Duration `json:"write_block,omitempty"`
 	Switch     time.Duration `json:"switch,omitempty"`   // of it: switch steps, at their timeouts
 	Budget     time.Duration `json:"budget,omitempty"`   // max_write_block
+	Back       time.Duration `json:"back,omitempty"`     // a rollback's, where it has one of its own
 	Measured   bool          `json:"measured,omitempty"` // by passes of the run; otherwise it is an estimate
 	Why        string        `json:"why,omitempty"`
 }

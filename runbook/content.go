@@ -55,7 +55,7 @@ var (
 		"cutover": schema(words("enabled max_write_block attempts retry_every window sequence_margin closed_error "+
 			"closed_message large_objects read_only end_sessions"),
 			block("before"), block("switch"), block("after"), block("pooler", "kind", "name")),
-		"rollback": schema(words("enabled keep_for"), hookBlocks...),
+		"rollback": schema(words("enabled keep_for max_write_block"), hookBlocks...),
 		"finish":   schema(words("source"), hookBlocks...),
 	}
 )

@@ -53,6 +53,7 @@ func (l *loader) loadBlocks(content *hcl.BodyContent) {
 			l.loadPoolers(inner)
 		}
 	}
+	l.checkSwitch() // once both budgets are known
 	l.checkProof()
 }
 
@@ -142,6 +143,9 @@ func (l *loader) loadRollback(b *Body, at hcl.Range) {
 	r.KeepFor = b.DurationOrZero("keep_for", r.KeepFor)
 	if !r.Enabled && r.KeepFor > 0 {
 		b.Errorf("keep_for", "Nothing to keep", "keep_for says how long the way back stays open, and enabled = false closes it. Remove one of them.")
+	}
+	if r.MaxWriteBlock = b.Duration("max_write_block", 0); !r.Enabled && r.MaxWriteBlock > 0 {
+		b.Errorf("max_write_block", "Nothing to bound", "max_write_block says how long writes may wait on the way back, and enabled = false closes it. Remove one of them.")
 	}
 }
 

@@ -158,9 +158,18 @@ type Pooler struct {
 
 // Rollback holds the settings of the way back.
 type Rollback struct {
-	Enabled bool          // Defaults to true
-	KeepFor time.Duration // finish refuses earlier without --now. Defaults to 0
-	Range   hcl.Range
+	Enabled       bool          // Defaults to true
+	KeepFor       time.Duration // finish refuses earlier without --now. Defaults to 0
+	MaxWriteBlock time.Duration // of the way back; 0 is the cutover's
+	Range         hcl.Range
+}
+
+// WriteBlock is the longest time that writes may wait in one attempt at the cutover, or on the way back.
+func (rb *Runbook) WriteBlock(back bool) time.Duration {
+	if back && rb.Rollback.MaxWriteBlock > 0 {
+		return rb.Rollback.MaxWriteBlock
+	}
+	return rb.Cutover.MaxWriteBlock
 }
 
 // Finish holds the settings of the clean-up.

@@ -32,7 +32,6 @@ func (l *loader) loadSteps(phase string, content *hcl.BodyContent) {
 	}
 	if phase == "cutover" {
 		l.rb.Cutover.Switch = l.stepsOf(phase, content, "switch", names)
-		l.checkSwitch()
 	}
 }
 
@@ -144,5 +143,7 @@ func (l *loader) checkSwitch() {
 	}
 	if sum > l.rb.Cutover.MaxWriteBlock {
 		l.errorf(steps[0].Range, "Switch takes too long", "The timeouts of the switch steps add up to %s (%s), more than max_write_block = %s: the freeze would undo itself. Shorten them, move steps that need no stopped writes to after { }, or raise max_write_block.", sum, strings.Join(parts, ", "), l.rb.Cutover.MaxWriteBlock)
+	} else if back := l.rb.WriteBlock(true); sum > back {
+		l.errorf(steps[0].Range, "Switch takes too long", "The timeouts of the switch steps add up to %s (%s), more than max_write_block = %s in rollback, which runs their undo: it would undo itself. Shorten them, or raise max_write_block there.", sum, strings.Join(parts, ", "), back)
 	}
 }

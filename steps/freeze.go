@@ -136,7 +136,7 @@ func (s *freezeStep) build(ctx context.Context, cp engine.Checkpoint) (_ *flippe
 		return nil, err
 	}
 	f.Freeze = &freeze.Freeze{
-		From: from, To: to, Run: env.Run, Budget: env.Runbook.Cutover.MaxWriteBlock,
+		From: from, To: to, Run: env.Run, Budget: writeBlock(env.Runbook, s.from),
 		Tables: env.Scope.Tables, Switch: f.undone(slices.Concat(f.poolers.steps(), f.recorded())),
 		Prepare:   f.prepare,
 		Sequences: f.sequences,
@@ -199,7 +199,7 @@ func (f *flipper) attempts(ctx context.Context) error {
 			return err
 		}
 		if predicted.Over() {
-			last = fmt.Errorf("predicted write block of %s is over max_write_block %s: %s", predicted.WriteBlock-predicted.Switch, c.MaxWriteBlock, predicted.Why)
+			last = fmt.Errorf("predicted write block of %s is over max_write_block %s: %s", predicted.WriteBlock-predicted.Switch, f.Budget, predicted.Why)
 		} else {
 			f.note("freeze attempt %d of %d, %s", n, c.Attempts, predicted)
 			if err = f.attempt(ctx, n); err == nil {

@@ -19,7 +19,7 @@ func (f *flipper) silent(ctx context.Context) error {
 
 // drain makes passes until they stop getting shorter and predicts the write block from the last.
 func (f *flipper) drain(ctx context.Context) (predicted engine.Prediction, err error) {
-	estimate := predict(f.env, f.reload.rate)
+	estimate := predict(f.env, f.from, f.reload.rate)
 	best := time.Duration(0)
 	for i := range 30 {
 		start := time.Now()

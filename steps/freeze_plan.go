@@ -9,14 +9,14 @@ import (
 
 // Plan lists the freeze in the order of the protocol.
 func (s *freezeStep) Plan(context.Context) (engine.StepPlan, error) {
-	c, to := s.env.Runbook.Cutover, s.from.Other()
+	c, to, budget := s.env.Runbook.Cutover, s.from.Other(), writeBlock(s.env.Runbook, s.from)
 	p := engine.StepPlan{
 		ID: s.ID(), Phase: s.Phase(),
-		Title: fmt.Sprintf("hold writes for at most %s, carry the last changes over, let them go on the %s", c.MaxWriteBlock, to),
+		Title: fmt.Sprintf("hold writes for at most %s, carry the last changes over, let them go on the %s", budget, to),
 		Why:   fmt.Sprintf("one side takes writes at every instant, and the %s has every row before it is the one", to),
 		Hazards: []engine.Hazard{{
 			Kind: engine.HazardBlock,
-			Text: fmt.Sprintf("writes wait for at most %s per attempt (%d attempts); queued writers without a pooler get one error, SQLSTATE %s, at the flip", c.MaxWriteBlock, c.Attempts, c.ClosedError),
+			Text: fmt.Sprintf("writes wait for at most %s per attempt (%d attempts); queued writers without a pooler get one error, SQLSTATE %s, at the flip", budget, c.Attempts, c.ClosedError),
 		}},
 	}
 	add := func(on engine.Side, sql, why string) {

@@ -33,7 +33,7 @@ func poolerGroup(env *Env) (pooler.Group, error) {
 	for i, p := range c.Poolers {
 		configs[i] = pooler.Config{
 			Name: p.Name, Admin: p.Admin, Database: p.Database, ConfigFile: p.ConfigFile, Connect: p.Connect,
-			Timeout: p.Timeout, MaxBlock: c.MaxWriteBlock,
+			Timeout: p.Timeout, MaxBlock: max(c.MaxWriteBlock, env.Runbook.WriteBlock(true)),
 		}
 	}
 	return pooler.NewGroup(configs)

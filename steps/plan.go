@@ -46,7 +46,7 @@ func MakePlan(ctx context.Context, env *Env, toolVersion string) (*engine.Plan, 
 		}
 		p.Steps = append(p.Steps, sp)
 	}
-	p.Predictions = predict(env, assumedRate)
+	p.Predictions = predict(env, engine.Source, assumedRate)
 	return p, nil
 }
 

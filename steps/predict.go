@@ -8,6 +8,7 @@ import (
 
 	"github.com/pgrunbook/pgrunbook/engine"
 	"github.com/pgrunbook/pgrunbook/engine/journal"
+	"github.com/pgrunbook/pgrunbook/runbook"
 	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
 )
 
@@ -22,9 +23,14 @@ const (
 	roundPredicted = 10 * time.Millisecond
 )
 
+// writeBlock is the budget of a freeze that starts from a side.
+func writeBlock(rb *runbook.Runbook, from engine.Side) time.Duration {
+	return rb.WriteBlock(from == engine.Target)
+}
+
 // predict estimates the write block from what a freeze has to do, in either direction. Switch steps
 // count with their timeouts. rate is that of reloads, in bytes a second.
-func predict(env *Env, rate float64) engine.Prediction {
+func predict(env *Env, from engine.Side, rate float64) engine.Prediction {
 	block := costBase + time.Duration(len(env.Scope.Tables))*costTable + time.Duration(len(env.Scope.Sequences))*costSequence
 	var bytes int64
 	reloads := 0
@@ -36,7 +42,7 @@ func predict(env *Env, rate float64) engine.Prediction {
 		}
 	}
 	block += time.Duration(float64(bytes) / rate * float64(time.Second))
-	p := engine.Prediction{Budget: env.Runbook.Cutover.MaxWriteBlock, Why: engine.Plural(len(env.Scope.Tables), "table") + ", " + engine.Plural(len(env.Scope.Sequences), "sequence")}
+	p := engine.Prediction{Budget: writeBlock(env.Runbook, from), Back: env.Runbook.Rollback.MaxWriteBlock, Why: engine.Plural(len(env.Scope.Tables), "table") + ", " + engine.Plural(len(env.Scope.Sequences), "sequence")}
 	if reloads > 0 {
 		p.Why += ", " + engine.Plural(reloads, "table") + " reloaded inside the freeze"
 	}
@@ -113,5 +119,9 @@ func predictNow(ctx context.Context, run *journal.Run, owner journal.Ownership) 
 		from, since = engine.Target, owner.Since
 	}
 	m, err := measure(ctx, run, from, since)
-	return m.on(run.Plan.Predictions), err
+	p := run.Plan.Predictions
+	if p.Back > 0 && from == engine.Target {
+		p.Budget = p.Back
+	}
+	return m.on(p), err
 }

@@ -158,6 +158,10 @@ func (e *Env) predicted(ctx context.Context) string {
 	if err != nil {
 		return ""
 	}
+	p.Budget = writeBlock(e.Runbook, engine.Source)
+	if owner.Side == engine.Target {
+		p.Budget = writeBlock(e.Runbook, engine.Target)
+	}
 	return p.String()
 }
 
