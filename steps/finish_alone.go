@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -89,7 +88,7 @@ func sourceGone(ctx context.Context, env *Env) error {
 // same transaction. Its session is there before the source is asked: a later runner, which may find the
 // source and let it take writes, ends it first.
 func openTargetAlone(ctx context.Context, env *Env, flip *journal.Flip) error {
-	conn, err := env.Target.Connect(ctx, pg.Use{Name: "finish", Marked: true, LockTimeout: 10 * time.Second})
+	conn, err := env.Target.Connect(ctx, pg.Use{Name: "finish", Marked: true, LockTimeout: openTry})
 	if err != nil {
 		return err
 	}
@@ -101,7 +100,7 @@ func openTargetAlone(ctx context.Context, env *Env, flip *journal.Flip) error {
 	if err != nil {
 		return sided(engine.Target, err)
 	}
-	err = pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+	err = pg.WithLock(ctx, conn, openingLocks(env, abortSink{env}, engine.Target, statements), func(ctx context.Context, tx pgx.Tx) error {
 		if err := env.Journal.EndFlip(ctx, tx, flip, engine.Target); err != nil {
 			return err
 		}
@@ -119,7 +118,7 @@ func openTargetAlone(ctx context.Context, env *Env, flip *journal.Flip) error {
 		return sourceGone(ctx, env) // still: from here on nobody else can open it
 	})
 	if err != nil {
-		return sided(engine.Target, err)
+		return sided(engine.Target, unopened(engine.Target, err))
 	}
 	return nil
 }

@@ -147,6 +147,7 @@ func (s *freezeStep) build(ctx context.Context, cp engine.Checkpoint) (_ *flippe
 			return env.Journal.DecideFlip(ctx, env.Run.Epoch, f.from, f.to, cert)
 		},
 		AtOpen:  f.runAtOpen,
+		Opening: openingLocks(env, cp, f.to, f.atOpen),
 		AtClose: f.atClose,
 		Compare: func(context.Context) (string, error) {
 			return f.compared(), nil

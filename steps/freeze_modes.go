@@ -29,11 +29,11 @@ func (f *flipper) clearWay(ctx context.Context) error {
 		return fmt.Errorf("%w: %w", freeze.ErrNotNow, err)
 	}
 	for _, sql := range f.atOpen {
-		names, mode := f.locks(sql)
+		names, mode := locksOf(f.env.Scope, sql)
 		if len(names) == 0 {
 			continue
 		}
-		oids, err := f.oids(ctx, f.trees(names))
+		oids, err := oidsOf(ctx, f.looks.of(f.to), trees(f.env.Scope, names))
 		if err != nil {
 			return notNow(err)
 		}
@@ -70,9 +70,9 @@ func notNow(err error) error {
 }
 
 // trees adds the members of partition trees: a lock on a root is one on each of them.
-func (f *flipper) trees(names []scope.Name) []scope.Name {
+func trees(s *scope.Scope, names []scope.Name) []scope.Name {
 	out := slices.Clone(names)
-	for _, t := range f.env.Scope.Tables {
+	for _, t := range s.Tables {
 		if slices.Contains(names, t.Name) {
 			for _, m := range t.Members {
 				out = append(out, m.Name)
@@ -108,12 +108,7 @@ func (f *flipper) blockedBy(ctx context.Context, sql string, err error) error {
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), blockedLook)
 	defer cancel()
-	names, mode := f.locks(sql)
-	oids, lookErr := f.oids(ctx, f.trees(names))
-	if lookErr != nil {
-		return err
-	}
-	found, lookErr := pg.Blockers(ctx, f.looks.of(f.to), mode, oids...)
+	found, lookErr := inTheWay(ctx, f.looks.of(f.to), f.env.Scope, []string{sql})
 	if lookErr != nil {
 		return err
 	}
@@ -131,10 +126,35 @@ func named(list []pg.Blocker) *freeze.BlockedError {
 	return e
 }
 
-// locks gives the tables in scope that a statement at the opening names, with the strongest lock that
+// inTheWay names who has a lock that one of the statements needs.
+func inTheWay(ctx context.Context, conn *pgx.Conn, s *scope.Scope, statements []string) ([]pg.Blocker, error) {
+	tables := map[pg.LockMode][]scope.Name{}
+	for _, sql := range statements {
+		names, mode := locksOf(s, sql)
+		tables[mode] = append(tables[mode], names...)
+	}
+	var list []pg.Blocker
+	for mode, names := range tables {
+		if len(names) == 0 {
+			continue
+		}
+		oids, err := oidsOf(ctx, conn, trees(s, names))
+		if err != nil {
+			return nil, err
+		}
+		found, err := pg.Blockers(ctx, conn, mode, oids...)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, found...)
+	}
+	return list, nil
+}
+
+// locksOf gives the tables in scope that a statement at the opening names, with the strongest lock that
 // it takes.
-func (f *flipper) locks(sql string) (names []scope.Name, mode pg.LockMode) {
-	for _, t := range f.env.Scope.Tables {
+func locksOf(s *scope.Scope, sql string) (names []scope.Name, mode pg.LockMode) {
+	for _, t := range s.Tables {
 		for n := range dump.Relations(t) {
 			if strings.Contains(sql, " TABLE "+pg.Name(n.Schema, n.Name)+" ") {
 				names = append(names, n)
@@ -151,12 +171,12 @@ const oidsSQL = `
 SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
   JOIN unnest($1::text[], $2::text[]) AS w (s, t) ON n.nspname = w.s AND c.relname = w.t`
 
-func (f *flipper) oids(ctx context.Context, tables []scope.Name) ([]uint32, error) {
+func oidsOf(ctx context.Context, conn *pgx.Conn, tables []scope.Name) ([]uint32, error) {
 	var schemas, names []string
 	for _, n := range tables {
 		schemas, names = append(schemas, n.Schema), append(names, n.Name)
 	}
-	rows, err := f.looks.of(f.to).Query(ctx, oidsSQL, schemas, names)
+	rows, err := conn.Query(ctx, oidsSQL, schemas, names)
 	if err != nil {
 		return nil, err
 	}

@@ -59,12 +59,23 @@ func Guard(ctx context.Context, in io.Reader, out io.Writer, log *slog.Logger) e
 }
 
 func (g *guard) equip() (err error) {
-	g.env = &Env{Runbook: &runbook.Runbook{Cutover: g.Cutover}, Scope: g.Scope, Run: g.Run, Log: g.warnings, Sink: engine.SinkFunc(func(engine.Event) {})}
+	g.env = &Env{Runbook: &runbook.Runbook{Cutover: g.Cutover}, Scope: g.Scope, Run: g.Run, Log: g.warnings, Sink: engine.SinkFunc(g.say)}
 	if g.env.Source, err = pg.New(g.Source); err != nil {
 		return err
 	}
 	g.env.Target, err = pg.New(g.Target)
 	return err
+}
+
+// say passes on who keeps a side closed: nobody else hears of it.
+func (g *guard) say(e engine.Event) {
+	if e.Kind != engine.EventWaiting {
+		return
+	}
+	if e.Hint != "" {
+		e.Message += "; " + e.Hint
+	}
+	g.warnings.Warn("guardian: " + e.Message)
 }
 
 // stand listens until there is nothing left to guard.

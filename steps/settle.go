@@ -67,7 +67,7 @@ func (f *flipper) settle(ctx context.Context) (opened bool, err error) {
 		})
 	case halfFlipped:
 		if opened, err = f.Resolve(ctx); err != nil || !opened {
-			return false, err
+			return false, unopened(f.to, err)
 		}
 		return true, f.env.Journal.SetOwner(ctx, nil, f.to)
 	case journalBehind:

@@ -22,6 +22,9 @@ type Etiquette struct {
 	LockTimeout time.Duration
 	GiveUp      time.Duration // over all attempts. Defaults to 10 min
 	Report      func(LockWait)
+	// Look finds who is in the way, after an attempt. Defaults to whose locks on Relations conflict
+	// with Mode.
+	Look func(ctx context.Context, conn *pgx.Conn) ([]Blocker, error)
 }
 
 // LockWait is one attempt that did not get its lock.
@@ -114,7 +117,7 @@ func (e Etiquette) patiently(ctx context.Context, conn *pgx.Conn, once func(time
 		if state := SQLState(err); state != "55P03" && state != "40P01" {
 			return err
 		}
-		blockers, lookErr := Blockers(ctx, conn, e.Mode, e.Relations...)
+		blockers, lookErr := e.Look(ctx, conn)
 		if lookErr != nil {
 			return errors.Join(err, lookErr)
 		}
@@ -146,6 +149,12 @@ func (e Etiquette) withDefaults() Etiquette {
 	}
 	if e.GiveUp <= 0 {
 		e.GiveUp = lockGiveUp
+	}
+	if e.Look == nil {
+		mode, relations := e.Mode, e.Relations
+		e.Look = func(ctx context.Context, conn *pgx.Conn) ([]Blocker, error) {
+			return Blockers(ctx, conn, mode, relations...)
+		}
 	}
 	return e
 }

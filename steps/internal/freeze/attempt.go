@@ -52,6 +52,7 @@ type Freeze struct {
 	Decide    func(ctx context.Context, c *Certificate) error // durable: "flip of epoch e decided", with what is known by then
 	AtOpen    func(ctx context.Context, exec ExecFunc) error  // statements in to's hold, committed with its opening
 	AtClose   func(ctx context.Context, exec ExecFunc) error  // statements in from's hold, committed with its closing; nil is none
+	Opening   pg.Etiquette                                    // how a process that ends a flip asks for AtOpen's locks
 	Mark      func(name, message string)                      // progress
 	LetGo     func(ctx context.Context)                       // a side takes writes again, or the other one does
 	Compare   func(ctx context.Context) (string, error)       // what changed since the live verification

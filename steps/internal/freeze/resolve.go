@@ -2,9 +2,13 @@ package freeze
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/pgrunbook/pgrunbook/internal/failpoint"
+	"github.com/pgrunbook/pgrunbook/internal/pg"
 )
 
 // Resolve ends the state between the two COMMITs, for a flip that is recorded as decided: it takes
@@ -62,37 +66,54 @@ func (f *Freeze) fromFlag(ctx context.Context, g *Gates) (reading, error) {
 	return r, err
 }
 
+// errStays is the end of an opening that found from open.
+var errStays = errors.New("from takes writes")
+
 // openTo opens to's gate in one transaction, with what belongs to the opening. With to's key in hand
-// it looks at from once more: whoever gave to up meanwhile held that key while from was opened.
+// it looks at from once more: whoever gave to up meanwhile held that key while from was opened. Neither
+// side takes writes until it is through: so it waits for table locks in short tries, and whoever is in the
+// way is dealt with in between.
 func (f *Freeze) openTo(ctx context.Context, g *Gates) (opened bool, err error) {
 	r, err := f.toFlag(ctx, g)
 	if err != nil || r.flag == flagOpen {
 		return err == nil, err
 	}
-	fail := func(err error) (bool, error) { return false, fmt.Errorf("opening the %s: %w", f.To.Side(), err) }
-	tx, err := g.to.Begin(ctx)
-	if err != nil {
-		return fail(err)
+	err = pg.WithLock(ctx, g.to, f.Opening, func(ctx context.Context, tx pgx.Tx) error { return f.openIn(ctx, g, tx) })
+	if err == nil {
+		return true, nil
 	}
-	defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }()
+	if errors.Is(err, errStays) {
+		return false, nil
+	}
+	if !g.to.IsClosed() { // another process may have opened it between two tries
+		if r, lookErr := readWith(ctx, g.to, tryKeySQL, f.Run.GateKey); lookErr == nil && r.had && r.flag == flagOpen {
+			return true, nil
+		}
+	}
+	return false, fmt.Errorf("opening the %s: %w", f.To.Side(), err)
+}
+
+// openIn is one try.
+func (f *Freeze) openIn(ctx context.Context, g *Gates, tx pgx.Tx) error {
 	exec := func(ctx context.Context, sql string, args ...any) error {
 		_, err := tx.Exec(ctx, sql, args...)
 		return err
 	}
 	// Table locks before the key: a client that waits at the gate for the key holds its table.
 	if err := f.AtOpen(ctx, exec); err != nil {
-		return fail(err)
+		return err
 	}
 	sql := fmt.Sprintf("ALTER SEQUENCE pgrunbook.gate_flag RESTART %d; SELECT pg_catalog.pg_advisory_xact_lock(%d)", flagOpen, f.Run.GateKey)
 	if _, err := g.to.PgConn().Exec(ctx, sql).ReadAll(); err != nil {
-		return fail(err)
+		return err
 	}
-	if r, err = f.fromFlag(ctx, g); err != nil || r.flag == flagOpen {
-		return false, err
+	r, err := f.fromFlag(ctx, g)
+	if err != nil {
+		return err
+	}
+	if r.flag == flagOpen {
+		return errStays
 	}
 	failpoint.Hit("freeze.resolved")
-	if err := tx.Commit(ctx); err != nil {
-		return fail(err)
-	}
-	return true, nil
+	return nil
 }
