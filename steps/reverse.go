@@ -48,6 +48,7 @@ func (s *reverseStep) Plan(ctx context.Context) (engine.StepPlan, error) {
 		})
 	}
 	if len(p.Actions) > 0 {
+		p.Actions = append(p.Actions, engine.Action{On: engine.Source, SQL: "SELECT has_table_privilege(...) for INSERT, UPDATE, DELETE and TRUNCATE on each table; pg_has_role(...) for the owner of each sequence", Why: "proof that our role may write everything that a rollback writes"})
 		p.Actions = append(p.Actions, engine.Action{On: engine.Source, SQL: "BEGIN; SET session_replication_role = replica; UPDATE one row of one table to itself; ROLLBACK", Why: "proof that a pass to the source is allowed to write"})
 	}
 	conn, err := s.env.Source.Connect(ctx, pg.Use{Name: "plan", ReadOnly: true})
@@ -98,9 +99,12 @@ func (s *reverseStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Ch
 	return s.prove(ctx, cp, live)
 }
 
-// prove makes a captured change on the target and a replica-role change on the source, and rolls
+// prove asks for every right, makes a captured change on the target and a replica-role change on the source, and rolls
 // both back: a missing right shows now and not in the night of the rollback.
 func (s *reverseStep) prove(ctx context.Context, cp engine.Checkpoint, live []scope.Table) error {
+	if err := mayWriteBack(ctx, s.env); err != nil {
+		return err
+	}
 	target, err := s.env.Target.Connect(ctx, pg.Use{Name: "reverse proof", Replica: true, LockTimeout: lockPatience})
 	if err != nil {
 		return err

@@ -147,7 +147,31 @@ func sourceSequences(ctx context.Context, f *Facts) ([]engine.Finding, error) {
 		reading.lacks(fmt.Sprintf("GRANT SELECT ON ALL SEQUENCES IN SCHEMA %s TO %s;", ident(schema), ident(s.Role)), schema+"."+name)
 		return nil
 	})
-	return reading.findings(engine.Source, s.Role, "SELECT on sequences"), err
+	if err != nil {
+		return nil, err
+	}
+	setting, err := sequencesBack(ctx, f, oids)
+	return append(reading.findings(engine.Source, s.Role, "SELECT on sequences"), setting...), err
+}
+
+// sequencesBack: a rollback sets the source's sequences, which only an owner may.
+func sequencesBack(ctx context.Context, f *Facts, oids []uint32) ([]engine.Finding, error) {
+	s := &f.From
+	if !f.Runbook.Rollback.Enabled || !f.Runbook.Cutover.Enabled {
+		return nil, nil
+	}
+	rows, err := s.conn.Query(ctx, `SELECT n.nspname::text, c.relname::text, pg_get_userbyid(c.relowner)::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+ WHERE c.oid = ANY ($1::oid[]) AND NOT pg_has_role($2::name, c.relowner, 'USAGE') ORDER BY 1, 2`, oids, s.Role)
+	if err != nil {
+		return nil, err
+	}
+	var schema, name, owner string
+	var setting rights
+	_, err = pgx.ForEachRow(rows, []any{&schema, &name, &owner}, func() error {
+		setting.lacks(fmt.Sprintf("GRANT %s TO %s;", ident(owner), ident(s.Role)), schema+"."+name)
+		return nil
+	})
+	return setting.findings(engine.Source, s.Role, "the owner's right to set sequences, for the way back"), err
 }
 
 // rowSecurity: under row_security = off a filtered table is an error, and without it rows would be
