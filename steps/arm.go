@@ -70,8 +70,11 @@ func (s *armStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Checkp
 	if err := gate.Prepare(ctx, conn, s.env.runAt(engine.Source)); err != nil {
 		return sided(engine.Source, err)
 	}
-	tables := s.env.Scope.Tables
+	tables, unpaused := s.env.Scope.Tables, s.env.betweenParts(cp.Emit)
 	for i, t := range tables {
+		if err := unpaused(ctx); err != nil {
+			return err
+		}
 		if err := s.env.Journal.Fenced(ctx); err != nil {
 			return err
 		}

@@ -112,8 +112,11 @@ func (s *captureStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Ch
 	if err := capture.Prepare(ctx, sides.target, s.env.Run); err != nil { // passes keep their watermark there
 		return sided(engine.Target, err)
 	}
-	tables := capturedTables(s.env.Scope)
+	tables, unpaused := capturedTables(s.env.Scope), s.env.betweenParts(cp.Emit)
 	for i, t := range tables {
+		if err := unpaused(ctx); err != nil {
+			return err
+		}
 		if err := s.env.Journal.Fenced(ctx); err != nil {
 			return err
 		}

@@ -143,7 +143,7 @@ func (s *constraintsStep) build(ctx context.Context, cp engine.Checkpoint) error
 		return err
 	}
 	objects = dump.WithRoles(objects, roles.rename)
-	b := &dump.Builder{Target: s.env.Target, Objects: objects, Parallel: max(1, s.env.Runbook.Copy.Workers), Waiting: waiting(cp, engine.Target, "build on the target"), Done: func(o dump.Object) {
+	b := &dump.Builder{Target: s.env.Target, Objects: objects, Parallel: max(1, s.env.Runbook.Copy.Workers), Waiting: waiting(cp, engine.Target, "build on the target"), Hold: s.env.betweenParts(cp.Emit), Done: func(o dump.Object) {
 		cp.Emit(engine.Event{Kind: engine.EventProgress, Object: o.String(), Message: "made " + o.String()})
 	}}
 	if err := s.indexes(ctx, b); err != nil {

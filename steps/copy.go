@@ -111,7 +111,7 @@ func (s *copyStep) loader(ctx context.Context, limits *limits, cp engine.Checkpo
 	}
 	return load.New(load.Config{
 		From: s.env.Source, To: s.env.Target, Run: s.env.Run, Journal: s.env.Journal, Step: s.ID(), Tables: s.env.Scope.Tables,
-		Builder: &dump.Builder{Target: s.env.Target, Objects: objects, Waiting: waiting(cp, engine.Target, "build on the target")},
+		Builder: &dump.Builder{Target: s.env.Target, Objects: objects, Waiting: waiting(cp, engine.Target, "build on the target"), Hold: s.env.betweenParts(cp.Emit)},
 		Control: limits.control, Rate: limits.rate, Bulk: s.bulk(cp), Loaded: s.loaded, Check: s.check,
 		Progress: progress.table, Emit: cp.Emit, Log: s.env.Log,
 	}), nil

@@ -89,8 +89,11 @@ func (s *reverseStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Ch
 		return err
 	}
 	failpoint.Hit("reverse.prepared")
-	live := captured(s.env)
+	live, unpaused := captured(s.env), s.env.betweenParts(cp.Emit)
 	for _, t := range live {
+		if err := unpaused(ctx); err != nil {
+			return err
+		}
 		if err := capture.InstallOn(ctx, sides.target, s.env.Run, t, waiting(cp, engine.Target, "install capture on the target")); err != nil {
 			return err
 		}

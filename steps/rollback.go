@@ -71,6 +71,9 @@ func Follow(ctx context.Context, env *Env, cp engine.Checkpoint) error {
 	}
 	defer func() { _ = source.Close(context.WithoutCancel(ctx)) }()
 	for ctx.Err() == nil {
+		if err := env.unpaused(ctx, cp.Emit); err != nil {
+			return err
+		}
 		if source, err = stillClosed(ctx, env, source); err != nil {
 			return err
 		}

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
@@ -76,6 +77,9 @@ func (s *schemaStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Che
 			return err
 		}
 	}
+	if err := s.env.unpaused(ctx, cp.Emit); err != nil {
+		return err
+	}
 	if err := s.compare(ctx, sides, cp); err != nil {
 		return err
 	}
@@ -128,6 +132,10 @@ func cut(list []string, n int) []string {
 	return list
 }
 
+// gatedAtOnce is how many tables of the target get their gate between two looks whether people have said
+// pause.
+const gatedAtOnce = 50
+
 // close gates the target's tables and closes the gate: from here on only our own sessions write.
 func (s *schemaStep) close(ctx context.Context, target *pgx.Conn, cp engine.Checkpoint) error {
 	failpoint.Hit("schema.compared")
@@ -137,8 +145,17 @@ func (s *schemaStep) close(ctx context.Context, target *pgx.Conn, cp engine.Chec
 	if err := capture.Prepare(ctx, target, s.env.Run); err != nil {
 		return err
 	}
-	if err := gate.Install(ctx, s.env.Target, s.env.runAt(engine.Target), s.env.Scope.Tables, waiting(cp, engine.Target, "gate a table of the target")); err != nil {
+	run, unpaused := s.env.runAt(engine.Target), s.env.betweenParts(cp.Emit)
+	if err := gate.Prepare(ctx, target, run); err != nil {
 		return err
+	}
+	for some := range slices.Chunk(s.env.Scope.Tables, gatedAtOnce) {
+		if err := unpaused(ctx); err != nil {
+			return err
+		}
+		if err := gate.Arm(ctx, target, run, some, waiting(cp, engine.Target, "gate a table of the target")); err != nil {
+			return err
+		}
 	}
 	failpoint.Hit("schema.gated")
 	return gate.CloseNow(ctx, target, s.env.Run)

@@ -117,6 +117,7 @@ func (s *verifyStep) compare(ctx context.Context, passer *pass.Passer, emit func
 		},
 	}
 	if passer != nil {
+		cfg.Paused = s.env.paused
 		cfg.Pass = func(ctx context.Context) (compare.Snapshot, error) {
 			if err := s.env.unpaused(ctx, emit); err != nil {
 				return compare.Snapshot{}, err

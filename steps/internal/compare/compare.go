@@ -28,6 +28,9 @@ type Config struct {
 	// Pass makes an exact pass and keeps both sides comparable until Release. Nil compares two sides
 	// that nobody writes to.
 	Pass func(ctx context.Context) (Snapshot, error)
+	// Paused is asked once a second while pieces are compared: when it says yes, those that are under way
+	// are given up and snapshots end, and the next Pass is asked for at once, which waits. May be nil.
+	Paused func(ctx context.Context) bool
 	// PieceBytes bounds what is read under one snapshot, so that the source's oldest snapshot is
 	// never old. Defaults to 4 GiB.
 	PieceBytes int64

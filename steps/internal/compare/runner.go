@@ -97,8 +97,14 @@ func (r *runner) patiently(ctx context.Context, batch []piece) error {
 	for attempt := 1; ; attempt++ {
 		results, err := r.batch(ctx, batch)
 		if err == nil {
-			r.take(batch, results)
-			return nil
+			if batch = r.take(batch, results); len(batch) == 0 {
+				return nil
+			}
+			if err := r.reconnect(ctx); err != nil { // somebody said pause in its midst
+				return err
+			}
+			attempt = 0
+			continue
 		}
 		moved := errors.Is(err, errMoved)
 		if errors.Is(err, errTooLarge) {
@@ -134,10 +140,15 @@ func (r *runner) reconnect(ctx context.Context) error {
 	return nil
 }
 
-// take adds the pieces' results to their tables and reports the tables that are whole.
-func (r *runner) take(batch []piece, results []TableResult) {
+// take adds the pieces' results to their tables and reports the tables that are whole. It returns the
+// pieces that have no result yet.
+func (r *runner) take(batch []piece, results []*TableResult) (left []piece) {
 	for n, p := range batch {
 		t, got := r.results[p.table], results[n]
+		if got == nil {
+			left = append(left, p)
+			continue
+		}
 		r.taken += p.bytes
 		t.FromRows += got.FromRows
 		t.ToRows += got.ToRows
@@ -150,10 +161,12 @@ func (r *runner) take(batch []piece, results []TableResult) {
 			r.cfg.Report(*t)
 		}
 	}
+	return left
 }
 
-// batch compares pieces under one pair of snapshots that all workers share.
-func (r *runner) batch(ctx context.Context, batch []piece) (results []TableResult, err error) {
+// batch compares pieces under one pair of snapshots that all workers share. Where a pause cut it short, some
+// have no result.
+func (r *runner) batch(ctx context.Context, batch []piece) (results []*TableResult, err error) {
 	tables := r.tablesOf(batch)
 	before, err := r.storage(ctx, tables)
 	if err != nil {
@@ -173,35 +186,7 @@ func (r *runner) batch(ctx context.Context, batch []piece) (results []TableResul
 		return nil, err
 	}
 	failpoint.Hit("compare.opened")
-	results = make([]TableResult, len(batch))
-	var next int
-	read := r.taken
-	g, gctx := errgroup.WithContext(ctx)
-	for _, p := range r.pairs {
-		g.Go(func() error {
-			for {
-				r.mu.Lock()
-				n := next
-				next++
-				r.mu.Unlock()
-				if n >= len(batch) {
-					return nil
-				}
-				var err error
-				if results[n], err = r.piece(gctx, p, batch[n]); err != nil {
-					t := r.cfg.Tables[batch[n].table]
-					return fmt.Errorf("comparing %s: %w", pg.Name(t.Schema, t.Name.Name), err)
-				}
-				r.mu.Lock()
-				read += batch[n].bytes
-				if r.cfg.Progress != nil {
-					r.cfg.Progress(read, r.all)
-				}
-				r.mu.Unlock()
-			}
-		})
-	}
-	if err := g.Wait(); err != nil {
+	if results, err = r.pieces(ctx, batch); err != nil {
 		return nil, err
 	}
 	after, err := r.storage(ctx, tables)
@@ -214,6 +199,72 @@ func (r *runner) batch(ctx context.Context, batch []piece) (results []TableResul
 		return nil, fmt.Errorf("comparing %s and what is read with it: %w", pg.Name(t.Schema, t.Name.Name), errMoved)
 	}
 	return results, nil
+}
+
+// pieces compares the pieces of a batch by all workers, until a pause.
+func (r *runner) pieces(ctx context.Context, batch []piece) ([]*TableResult, error) {
+	results := make([]*TableResult, len(batch))
+	var next int
+	read := r.taken
+	until, done := r.untilPaused(ctx)
+	defer done()
+	g, gctx := errgroup.WithContext(until)
+	for _, p := range r.pairs {
+		g.Go(func() error {
+			for {
+				r.mu.Lock()
+				n := next
+				next++
+				r.mu.Unlock()
+				if n >= len(batch) || gctx.Err() != nil {
+					return gctx.Err()
+				}
+				got, err := r.piece(gctx, p, batch[n])
+				if err != nil {
+					t := r.cfg.Tables[batch[n].table]
+					return fmt.Errorf("comparing %s: %w", pg.Name(t.Schema, t.Name.Name), err)
+				}
+				results[n] = &got
+				r.mu.Lock()
+				read += batch[n].bytes
+				if r.cfg.Progress != nil {
+					r.cfg.Progress(read, r.all)
+				}
+				r.mu.Unlock()
+			}
+		})
+	}
+	if err := g.Wait(); err != nil && !errors.Is(context.Cause(until), errPaused) {
+		return nil, err
+	}
+	return results, nil
+}
+
+// errPaused is the cause of a context that a pause ended.
+var errPaused = errors.New("paused")
+
+const pausedEvery = time.Second
+
+// untilPaused gives a context that ends when somebody says pause.
+func (r *runner) untilPaused(ctx context.Context) (until context.Context, done func()) {
+	until, cancel := context.WithCancelCause(ctx)
+	if r.cfg.Paused == nil {
+		return until, func() { cancel(nil) }
+	}
+	var looking sync.WaitGroup
+	looking.Go(func() {
+		for {
+			select {
+			case <-until.Done():
+				return
+			case <-time.After(pausedEvery):
+			}
+			if r.cfg.Paused(until) {
+				cancel(errPaused)
+			}
+		}
+	})
+	return until, func() { cancel(nil); looking.Wait() }
 }
 
 // open makes a pass and takes its snapshots with every worker; then passes may go on.

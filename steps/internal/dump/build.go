@@ -21,6 +21,16 @@ type Builder struct {
 	Memory   string            // maintenance_work_mem of our sessions where the server's is lower. Defaults to "512MB"
 	Done     func(Object)      // called after each object that was made; may be nil
 	Waiting  func(pg.LockWait) // hears of every lock that was not to be had at once; may be nil
+	// Hold is asked before each object of EnsureAll and BuildKey and before each validation, also by several
+	// sessions at once, and may wait; may be nil.
+	Hold func(ctx context.Context) error
+}
+
+func (b *Builder) hold(ctx context.Context) error {
+	if b.Hold == nil {
+		return ctx.Err()
+	}
+	return b.Hold(ctx)
 }
 
 // Connect opens a session for building: marked, as replica, with the memory that index builds want.
@@ -54,6 +64,9 @@ func (b *Builder) Raise(ctx context.Context, conn *pgx.Conn) error {
 // tree, over a session of the caller's. A table without a key has nothing to build.
 func (b *Builder) BuildKey(ctx context.Context, conn *pgx.Conn, t scope.Table) error {
 	for _, o := range b.of(t, func(o Object) bool { return o.Key }) {
+		if err := b.hold(ctx); err != nil {
+			return err
+		}
 		if err := b.Ensure(ctx, conn, o, false); err != nil {
 			return err
 		}
@@ -141,6 +154,9 @@ func (b *Builder) EnsureAll(ctx context.Context, objects []Object, concurrently 
 	}
 	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
 	for _, o := range objects[split:] {
+		if err := b.hold(ctx); err != nil {
+			return err
+		}
 		if err := b.Ensure(ctx, conn, o, concurrently); err != nil {
 			return err
 		}
@@ -185,7 +201,7 @@ func (b *Builder) parallel(ctx context.Context, todo [][]Object, do func(context
 			defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
 			for batch := range work {
 				for _, o := range batch {
-					if err := ctx.Err(); err != nil {
+					if err := b.hold(ctx); err != nil {
 						return err
 					}
 					if err := do(ctx, conn, o); err != nil {

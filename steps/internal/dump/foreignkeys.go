@@ -34,6 +34,9 @@ func (b *Builder) EnsureForeignKeys(ctx context.Context, keys []Object) ([]Viola
 	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
 	var later, roots []Object
 	for _, o := range keys {
+		if err := b.hold(ctx); err != nil {
+			return nil, err
+		}
 		st, err := stateOf(ctx, conn, o)
 		if err != nil {
 			return nil, err
