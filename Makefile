@@ -35,7 +35,7 @@ FULL_TESTS := TestApproval|TestThereAndBack|TestTampering|TestDDLStopsByDefault|
   TestF17Limits|TestF18F50HostileSettings|TestF20Poolers|TestF21Access|TestF22ReplicaLag|TestF31Blockers|TestF40DeathsInCarriedDDL|TestF41DeathsWhenTablesJoin|$\
   TestF84F85AbortLeavesNoTrace|TestF84FinishKilled|TestF85AbortAfterDeath|TestFollowThenBack|TestNoWayBack|TestNoWayBackAskedFor|$\
   TestOneSideGone|TestPasswordsShowNowhere|TestR14KilledBehindPoolers|TestR18OldSide|TestR27OldSideByDefault|TestRollbackWithoutTarget|$\
-  TestEveryBoundary|TestGivenUpTargetIsNotOpened|TestOverBudget|TestUntilEachStep|TestWayBackBetweenMajors|$\
+  TestEveryBoundary|TestGivenUpTargetIsNotOpened|TestOverBudget|TestUntilEachStep|TestWayBackBetweenMajors|TestLongScripts|$\
   TestWhatCountsAsGone|TestWhatIf|TestProxy.*|TestBouncer.*|TestCopiedClustersHaveTheirOwnIdentity|TestServerDiesWithItsOwner|TestNextStartSweepsWhatAKilledOwnerLeft|$\
   TestSchemaDumpComparesAcrossMajors|TestClientsDumpANewerServer|TestDDLStops|TestF11W5CrashThatEmptiesUnloggedTables|TestFreezeBesideLocks|TestWholeStory|TestPauseIsHeard
 SKIP := $(if $(PGRUNBOOK_FULL)$(PGRUNBOOK_SOAK),,-skip '^($(FULL_TESTS))$$')

@@ -43,9 +43,14 @@ func TestMain(m *testing.M) {
 	testscript.Main(tests{m}, map[string]func(){"pgrunbook": scripted})
 }
 
-func TestScripts(t *testing.T) {
+func TestScripts(t *testing.T) { runScripts(t, "testdata/script") }
+
+// TestLongScripts plays what the short form of make test leaves out.
+func TestLongScripts(t *testing.T) { runScripts(t, "testdata/full") }
+
+func runScripts(t *testing.T, dir string) {
 	testscript.Run(t, testscript.Params{
-		Dir:                 "testdata/script",
+		Dir:                 dir,
 		RequireExplicitExec: true,
 		Setup: func(e *testscript.Env) error {
 			// A developer's own servers must not be met.
