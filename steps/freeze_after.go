@@ -1,8 +1,10 @@
 package steps
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 
 	"github.com/jackc/pgx/v5"
@@ -16,14 +18,6 @@ import (
 	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
 )
 
-// endSessionsSQL ends the application's sessions on the old side: their pools would keep
-// connections that read old data, since 25006 is no connection error to them.
-const endSessionsSQL = `
-SELECT pid, pg_terminate_backend(pid)
-  FROM pg_stat_activity
- WHERE datname = current_database() AND backend_type = 'client backend'
-   AND pid <> pg_backend_pid() AND application_name NOT LIKE 'pgrunbook%'`
-
 // after closes the old side for good and looks once more. Everything here may be repeated; a
 // missing right is reported and does not undo a flip that happened.
 func (f *flipper) after(ctx context.Context) error {
@@ -32,7 +26,7 @@ func (f *flipper) after(ctx context.Context) error {
 	warn := func(what string, err error) {
 		f.cp.Emit(engine.Event{Kind: engine.EventDiagnosed, Level: "warn", Message: fmt.Sprintf("%s: %v", what, err), Finding: &engine.Finding{
 			Code: "CUT001", Severity: engine.SeverityWarning, Side: f.from, Text: fmt.Sprintf("%s: %v", what, err),
-			Fix: fmt.Sprintf("The %s's gate is closed all the same; do this by hand as its owner.", f.from),
+			Fix: fmt.Sprintf("The %s's gate is closed all the same. %s", f.from, cmp.Or(engine.HintOf(err), "Do this by hand as its owner.")),
 		}})
 	}
 	if f.to == engine.Target {
@@ -50,11 +44,9 @@ func (f *flipper) after(ctx context.Context) error {
 		}
 	}
 	if c.EndSessions {
-		n, err := endSessions(ctx, old)
-		if err != nil {
+		if err := f.endSessions(ctx, old); err != nil {
 			warn(fmt.Sprintf("ending the application's sessions on the %s", f.from), err)
 		}
-		f.note("%d sessions on the %s were ended", n, f.from)
 	}
 	// Only now: a writer that disabled triggers and had not ended before its session was would be missed.
 	if err := f.check(ctx); err != nil {
@@ -87,20 +79,25 @@ func (f *flipper) compareDefinitions(ctx context.Context) error {
 	return c.named(f.cp)
 }
 
-func endSessions(ctx context.Context, conn *pgx.Conn) (n int, err error) {
-	rows, err := conn.Query(ctx, endSessionsSQL)
+// endSessions ends the application's sessions on the old side: their pools would keep connections
+// that read old data, since 25006 is no connection error to them.
+func (f *flipper) endSessions(ctx context.Context, old *pgx.Conn) error {
+	ended, left, err := pg.EndClients(ctx, old, pg.AllClients)
 	if err != nil {
-		return 0, err
+		return err
 	}
-	var pid int32
-	var done bool
-	_, err = pgx.ForEachRow(rows, []any{&pid, &done}, func() error {
-		if done {
-			n++
-		}
+	f.note("%d sessions on the %s were ended", len(ended), f.from)
+	if len(left) == 0 {
 		return nil
-	})
-	return n, err
+	}
+	var names []string
+	for _, s := range left {
+		names = append(names, s.String())
+	}
+	return &engine.Error{
+		Op: "ending sessions", Object: joinSome(names), Err: errors.New("our role may not end them"),
+		Hint: "End them as a superuser with pg_terminate_backend: they may go on reading what is no longer true.",
+	}
 }
 
 // statementsAtOpen run in the transaction that opens the new side: it loses the default that keeps

@@ -86,9 +86,14 @@ func (f *Freeze) Attempt(ctx context.Context, n int) (_ *Certificate, err error)
 	}
 	defer c.close(ctx)
 	cert := &Certificate{From: f.From.Side(), To: f.To.Side(), Epoch: f.Run.Epoch, Attempt: n, Budget: f.Budget, Tables: len(f.Tables)}
-	if left, err := look(early, c.look, f.Run, c.oids); err != nil {
+	left, err := look(early, c.look, f.Run, c.oids)
+	if err == nil && len(left) == 0 { // better now than between the switch and the flip
+		left, err = unendable(early, c.watch, f.To.Side())
+	}
+	if err != nil {
 		return nil, f.early(ctx, err)
-	} else if len(left) > 0 {
+	}
+	if len(left) > 0 {
 		return nil, fmt.Errorf("%w: %w", ErrNotNow, &BlockedError{Blockers: left})
 	}
 	pass, err := f.Prepare(early)

@@ -16,14 +16,54 @@ import (
 // ErrUnknown says that the outcome of from's COMMIT is not known: Resolve must look.
 var ErrUnknown = errors.New("the outcome of the flip is not known yet")
 
-// oldSnapshotsSQL ends to's sessions that still see the data as it was before the final pass:
-// what they computed from it must not be committed after the flip.
-const oldSnapshotsSQL = `
-SELECT pid, coalesce(application_name, ''), pg_terminate_backend(pid)
-  FROM pg_stat_activity
- WHERE datname = current_database() AND backend_type = 'client backend'
-   AND backend_xmin IS NOT NULL AND pid <> pg_backend_pid() AND application_name NOT LIKE 'pgrunbook%'
-   AND xact_start < now()`
+// unendable names to's sessions that still see the data as it was before the final pass, and that our
+// role may not end. A short one ends by itself.
+func unendable(ctx context.Context, conn *pgx.Conn, side string) ([]Blocker, error) {
+	for try := 1; ; try++ {
+		left, err := pg.Unendable(ctx, conn, pg.OldSnapshots)
+		if err != nil || len(left) == 0 {
+			return nil, err
+		}
+		if try < looks {
+			if err := pause(ctx); err != nil {
+				return nil, err
+			}
+			continue
+		}
+		var list []Blocker
+		for _, s := range left {
+			list = append(list, Blocker{
+				PID: s.PID, User: s.User, App: s.Application, Hint: fmt.Sprintf("SELECT pg_terminate_backend(%d)", s.PID),
+				What: "a transaction on the " + side + " with a snapshot, which our role may not end",
+			})
+		}
+		return list, nil
+	}
+}
+
+// endOld ends to's sessions with an old snapshot: what they computed from it must not be committed
+// after the flip. One that may not be ended is in the way.
+func endOld(ctx context.Context, conn *pgx.Conn, side string) (ended []string, err error) {
+	which := pg.OldSnapshots
+	if failpoint.Mutant("freeze.old_snapshots") {
+		which = pg.NoClients
+	}
+	gone, left, err := pg.EndClients(ctx, conn, which)
+	if err != nil {
+		return nil, fmt.Errorf("ending sessions on the %s that have an old snapshot: %w", side, err)
+	}
+	for _, s := range gone {
+		ended = append(ended, s.String())
+	}
+	if len(left) == 0 {
+		return ended, nil
+	}
+	still, err := unendable(ctx, conn, side)
+	if err == nil && len(still) > 0 {
+		err = &BlockedError{Blockers: still}
+	}
+	return ended, err
+}
 
 // ready does what must stand between the last switch step and the two COMMITs.
 func (f *Freeze) ready(ctx context.Context, c *conns, hold *Hold, cert *Certificate) error {
@@ -35,23 +75,9 @@ func (f *Freeze) ready(ctx context.Context, c *conns, hold *Hold, cert *Certific
 			return fmt.Errorf("preparing the closing of the %s: %w", f.From.Side(), err)
 		}
 	}
-	old := oldSnapshotsSQL
-	if failpoint.Mutant("freeze.old_snapshots") {
-		old += " AND false"
-	}
-	rows, err := c.watch.Query(ctx, old)
-	if err != nil {
-		return fmt.Errorf("ending sessions on the %s that have an old snapshot: %w", f.To.Side(), err)
-	}
-	cert.Ended, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (string, error) {
-		var pid int32
-		var app string
-		var done bool
-		err := row.Scan(&pid, &app, &done)
-		return fmt.Sprintf("pid %d, application %q", pid, app), err
-	})
-	if err != nil {
-		return fmt.Errorf("ending sessions on the %s that have an old snapshot: %w", f.To.Side(), err)
+	var err error
+	if cert.Ended, err = endOld(ctx, c.watch, f.To.Side()); err != nil {
+		return err
 	}
 	cert.Decided = time.Since(cert.Began)
 	if err := f.Decide(ctx, cert); err != nil {

@@ -145,13 +145,21 @@ func prove(ctx context.Context, conn *pgx.Conn, run scope.Run, oids []uint32) (t
 		if err != nil || len(left) == 0 {
 			return tries, err
 		}
-		select {
-		case <-ctx.Done():
-			return tries, context.Cause(ctx)
-		case <-time.After(5 * time.Millisecond):
+		if err := pause(ctx); err != nil {
+			return tries, err
 		}
 	}
 	return tries, &BlockedError{Blockers: left}
+}
+
+// pause is the time between two looks.
+func pause(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-time.After(5 * time.Millisecond):
+		return nil
+	}
 }
 
 // BlockedError names the transactions that made an attempt end before it changed anything.
