@@ -65,10 +65,10 @@ func TestSchemaContinuesAfterADeathInTheRestore(t *testing.T) {
 	r.must(conn.Close(t.Context()))
 	cp := r.cursor(newSchema(r.env))
 	r.must(cp.Save(t.Context(), nil, schemaCursor{Begun: true, Before: before}))
-	r.exec(r.target, "CREATE SCHEMA shop; CREATE TABLE shop.customer (half int); CREATE TYPE public.left_over AS (a int)")
+	r.exec(r.target, "CREATE SCHEMA shop; CREATE TABLE shop.customer (half int); CREATE TYPE public.left_over AS (a int); CREATE TABLE public.left_tree (id int) PARTITION BY LIST (id)")
 	r.must(newSchema(r.env).Apply(t.Context(), engine.StepPlan{}, cp))
 	r.want(r.target, "SELECT string_agg(attname, ',' ORDER BY attnum) FROM pg_attribute WHERE attrelid = 'shop.customer'::regclass AND attnum > 0", "id,name")
-	r.want(r.target, "SELECT coalesce(to_regclass('public.theirs')::text, 'gone') || coalesce(to_regtype('public.left_over')::text, ' gone')", "theirs gone")
+	r.want(r.target, "SELECT coalesce(to_regclass('public.theirs')::text, 'gone') || coalesce(to_regtype('public.left_over')::text, ' gone') || coalesce(to_regclass('public.left_tree')::text, ' gone')", "theirs gone gone")
 }
 
 func TestSchemaRefusesATargetThatIsNotEmpty(t *testing.T) {

@@ -44,7 +44,8 @@ SELECT o.classid, o.objid, coalesce(i.schema, ''), i.type, i.identity
   FROM o LEFT JOIN pg_namespace n ON n.oid = CASE o.classid WHEN 'pg_namespace'::regclass THEN o.objid ELSE o.nsp END
   CROSS JOIN LATERAL pg_identify_object(o.classid, o.objid, 0) i
  WHERE o.objid >= 16384 AND (n.oid IS NULL OR n.nspname !~ '^pg_' AND n.nspname NOT IN ('information_schema', 'pgrunbook'))
-   AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = o.classid AND d.objid = o.objid AND d.deptype IN ('e', 'i', 'a') AND NOT (d.deptype = 'a' AND d.refclassid = 'pg_namespace'::regclass))
+   AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = o.classid AND d.objid = o.objid AND d.deptype IN ('e', 'i', 'a') AND NOT (d.deptype = 'a' AND d.refclassid = 'pg_namespace'::regclass)
+         AND d.objsubid = 0) -- a partition key's columns hang on their own table
  ORDER BY o.first, o.objid`
 
 // Objects lists what the target holds, PostgreSQL's own and ours left out.
