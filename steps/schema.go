@@ -301,7 +301,10 @@ func (s *schemaStep) archive(ctx context.Context, sides *sideConns, roles *roleM
 	if err != nil {
 		return nil, o, err
 	}
-	if o.OneTx, err = dump.FitsOneTransaction(ctx, sides.target, len(a.Pre)); err == nil {
+	if err = a.KeepExtensions(ctx, sides.source, sides.target); err == nil {
+		o.OneTx, err = dump.FitsOneTransaction(ctx, sides.target, len(a.Pre))
+	}
+	if err == nil {
 		o.NoTablespaces, err = dump.LacksTablespaces(ctx, sides.source, sides.target)
 	}
 	if err != nil {
