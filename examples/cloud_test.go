@@ -8,11 +8,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/jackc/pgx/v5"
 
 	"github.com/pgrunbook/pgrunbook/internal/testpg"
 )
@@ -27,7 +30,7 @@ GRANT EXECUTE ON FUNCTION public.rds_session_replication_role(text) TO migrator`
 // password in everything that the program leaves behind.
 func TestToManagedCloud(t *testing.T) {
 	source := testpg.StartT(t, testpg.Options{Major: 15})
-	script(t, source.ConnString(), `CREATE ROLE shop_owner LOGIN; CREATE ROLE migrator LOGIN IN ROLE shop_owner, pg_signal_backend;
+	script(t, source.ConnString(), `CREATE ROLE shop_owner; CREATE ROLE shop_app LOGIN IN ROLE shop_owner; CREATE ROLE migrator LOGIN IN ROLE shop_owner;
 		GRANT SET ON PARAMETER session_replication_role TO migrator`)
 	script(t, source.ConnString(), "CREATE DATABASE shop OWNER shop_owner")
 	admin := source.URL("shop", source.Superuser)
@@ -36,7 +39,7 @@ func TestToManagedCloud(t *testing.T) {
 	canary := "canary-" + random()
 	target := testpg.StartT(t, testpg.Options{Major: newest, Auth: "scram", Password: "admin-" + random()})
 	cloudAdmin := target.URL("shop", target.Superuser)
-	script(t, target.ConnString(), "CREATE ROLE app; CREATE ROLE migrator LOGIN PASSWORD '"+canary+"' IN ROLE app, pg_signal_backend")
+	script(t, target.ConnString(), "CREATE ROLE app; CREATE ROLE migrator LOGIN PASSWORD '"+canary+"' IN ROLE app")
 	script(t, target.ConnString(), "CREATE DATABASE shop TEMPLATE template0 OWNER migrator")
 	script(t, cloudAdmin, helperFunction)
 	if err := target.Configure(t.Context(), map[string]string{"log_statement": "all"}); err != nil {
@@ -47,9 +50,16 @@ func TestToManagedCloud(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	w := startWriters(t, source.URL("shop", "shop_owner"), shopTraffic...)
+	w := startWriters(t, source.URL("shop", "shop_app"), shopTraffic...) // a role that migrator is no member of
+	script(t, admin, "REASSIGN OWNED BY shop_app TO shop_owner")
+	pooled, err := pgx.Connect(t.Context(), source.URL("shop", "shop_app"))
+	if err != nil {
+		t.Fatal(err)
+	}
 	watch := watchProcesses(t, canary)
 	p := newProgram(t, "to-managed-cloud", "SOURCE_URL="+source.URL("shop", "migrator"), "TARGET_URL="+target.URL("shop", "migrator"), "TOKEN_FILE="+token)
+	granted(t, cloudAdmin, "PRE134", p.want(13, "plan", "RUNBOOK"))
+	granted(t, admin, "PRE126", p.want(0, "plan", "RUNBOOK")) // a warning
 	p.want(0, "plan", "RUNBOOK", "--out", "plan.json")
 	p.want(0, "show", "plan.json", "--markdown")
 	p.want(0, "apply", "plan.json", "--until", "copy")
@@ -59,6 +69,9 @@ func TestToManagedCloud(t *testing.T) {
 		t.Fatal(err)
 	}
 	p.want(0, "apply", "plan.json")
+	if err := pooled.Ping(t.Context()); err == nil {
+		t.Error("a session of the application is still on the source after the flip")
+	}
 	w.stop()
 
 	p.leftOut = []string{"shop.tmp_report", "shop.import_buffer", "shop.job_lock"}
@@ -94,6 +107,16 @@ func TestToManagedCloud(t *testing.T) {
 	}
 	watch()
 	w.moveTo(cloudAdmin)
+}
+
+// granted runs the statement that a plan gives with a finding.
+func granted(t *testing.T, url, code, plan string) {
+	t.Helper()
+	found := regexp.MustCompile(code + ` .*?(GRANT [^;]* TO "migrator"[^;]*;)`).FindStringSubmatch(strings.Join(strings.Fields(plan), " "))
+	if found == nil {
+		t.Fatalf("the plan has no %s with a statement:\n%s", code, plan)
+	}
+	script(t, url, found[1])
 }
 
 // shopTraffic writes to every table of the shop that goes along.

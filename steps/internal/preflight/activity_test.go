@@ -75,6 +75,38 @@ func TestData(t *testing.T) {
 	}
 }
 
+// A restore would stop half way at each of these names, whatever has it.
+func TestNamesThatAreTaken(t *testing.T) {
+	p := newPair(t)
+	p.source(`CREATE SCHEMA shop; CREATE TYPE public.mood AS ENUM ('x'); CREATE FUNCTION public.f(int) RETURNS int LANGUAGE sql AS 'SELECT 1';
+		CREATE VIEW public.v AS SELECT 1 AS x; CREATE SCHEMA hidden; CREATE TABLE hidden.h (id int PRIMARY KEY); CREATE VIEW public.of_hidden AS SELECT * FROM hidden.h`)
+	p.blocks = "tables { exclude = [\"hidden.*\"] }\n"
+	theirs := []string{
+		`CREATE FUNCTION public.f(text) RETURNS int LANGUAGE sql AS 'SELECT 1'`, "CREATE TABLE public.theirs (id int)", "CREATE EXTENSION tablefunc",
+		"CREATE SCHEMA hidden", "CREATE TABLE hidden.h (id int)", "CREATE VIEW public.of_hidden AS SELECT 1 AS x",
+	}
+	p.source("CREATE EXTENSION tablefunc")
+	p.target(theirs...)
+	got, err := targetTables(context.Background(), p.facts())
+	if err != nil || len(got) != 1 || got[0].Severity != engine.SeverityInfo || !strings.Contains(got[0].Text, "table public.theirs") {
+		t.Errorf("nothing that clashes: %+v, %v", got, err)
+	}
+	p.target("CREATE SCHEMA shop", "CREATE DOMAIN public.mood AS int", "CREATE FUNCTION public.f(int) RETURNS text LANGUAGE sql AS 'SELECT NULL::text'",
+		"CREATE SEQUENCE public.t_id_seq", "CREATE VIEW public.p AS SELECT 1 AS x", "CREATE TABLE public.v (id int)", "CREATE TYPE public.p_1 AS (x int)", "CREATE TABLE public.t_pkey (id int)")
+	got, err = targetTables(context.Background(), p.facts())
+	if err != nil || len(got) != 2 || got[0].Severity != engine.SeverityError {
+		t.Fatalf("found %+v, %v", got, err)
+	}
+	for _, want := range []string{"schema shop", "type public.mood", "function public.f(integer)", "sequence public.t_id_seq", "view public.p", "table public.v", "type public.p_1", "table public.t_pkey"} {
+		if !strings.Contains(got[0].Text, want) {
+			t.Errorf("%s is not in %q", want, got[0].Text)
+		}
+	}
+	if strings.Contains(got[0].Text, "hidden") || strings.Contains(got[0].Text, "theirs") {
+		t.Errorf("what does not clash: %q", got[0].Text)
+	}
+}
+
 func TestMissingExtension(t *testing.T) {
 	p := newPair(t)
 	p.source("CREATE EXTENSION citext")
@@ -119,6 +151,27 @@ func TestR22TimeoutsAndSwallowedErrors(t *testing.T) {
 	p.want()
 	p.source("ALTER DATABASE " + db + " SET statement_timeout = '3s'")
 	p.want("PRE180 warning source")
+	role := "app_" + database(t, p.from)
+	p.source("CREATE ROLE "+role, "ALTER ROLE "+role+" SET lock_timeout = '1s'", "ALTER ROLE "+role+" IN DATABASE "+db+" SET idle_in_transaction_session_timeout = '2s'")
+	t.Cleanup(func() { p.source("DROP ROLE " + role) })
+	f := p.facts()
+	f.From.Settings["transaction_timeout"] = "3500" // as of the server's configuration, for everybody
+	short, err := timeouts(context.Background(), f)
+	if err != nil || len(short) != 1 {
+		t.Fatalf("found %+v, %v", short, err)
+	}
+	for _, want := range []string{
+		"statement_timeout = 3s for database " + database(t, p.from), "lock_timeout = 1s for role " + role,
+		"idle_in_transaction_session_timeout = 2s for role " + role + ", database ", "transaction_timeout = 3.5s for everybody",
+	} {
+		if !strings.Contains(short[0].Text, want) {
+			t.Errorf("%q is not in %q", want, short[0].Text)
+		}
+	}
+	if n := strings.Count(short[0].Text, "everybody"); n != 1 {
+		t.Errorf("%d settings for everybody in %q", n, short[0].Text)
+	}
+	p.source("ALTER ROLE "+role+" RESET ALL", "ALTER ROLE "+role+" IN DATABASE "+db+" RESET ALL")
 	p.blocks = "cutover { max_write_block = \"1s\" }\n"
 	p.want()
 	p.source(`CREATE FUNCTION public.careful() RETURNS void LANGUAGE plpgsql AS $$ BEGIN PERFORM 1; EXCEPTION WHEN unique_violation THEN NULL; END $$`)

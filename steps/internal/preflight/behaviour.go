@@ -108,21 +108,26 @@ func readOnlyDatabases(ctx context.Context, f *Facts) ([]engine.Finding, error) 
 	}
 	var out []engine.Finding
 	for _, s := range []*Side{&f.From, &f.To} {
-		set, err := s.list(ctx, settingsSQL, []string{"default_transaction_read_only"})
+		own, err := s.readOnlyDefault(ctx)
 		if err != nil {
 			return nil, err
 		}
-		var database string
-		if err := s.conn.QueryRow(ctx, "SELECT current_database()::text").Scan(&database); err != nil {
-			return nil, err
-		}
-		for _, line := range set {
-			who, setting, _ := strings.Cut(line, "\n")
-			if who == "database "+database && !strings.HasSuffix(setting, "=off") {
-				out = append(out, finding(engine.SeverityWarning, s.Name, database, fmt.Sprintf(texts[s.Name][1], ident(database)),
-					"The database has %s of its own. %s", setting, texts[s.Name][0]))
-			}
+		if own != "" {
+			out = append(out, finding(engine.SeverityWarning, s.Name, s.Identity.Database, fmt.Sprintf(texts[s.Name][1], ident(s.Identity.Database)),
+				"The database has %s of its own. %s", own, texts[s.Name][0]))
 		}
 	}
 	return out, nil
+}
+
+// readOnlyDefault gives "default_transaction_read_only=..." as it is set for the database, if it is on.
+func (s *Side) readOnlyDefault(ctx context.Context) (string, error) {
+	set, err := s.list(ctx, settingsSQL, []string{"default_transaction_read_only"})
+	for _, line := range set {
+		who, setting, _ := strings.Cut(line, "\n")
+		if who == "database "+s.Identity.Database && !strings.HasSuffix(setting, "=off") {
+			return setting, err
+		}
+	}
+	return "", err
 }

@@ -36,11 +36,13 @@ var checks = []Check{
 	{"PRE123", "source rights: sequences", sourceSequences},
 	{"PRE124", "row-level security", rowSecurity},
 	{"PRE125", "source rights: the way back", sourceReplica},
+	{"PRE126", "source rights: sessions", sourceSessions},
 
 	{"PRE130", "target role", targetRole},
 	{"PRE131", "target rights: database", targetCreate},
 	{"PRE132", "target rights: replica role", targetReplica},
 	{"PRE133", "target rights: owners", targetOwners},
+	{"PRE134", "target rights: sessions", targetSessions},
 	{"PRE136", "target rights: existing tables", existingTableRights},
 	{"PRE137", "target rights: existing sequences", existingSequenceRights},
 
@@ -66,6 +68,7 @@ var checks = []Check{
 	{"PRE181", "swallowed errors", swallowedErrors},
 	{"PRE182", "event triggers", eventTriggers},
 	{"PRE183", "read-only databases", readOnlyDatabases},
+	{"PRE184", "owners of the databases", databaseOwners},
 }
 
 // Run makes every check and gives all findings. A check that cannot look is a finding too, so that it

@@ -5,8 +5,11 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/pgrunbook/pgrunbook/engine"
 	"github.com/pgrunbook/pgrunbook/internal/pg"
+	"github.com/pgrunbook/pgrunbook/steps/internal/dump"
 	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
 )
 
@@ -23,6 +26,9 @@ func targetTables(ctx context.Context, f *Facts) ([]engine.Finding, error) {
 	if f.moved {
 		return nil, nil // they are the live tables of a finished run
 	}
+	if !f.existing() {
+		return f.clashes(ctx)
+	}
 	var schemas, names []string
 	loaded := map[string]bool{}
 	for i := range f.Scope.Tables {
@@ -33,9 +39,6 @@ func targetTables(ctx context.Context, f *Facts) ([]engine.Finding, error) {
 	there, err := f.To.list(ctx, existingSQL, schemas, names)
 	if err != nil {
 		return nil, err
-	}
-	if !f.existing() {
-		return existingTables(there), nil
 	}
 	var full []string
 	var reading rights
@@ -62,14 +65,21 @@ func targetTables(ctx context.Context, f *Facts) ([]engine.Finding, error) {
 	return out, nil
 }
 
-func existingTables(there []string) []engine.Finding {
-	if len(there) == 0 {
-		return nil
+// clashes are what would make the restore fail half way; what else is there stays as it is.
+func (f *Facts) clashes(ctx context.Context) ([]engine.Finding, error) {
+	there, others, err := dump.Clashes(ctx, f.From.conn, f.To.conn, f.Scope)
+	if err != nil {
+		return nil, err
 	}
-	for i, key := range there {
-		there[i] = strings.Replace(key, "\n", ".", 1)
+	var out []engine.Finding
+	if len(there) > 0 {
+		out = append(out, finding(engine.SeverityError, engine.Target, there[0], `Drop them, or set mode = "existing" in the schema block to use what is there.`,
+			"Names that carried objects need are taken on the target: %s.", some(there)))
 	}
-	return one(finding(engine.SeverityError, engine.Target, there[0], `Drop them, or set mode = "existing" in the schema block to use what is there.`, "Tables in scope exist already: %s.", some(there)))
+	if len(others) > 0 {
+		out = append(out, finding(engine.SeverityInfo, engine.Target, others[0], "Look whether it is the right database.", "The target is not empty; what is there besides stays as it is: %s.", some(others)))
+	}
+	return out, nil
 }
 
 func encodings(_ context.Context, f *Facts) ([]engine.Finding, error) {
@@ -95,30 +105,56 @@ func collations(_ context.Context, f *Facts) ([]engine.Finding, error) {
 		"The databases sort differently: %s and %s on the source, %s and %s on the target.", f.From.Collate, f.From.CType, f.To.Collate, f.To.CType)), nil
 }
 
-// extensions compares what is installed with what the target could install.
+// offersSQL gives what the target has or could make, and whether only a superuser may make it
+// (https://www.postgresql.org/docs/current/extend-extensions.html; trusted came with 13).
+const offersSQL = `
+SELECT e.name::text, coalesce(e.installed_version, e.default_version, ''),
+       e.installed_version IS NULL AND coalesce(v.superuser AND NOT coalesce((to_jsonb(v) ->> 'trusted')::bool, false), false)
+  FROM pg_available_extensions e LEFT JOIN pg_available_extension_versions v ON v.name = e.name AND v.version = e.default_version`
+
+type offer struct {
+	version   string
+	superuser bool
+}
+
+func (f *Facts) offers(ctx context.Context) (map[string]offer, error) {
+	rows, err := f.To.conn.Query(ctx, offersSQL)
+	if err != nil {
+		return nil, err
+	}
+	offers := map[string]offer{}
+	var name string
+	var o offer
+	_, err = pgx.ForEachRow(rows, []any{&name, &o.version, &o.superuser}, func() error {
+		offers[name] = o
+		return nil
+	})
+	return offers, err
+}
+
+// extensions compares what is installed with what the target could install, and our role there.
 func extensions(ctx context.Context, f *Facts) ([]engine.Finding, error) {
 	have, err := f.From.list(ctx, "SELECT extname || ' ' || extversion FROM pg_extension WHERE extname <> 'plpgsql' ORDER BY 1")
 	if err != nil {
 		return nil, err
 	}
-	available, err := f.To.list(ctx, "SELECT name || ' ' || coalesce(installed_version, default_version) FROM pg_available_extensions")
+	offers, err := f.offers(ctx)
 	if err != nil {
 		return nil, err
-	}
-	offers := map[string]string{}
-	for _, a := range available {
-		name, version, _ := strings.Cut(a, " ")
-		offers[name] = version
 	}
 	var out []engine.Finding
 	for _, h := range have {
 		name, version, _ := strings.Cut(h, " ")
 		offer, known := offers[name]
-		switch {
-		case !known:
+		if !known {
 			out = append(out, finding(engine.SeverityError, engine.Target, name, "Install its package on the target's server, or drop it on the source if nothing uses it.", "The extension %s %s is not available on the target.", name, version))
-		case offer != version:
-			out = append(out, finding(engine.SeverityWarning, engine.Target, name, fmt.Sprintf("Read its release notes; ALTER EXTENSION %s UPDATE on the source may bring them together.", ident(name)), "The extension %s is %s on the source and %s on the target.", name, version, offer))
+			continue
+		}
+		if offer.superuser && !f.existing() && f.To.RoleKnown && !f.To.Super {
+			out = append(out, finding(engine.SeverityError, engine.Target, name, fmt.Sprintf("CREATE EXTENSION %s; -- in this database, as its administrator", ident(name)), "The role %s may not make the extension %s: only a superuser may.", f.To.Role, name))
+		}
+		if offer.version != version {
+			out = append(out, finding(engine.SeverityWarning, engine.Target, name, fmt.Sprintf("Read its release notes; ALTER EXTENSION %s UPDATE on the source may bring them together.", ident(name)), "The extension %s is %s on the source and %s on the target.", name, version, offer.version))
 		}
 	}
 	return out, nil

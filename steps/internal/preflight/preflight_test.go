@@ -46,7 +46,7 @@ func (p *pair) exec(url string, statements ...string) {
 	p.t.Helper()
 	conn := p.open(url)
 	defer func() { _ = conn.Close(context.Background()) }()
-	for _, s := range statements {
+	for _, s := range append([]string{"SET default_transaction_read_only = off"}, statements...) {
 		if _, err := conn.Exec(context.Background(), s); err != nil {
 			p.t.Fatalf("%s: %v", s, err)
 		}
@@ -173,10 +173,16 @@ func TestA4Servers(t *testing.T) {
 		"too old":       {func(f *Facts) { f.From.Identity.Major = 9 }, "too old", versions},
 		"unknown":       {func(f *Facts) { f.To.Identity.Major = 30 }, "newer than this program", versions},
 		"same database": {func(f *Facts) { f.To.Identity = f.From.Identity }, "same database", differentDatabases},
-		"standby":       {func(f *Facts) { f.From.Identity.InRecovery = true }, "standby", notInRecovery},
-		"old pg_dump":   {func(f *Facts) { f.Dump.Major = 14 }, "refuses to read", dumpTool},
-		"no pg_dump":    {func(f *Facts) { f.Dump.Err = errors.New("none") }, "No usable pg_dump: none", dumpTool},
-		"holed pg_dump": {func(f *Facts) { f.Dump.Warning = "it lacks fixes" }, "it lacks fixes.", dumpTool},
+		"same server": {func(f *Facts) {
+			database := f.To.Identity.Database
+			f.To.Identity = f.From.Identity
+			f.To.Identity.Database = database
+		}, "databases of the same server", differentDatabases},
+		"a copy of the server": {func(f *Facts) { f.To.Identity.SystemIdentifier = f.From.Identity.SystemIdentifier }, "", differentDatabases},
+		"standby":              {func(f *Facts) { f.From.Identity.InRecovery = true }, "standby", notInRecovery},
+		"old pg_dump":          {func(f *Facts) { f.Dump.Major = 14 }, "refuses to read", dumpTool},
+		"no pg_dump":           {func(f *Facts) { f.Dump.Err = errors.New("none") }, "No usable pg_dump: none", dumpTool},
+		"holed pg_dump":        {func(f *Facts) { f.Dump.Warning = "it lacks fixes" }, "it lacks fixes.", dumpTool},
 		"full lock table": {func(f *Facts) {
 			f.From.Settings["max_locks_per_transaction"] = "0"
 			f.To.Settings["max_locks_per_transaction"] = "0"
@@ -206,6 +212,12 @@ func TestSameDatabaseForReal(t *testing.T) {
 	if got := p.found(); !slices.Contains(got, "PRE103 error target") {
 		t.Errorf("found %v", got)
 	}
+	source, _, err := testpg.PairMajors()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.to = testpg.NewDB(t, testpg.Shared(t, source))
+	p.want("PRE103 warning target")
 }
 
 func TestConnection(t *testing.T) {
@@ -230,17 +242,19 @@ func TestSourceRights(t *testing.T) {
 	p.blocks = fmt.Sprintf("source {\n  url = \"postgresql://source.example.com/x\"\n  apply_role = %q\n}\n", role)
 	p.want("PRE120 error source")
 	p.source("CREATE ROLE "+role+" LOGIN", "CREATE SCHEMA closed", "CREATE TABLE closed.c (id serial PRIMARY KEY)", "REVOKE ALL ON SCHEMA public FROM public")
-	t.Cleanup(func() { p.source("DROP OWNED BY "+role, "DROP ROLE "+role) })
+	t.Cleanup(func() {
+		p.source("ALTER DATABASE "+ident(database(t, p.from))+" OWNER TO postgres", "DROP OWNED BY "+role, "DROP ROLE "+role)
+	})
 	p.source("ALTER TABLE public.t ENABLE ROW LEVEL SECURITY")
 	p.want("PRE121 error source", "PRE122 error source", "PRE122 error source", "PRE122 error source", "PRE122 error source", "PRE122 error source",
-		"PRE123 error source", "PRE123 error source", "PRE123 error source", "PRE124 error source", "PRE125 error source")
+		"PRE123 error source", "PRE123 error source", "PRE123 error source", "PRE124 error source", "PRE125 error source", "PRE126 warning source", "PRE184 warning source")
 	// Every fix is a statement that mends it.
 	findings, err := Run(context.Background(), p.facts())
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, f := range findings {
-		if f.Severity == engine.SeverityError && f.Fix != `GRANT "postgres" TO `+ident(role)+";" {
+		if f.Severity != engine.SeverityInfo && f.Fix != `GRANT "postgres" TO `+ident(role)+";" {
 			p.source(f.Fix)
 		}
 	}
@@ -257,23 +271,46 @@ func TestSourceRights(t *testing.T) {
 	p.want()
 }
 
-func TestD13TargetRights(t *testing.T) {
-	p := newPair(t)
-	role, owner := "mover_"+database(t, p.to), "owner_"+database(t, p.from)
-	block := func(more string) string {
+// mover is a role of the target that shall apply, and its block.
+func (p *pair) mover() (role string, block func(more string) string) {
+	role = "mover_" + database(p.t, p.to)
+	return role, func(more string) string {
 		return fmt.Sprintf("target {\n  url = \"postgresql://target.example.com/x\"\n  apply_role = %q\n%s}\n", role, more)
 	}
+}
+
+// made makes it.
+func (p *pair) made(role string) {
+	p.target("CREATE ROLE " + role)
+	p.t.Cleanup(func() {
+		p.target("ALTER DATABASE "+ident(database(p.t, p.to))+" OWNER TO postgres", "DROP OWNED BY "+role, "DROP ROLE "+role)
+	})
+}
+
+func TestD13TargetRights(t *testing.T) {
+	p := newPair(t)
+	db := ident(database(t, p.to))
+	owner := "owner_" + database(t, p.from)
+	role, block := p.mover()
 	p.blocks = block("")
 	p.want("PRE130 error target")
-	p.target("CREATE ROLE " + role)
-	t.Cleanup(func() { p.target("DROP OWNED BY "+role, "DROP ROLE "+role) })
-	p.want("PRE131 error target", "PRE132 error target", "PRE133 error target")
+	p.made(role)
+	p.want("PRE131 error target", "PRE132 error target", "PRE133 error target", "PRE134 error target", "PRE184 warning target")
+	p.target("ALTER DATABASE " + db + " SET default_transaction_read_only = on")
+	p.want("PRE131 error target", "PRE132 error target", "PRE133 error target", "PRE134 error target", "PRE183 warning target", "PRE184 error target")
+	p.target("ALTER DATABASE "+db+" RESET default_transaction_read_only", "GRANT pg_read_all_stats, pg_signal_backend TO "+role)
 	p.source("CREATE ROLE "+owner, "ALTER TABLE public.t OWNER TO "+owner, "CREATE SCHEMA other", "CREATE FUNCTION other.f() RETURNS int LANGUAGE sql AS 'SELECT 1'")
 	t.Cleanup(func() { p.source("DROP OWNED BY "+owner+" CASCADE", "DROP ROLE "+owner) })
 	p.blocks = block("") + "schema { owners = { postgres = " + fmt.Sprintf("%q", role) + " } }\n"
-	p.target(fmt.Sprintf("GRANT CREATE ON DATABASE %s TO %s", ident(database(t, p.to)), role), "GRANT SET ON PARAMETER session_replication_role TO "+role)
+	p.target("GRANT CREATE ON DATABASE "+db+" TO "+role, "GRANT SET ON PARAMETER session_replication_role TO "+role)
+	p.want("PRE133 error target", "PRE184 warning target")
+	p.target("ALTER DATABASE " + db + " OWNER TO " + role)
 	p.want("PRE133 error target")
 	p.blocks = block("") + "schema {\n  roles  = \"create\"\n  owners = { postgres = " + fmt.Sprintf("%q", role) + " }\n}\n"
+	p.want()
+	p.source("CREATE EXTENSION file_fdw", "CREATE EXTENSION tablefunc") // tablefunc is trusted
+	p.want("PRE152 error target")
+	p.target("CREATE EXTENSION file_fdw")
 	p.want()
 	p.blocks = block("") + "schema { roles = \"skip\" }\n"
 	p.want("PRE133 error target") // owners that are there are set all the same
@@ -290,12 +327,12 @@ func TestD13ExistingTargetRights(t *testing.T) {
 	p := newPair(t)
 	role, owner := "mover_"+database(t, p.to), "owner_"+database(t, p.to)
 	p.target(schema, "DELETE FROM public.t", "CREATE ROLE "+role+" LOGIN", "CREATE ROLE "+owner, "ALTER TABLE public.t OWNER TO "+owner, "ALTER TABLE public.p OWNER TO "+owner,
-		"ALTER TABLE public.p_1 OWNER TO "+owner, "REVOKE DELETE ON public.p FROM "+owner, "GRANT SET ON PARAMETER session_replication_role TO "+role,
+		"ALTER TABLE public.p_1 OWNER TO "+owner, "REVOKE DELETE ON public.p FROM "+owner, "GRANT SET ON PARAMETER session_replication_role TO "+role, "GRANT pg_read_all_stats, pg_signal_backend TO "+role,
 		fmt.Sprintf("GRANT CREATE ON DATABASE %s TO %s", ident(database(t, p.to)), role), "CREATE SCHEMA closed", "CREATE TABLE closed.c (id int PRIMARY KEY)", "ALTER TABLE closed.c OWNER TO "+owner)
 	p.source("CREATE SCHEMA closed", "CREATE TABLE closed.c (id int PRIMARY KEY)")
 	super := p.to
 	t.Cleanup(func() { p.exec(super, "DROP OWNED BY "+role+", "+owner+" CASCADE", "DROP ROLE "+role+", "+owner) })
-	p.blocks = fmt.Sprintf("target {\n  url = \"postgresql://target.example.com/x\"\n  apply_role = %q\n}\nschema { mode = \"existing\" }\n", role)
+	p.blocks = fmt.Sprintf("target {\n  url = \"postgresql://target.example.com/x\"\n  apply_role = %q\n}\nschema { mode = \"existing\" }\ncutover { read_only = false }\n", role)
 	const table, sequence = "PRE136 error target", "PRE137 error target"
 	p.want(table, table, table, table, table, table, sequence) // USAGE, the owner, and reading and writing in two schemas
 	// Every fix is a statement that mends it; an owner has the rest, unless it was revoked.

@@ -63,6 +63,10 @@ func differentDatabases(_ context.Context, f *Facts) ([]engine.Finding, error) {
 	if sameServer && a.Database == b.Database && a.DatabaseOID == b.DatabaseOID {
 		return one(finding(engine.SeverityError, engine.Target, a.Database, "Correct url in the source or the target block.", "Source and target are the same database %s.", a.Database)), nil
 	}
+	if sameServer {
+		return one(finding(engine.SeverityWarning, engine.Target, a.Address, "Nothing, if it shall go to another database of the same server. Else correct url in the source or the target block.",
+			"Source and target are databases of the same server: they share its memory, disk and roles, and its end is the end of both.")), nil
+	}
 	return nil, nil
 }
 
