@@ -2,6 +2,7 @@ package docs
 
 import (
 	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -94,7 +95,12 @@ func (p *pair) gates(l *lines, source, target string) {
 
 // walk is one migration with every failure on its way.
 func walk(t *testing.T, l *lines) {
-	p := newPair(t, dyingProgram)
+	p := newPair(t, dyingProgram, "cutover {\n", "cutover {\n  after {\n    step \"exec\" \"tell\" { command = [\"/bin/sh\", \"-c\", \"test -e told\"] }\n  }\n")
+	p.sql(p.sourceURL, "CREATE SCHEMA pgrunbook; COMMENT ON SCHEMA pgrunbook IS 'pgrunbook run abc'; CREATE SEQUENCE pgrunbook.gate_flag")
+	if out := p.want(13, "apply", p.file, "--auto-approve", "--until", "capture"); !strings.Contains(out, "PRE105") {
+		t.Errorf("preflight refused and did not say why:\n%s", out)
+	}
+	p.sql(p.sourceURL, "DROP SCHEMA pgrunbook CASCADE")
 	p.want(0, "apply", p.file, "--auto-approve", "--until", "capture")
 
 	p.sql(p.sourceURL, "ALTER TABLE shop.customer RENAME COLUMN id TO ident")
@@ -119,9 +125,8 @@ func walk(t *testing.T, l *lines) {
 	}
 	p.want(0, "unpause", p.file)
 
-	p.dies("freeze.held@1:kill")
-	p.psql(p.sourceURL, l.of(t, "end-runner"))
-	p.takes(p.sourceURL, "after a death in the hold")
+	stopped(t, p, l)
+	p.takes(p.sourceURL, "after a runner that stood still in the hold")
 	p.gates(l, "open", "closed")
 
 	p.dies("freeze.between@1:kill;freeze.resolving@1:kill") // the second is the guardian's
@@ -131,6 +136,16 @@ func walk(t *testing.T, l *lines) {
 	p.psql(p.targetURL, l.of(t, "finish-flip"))
 	p.takes(p.targetURL, "once the target is opened by hand")
 	p.gates(l, "closed", "open")
+	if out := p.want(1, "apply", p.file); !strings.Contains(out, "tell") {
+		t.Errorf("a step after the flip failed and is not named:\n%s", out)
+	}
+	if out := p.want(0, "status", p.file); !strings.HasPrefix(out, "The target takes writes") {
+		t.Errorf("with a step after the flip that failed status says:\n%s", out)
+	}
+	p.takes(p.targetURL, "with a step after the flip that failed")
+	if err := os.WriteFile(filepath.Join(p.dir, "told"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	p.want(0, "apply", p.file)
 
 	twoSides(t, p, l)
@@ -204,7 +219,7 @@ func thereAndBack(t *testing.T, p *pair, l *lines) {
 	p.refuses(p.targetURL, "25006", "after the way back")
 	p.gates(l, "open", "closed")
 	p.want(0, "rollback", p.file, "--auto-approve")
-	p.want(0, "apply", p.file, "--auto-approve", "--approve", "go", "--by", "anna")
+	standby(t, p, l)
 	p.takes(p.targetURL, "after the second cutover")
 }
 
@@ -270,5 +285,30 @@ func pooler(t *testing.T, l *lines) {
 	}
 	if got := p.psql(b.URL("shop", "postgres"), "SELECT 1;"); got != "1" {
 		t.Errorf("through the resumed pooler: %q", got)
+	}
+	// Its entry leads to a database that is not the one, and clients wait.
+	entries := read(t, b.DatabasesFile)
+	other := testpg.NewDB(t, testpg.Shared(t, major))
+	astray, err := testpg.BouncerEntry("shop", other)
+	if err != nil {
+		t.Fatal(err)
+	}
+	where := func() string { return p.psql(b.URL("shop", "postgres"), "SELECT current_database();") }
+	right := where()
+	mend := func(file, do string) {
+		t.Helper()
+		p.psql(console, "PAUSE shop;")
+		if err := os.WriteFile(b.DatabasesFile, []byte(file), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		p.psql(console, do)
+	}
+	mend(astray+"\n", "RELOAD;\nRESUME shop;")
+	if got := where(); got == right {
+		t.Errorf("the pooler still leads to %s", got)
+	}
+	mend(entries, l.of(t, "repoint"))
+	if got := where(); got != right {
+		t.Errorf("once its file is mended the pooler leads to %s, want %s", got, right)
 	}
 }
