@@ -116,23 +116,19 @@ func (f *Freeze) Attempt(ctx context.Context, n int) (_ *Certificate, err error)
 
 	// to is held as well, with the flag that will open it: clients that are repointed wait there
 	// instead of failing.
-	toHold, err := take(ctx, c.to, f.To.Side(), f.Run, flagOpen)
+	to, err := f.hold(ctx, c.to, c.watch, f.To, flagOpen)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrNotNow, err)
-	}
-	defer toHold.Release(ctx)
-	// Just before the hold, which waits for exactly these: the look costs no writer anything.
-	if cert.Drained, err = blockers(ctx, c.look, inFlightSQL, f.Run.GateKey); err != nil {
 		return nil, err
 	}
-	hold, err := take(ctx, c.from, f.From.Side(), f.Run, flagClosed)
+	defer to.Release(ctx)
+	from, err := f.hold(ctx, c.from, c.look, f.From, flagClosed)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrNotNow, err)
+		return nil, err
 	}
-	defer hold.Release(ctx)
-	cert.Began, cert.Drain = hold.Since, hold.Took
+	defer from.Release(ctx)
+	cert.Began, cert.Drain, cert.Drained = from.Since, from.Took, from.Drained
 	failpoint.Hit("freeze.held")
-	return cert, f.held(ctx, c, hold, toHold, pass, cert)
+	return cert, f.held(ctx, c, from, to, pass, cert)
 }
 
 // beforeHold is what an attempt may take before the hold, beside its budget.

@@ -133,6 +133,13 @@ func (p *pair) write(url string) string {
 	return state(err)
 }
 
+// waits tries a write that has to wait: it ends with 57014 then.
+func (p *pair) waits(url string) string {
+	conn := p.connect(url)
+	_, err := conn.PgConn().Exec(context.Background(), "SET statement_timeout = '150ms'; INSERT INTO public.account VALUES (77, 1)").ReadAll()
+	return state(err)
+}
+
 func state(err error) string {
 	var pgErr *pgconn.PgError
 	switch {

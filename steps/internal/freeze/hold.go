@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/pgrunbook/pgrunbook/internal/failpoint"
+	"github.com/pgrunbook/pgrunbook/internal/pg"
 	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
 )
 
@@ -52,6 +53,7 @@ type Hold struct {
 	cause   error         // why; set before lost is closed
 	Took    time.Duration // from BEGIN until the gate was held: what the drain cost
 	Since   time.Time     // when writers began to wait, by the runner's clock
+	Drained []Blocker     // who had passed the gate and was waited for, at most 100
 }
 
 // begin is the hold's transaction. The flag comes first: ALTER SEQUENCE is transactional, nobody
@@ -64,6 +66,26 @@ SET LOCAL lock_timeout = %d;
 SET LOCAL statement_timeout = %d;
 SET LOCAL synchronous_commit = on;
 ALTER SEQUENCE pgrunbook.gate_flag RESTART %d`
+
+// hold takes a side's gate, or names who kept it from that. look is a second session there.
+func (f *Freeze) hold(ctx context.Context, conn, look *pgx.Conn, srv *pg.Server, flag int) (*Hold, error) {
+	// Just before the hold, which waits for exactly these: the look costs no writer anything.
+	before, err := blockers(ctx, look, inFlightSQL, f.Run.GateKey)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrNotNow, err)
+	}
+	hold, err := take(ctx, conn, srv.Side(), f.Run, flag)
+	if errors.Is(err, ErrBusy) {
+		if left := inTheWay(ctx, look, f.Run, before); len(left) > 0 {
+			err = fmt.Errorf("%w: %w", err, &BlockedError{Blockers: left})
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrNotNow, err)
+	}
+	hold.Drained = before
+	return hold, nil
+}
 
 // take holds the gate of the side behind conn and sets its flag, invisible until Commit.
 // A wait that is too long ends with ErrBusy and nothing changed.

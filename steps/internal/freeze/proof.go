@@ -3,6 +3,7 @@ package freeze
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -80,6 +81,45 @@ SELECT l.pid, 'a writer in flight', coalesce(a.usename, ''), coalesce(a.applicat
    AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
    AND ((l.classid::int8 << 32) | l.objid::int8) = $1
  ORDER BY a.xact_start LIMIT 100`
+
+// flagLockedSQL names who keeps a lock on the flag that ALTER SEQUENCE waits for: a transaction that read
+// it as monitoring does, with pg_sequences.
+const flagLockedSQL = `
+SELECT l.pid, 'a transaction that read the gate''s sequence', coalesce(a.usename, ''), coalesce(a.application_name, ''),
+       coalesce(extract(epoch FROM now() - a.xact_start), 0)::float8
+  FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid
+ WHERE l.locktype = 'relation' AND l.granted AND l.mode <> 'AccessShareLock'
+   AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+   AND l.relation = 'pgrunbook.gate_flag'::regclass`
+
+// inTheWay names who kept a hold from its gate: of those that were in flight before it queued who is left,
+// since whoever came later stood behind it. Where all have ended since it was them all the same.
+func inTheWay(ctx context.Context, conn *pgx.Conn, run scope.Run, before []Blocker) []Blocker {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), releaseWait) // poolers may be paused
+	defer cancel()
+	flag, err := blockers(ctx, conn, flagLockedSQL)
+	if err != nil {
+		return before
+	}
+	if len(flag) > 0 {
+		return flag
+	}
+	now, err := blockers(ctx, conn, inFlightSQL, run.GateKey)
+	if err != nil {
+		return before
+	}
+	left := slices.DeleteFunc(slices.Clone(now), func(b Blocker) bool {
+		return !slices.ContainsFunc(before, func(o Blocker) bool { return o.PID == b.PID })
+	})
+	switch {
+	case len(left) > 0:
+		return left
+	case len(before) > 0:
+		return before
+	default: // it came between the look and the hold
+		return now
+	}
+}
 
 // oldWriter is the age from which a writer is named instead of waited for.
 const oldWriter = time.Second

@@ -38,6 +38,35 @@ func (p *pair) run(conn *pgx.Conn, sql string) {
 	}
 }
 
+// holding asks for the source's hold, as an attempt does.
+func (p *pair) holding() <-chan error {
+	p.t.Helper()
+	c, err := p.freeze.open(context.Background())
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	p.t.Cleanup(func() { c.close(context.Background()) })
+	held := make(chan error, 1)
+	go func() {
+		_, err := p.freeze.hold(context.Background(), c.from, c.look, p.freeze.From, flagClosed)
+		held <- err
+	}()
+	return held
+}
+
+// gaveWay demands that a hold gave way, and that its end names who it gave way to, and nobody else.
+func (p *pair) gaveWay(err error, to *pgx.Conn) {
+	p.t.Helper()
+	var blocked *BlockedError
+	if !errors.Is(err, ErrBusy) || !errors.As(err, &blocked) {
+		p.t.Errorf("the hold: %v, want it to give way and to say to whom", err)
+		return
+	}
+	if len(blocked.Blockers) != 1 || blocked.Blockers[0].PID != int32(to.PgConn().PID()) {
+		p.t.Errorf("it names %v, want only pid %d", blocked, to.PgConn().PID())
+	}
+}
+
 // A monitoring query on pg_sequences keeps a lock on the gate's sequence until its transaction ends:
 // the flag is set first, so that this is noticed before anybody waits.
 func TestR2MonitoringTransactionStopsNobody(t *testing.T) {
@@ -49,9 +78,7 @@ func TestR2MonitoringTransactionStopsNobody(t *testing.T) {
 		p.wantSide("target") // this major takes no lock for it
 		return
 	}
-	if !errors.Is(err, ErrBusy) {
-		t.Fatalf("got %v", err)
-	}
+	p.gaveWay(err, monitor)
 	p.wantSide("source")
 	p.run(monitor, "COMMIT")
 	if _, err := p.freeze.Attempt(context.Background(), 2); err != nil {
@@ -65,16 +92,11 @@ func TestR2MonitoringTransactionStopsNobody(t *testing.T) {
 func TestR3SwitchStepsRunUnderTheHold(t *testing.T) {
 	p := newPair(t)
 	p.freeze.Budget = 20 * time.Second
-	waits := func(url string) string {
-		conn := p.connect(url)
-		_, err := conn.PgConn().Exec(context.Background(), "SET statement_timeout = '150ms'; INSERT INTO public.account VALUES (77, 1)").ReadAll()
-		return state(err)
-	}
 	var source, target string
 	p.freeze.Switch = []SwitchStep{{
 		Name: "dns", Timeout: 15 * time.Second, Undo: func(context.Context) error { return nil },
 		Do: func(context.Context) error {
-			source, target = waits(p.source), waits(p.target)
+			source, target = p.waits(p.source), p.waits(p.target)
 			p.exec(p.source, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity
 			                   WHERE datname = current_database() AND application_name LIKE 'pgrunbook r1 hold%'`)
 			return nil
@@ -117,7 +139,7 @@ func TestR6KilledWhileQueueing(t *testing.T) {
 // server finds no victim before deadlock_timeout; the hold gives way before that, and nobody fails.
 func TestR11RowLocksTakenBeforeTheGate(t *testing.T) {
 	p := newPair(t)
-	a, b, runner := p.connect(p.source), p.connect(p.source), p.connect(p.source)
+	a, b := p.connect(p.source), p.connect(p.source)
 	p.run(a, "BEGIN; SELECT * FROM public.account WHERE id = 1 FOR UPDATE")
 	p.run(b, "BEGIN; UPDATE public.account SET balance = 1 WHERE id = 2")
 	bDone := make(chan error, 1)
@@ -125,16 +147,10 @@ func TestR11RowLocksTakenBeforeTheGate(t *testing.T) {
 		_, err := b.PgConn().Exec(context.Background(), "UPDATE public.account SET balance = 2 WHERE id = 1; COMMIT").ReadAll()
 		bDone <- err
 	}()
-	held := make(chan error, 1)
-	go func() {
-		_, err := take(context.Background(), runner, "source", p.freeze.Run, flagClosed)
-		held <- err
-	}()
+	held := p.holding()
 	p.queued("the freeze behind b")
 	p.run(a, "UPDATE public.account SET balance = 3 WHERE id = 1; COMMIT")
-	if err := <-held; !errors.Is(err, ErrBusy) {
-		t.Errorf("the hold: %v, want it to give way", err)
-	}
+	p.gaveWay(<-held, b)
 	if err := <-bDone; err != nil {
 		t.Errorf("the application's other transaction: %v", err)
 	}
@@ -145,19 +161,13 @@ func TestR11RowLocksTakenBeforeTheGate(t *testing.T) {
 // one queues behind the freeze, and no detector sees that. The freeze gives way.
 func TestR12OneUnitOfWorkOnTwoConnections(t *testing.T) {
 	p := newPair(t)
-	outer, inner, runner := p.connect(p.source), p.connect(p.source), p.connect(p.source)
+	outer, inner := p.connect(p.source), p.connect(p.source)
 	p.run(outer, "BEGIN; UPDATE public.account SET balance = 1 WHERE id = 1")
-	held := make(chan error, 1)
-	go func() {
-		_, err := take(context.Background(), runner, "source", p.freeze.Run, flagClosed)
-		held <- err
-	}()
+	held := p.holding()
 	p.queued("the freeze behind the outer connection")
 	p.run(inner, "INSERT INTO public.account VALUES (50, 1)")
 	p.run(outer, "COMMIT")
-	if err := <-held; !errors.Is(err, ErrBusy) {
-		t.Errorf("the hold: %v, want it to give way", err)
-	}
+	p.gaveWay(<-held, outer)
 	p.wantSide("source")
 }
 
