@@ -31,6 +31,8 @@ const (
 	fingerprintBefore              // the catalog is compared before the flip
 	fingerprintAfter               // and after it, when the old side's sessions are gone
 	endOldSnapshots                // to's sessions that saw the data before the final pass are ended
+	openBeforeUndo                 // a freeze that is undone lets go of from first: no budget bounds what undoes switch steps
+	sentBackFirst                  // and of to last, when the clients have been sent back
 	undoSwitch                     // switch steps are undone when the freeze is, also those of a dead process
 	decideFirst                    // the decision is recorded before the first COMMIT
 	keyBeforeFlag                  // whoever reads a flag has its key in hand
@@ -71,16 +73,17 @@ const (
 	repointed
 	allSet
 	decided
-	between  // saw from's COMMIT succeed
-	flipped  // saw to's COMMIT succeed
-	owned    // recorded it
-	finished // looked once more
-	undoing  // before the first COMMIT
-	unsure   // sent a COMMIT and heard nothing: looks at both gates
-	opening  // found from closed by a decided flip
-	noting   // found from open, and is about to record that
-	gaveUp   // ended with "no cutover this time"
-	confused // ended because gates and journal contradict each other
+	between     // saw from's COMMIT succeed
+	flipped     // saw to's COMMIT succeed
+	owned       // recorded it
+	finished    // looked once more
+	undoing     // before the first COMMIT
+	sendingBack // let go of from, and undoes the switch steps
+	unsure      // sent a COMMIT and heard nothing: looks at both gates
+	opening     // found from closed by a decided flip
+	noting      // found from open, and is about to record that
+	gaveUp      // ended with "no cutover this time"
+	confused    // ended because gates and journal contradict each other
 )
 
 type proc struct {

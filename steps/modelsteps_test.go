@@ -200,6 +200,15 @@ func (w world) runner(b rulebook, i uint8, add func(string, doer, world)) {
 		n.told = b[fingerprintAfter] && w.lost != 0
 		add("ends from's sessions and looks at its catalog", byRunner, n)
 	case undoing:
+		n := to(sendingBack)
+		if w.fromHold == i && w.sent != i && b[openBeforeUndo] {
+			n.fromHold = nobody
+		}
+		if w.toHold == i && !b[sentBackFirst] {
+			n.toHold = nobody
+		}
+		add("lets go of from", byRunner, n)
+	case sendingBack:
 		n := to(preparing)
 		if b[undoSwitch] && !(p.fenced && b[replacedKeepsOff]) {
 			n.pointed, n.begun = false, false
@@ -213,9 +222,9 @@ func (w world) runner(b rulebook, i uint8, add func(string, doer, world)) {
 		if w.lost != 0 {
 			n.lost = 0 // what the fingerprint found is carried, or loaded again
 		}
-		add("undoes the freeze, and tries again", byRunner, n)
+		add("undoes the switch steps, lets go of to, and tries again", byRunner, n)
 		n.run[i].at = gaveUp
-		add("undoes the freeze, and gives up", byRunner, n)
+		add("undoes the switch steps, lets go of to, and gives up", byRunner, n)
 	case opening:
 		n := to(owned)
 		n.open, n.ownerTo = false, true

@@ -79,6 +79,15 @@ func (a act) broken(w world) string {
 		if n.run[i].at == gaveUp && w.run[i].at != gaveUp && !n.run[i].fenced && n.fromWrites() && n.pointed {
 			return "clients are left at a side that does not take writes"
 		}
+		if w.run[i].at != sendingBack && w.run[i].at != undoing || n.run[i].at == w.run[i].at || a.by != byRunner {
+			continue
+		}
+		if w.fromHold == uint8(i) && w.pointed && !n.pointed {
+			return "writers wait while switch steps are undone"
+		}
+		if w.toHold == uint8(i) && n.toHold == nobody && n.pointed && n.run[i].at == sendingBack {
+			return "clients are refused at to before they are sent back"
+		}
 	}
 	return ""
 }
@@ -173,6 +182,8 @@ func TestModelNeedsEveryRule(t *testing.T) {
 		{"R19 no fingerprint before the flip", []rule{fingerprintBefore}, rogues, "a write that fired no trigger is lost"},
 		{"R19 no fingerprint after the flip", []rule{fingerprintAfter}, rogues, "a write past the closed gate is lost and nobody says so"},
 		{"R21 old snapshots live on", []rule{endOldSnapshots}, readers, "a session on to commits"},
+		{"R26 switch steps undone under the hold", []rule{openBeforeUndo}, writers, "writers wait while"},
+		{"R26 to let go before its clients are sent back", []rule{sentBackFirst}, writers, "clients are refused at to"},
 		{"R26 switch steps not undone", []rule{undoSwitch}, writers, "clients are left"},
 		{"decision not recorded", []rule{decideFirst}, writers, "no way leads on"},
 		{"R17 flag read without its key", []rule{keyBeforeFlag}, writers, "a switch step runs while neither side takes writes"},

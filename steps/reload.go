@@ -113,6 +113,7 @@ func (r *reloader) run(ctx context.Context) (rows int64, err error) {
 		return 0, fmt.Errorf("reloading: %w", err)
 	}
 	failpoint.Hit("reload.committed")
+	r.abandon(ctx) // what comes next may last longer than the source's writers are held, and is none of its tables'
 	if took := time.Since(start).Seconds(); bytes > 1<<20 && took > 0 {
 		r.rate = float64(bytes) / took
 	}

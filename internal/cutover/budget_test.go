@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
 )
 
@@ -72,12 +73,18 @@ func TestOverBudget(t *testing.T) {
 	r.writing(onSource)
 	r.refused(r.target, "25006")
 
+	// Killed when it has let go of the source and undone nothing yet.
 	r.must(os.WriteFile(filepath.Join(r.dir, "says"), nil, 0o600))
+	p = r.start("freeze.switched@1:sleep=3s;freeze.letgo:kill", "apply", "-y")
+	if o := p.end(); o.signal != syscall.SIGKILL || p.passed("freeze.letgo") != 1 {
+		t.Errorf("it did not die before its undo: %d\n%s", o.code, o.text)
+	}
+	r.writing(onSource)
 	r.want(0, "apply", "-y")
 	r.writing(onTarget)
 	r.same()
 	r.want(0, "rollback", "-y")
-	if got := r.read("says"); got != "there\nsecond\nsecond back\nback\n" {
+	if got := r.read("says"); got != "there\nback\nthere\nsecond\nsecond back\nback\n" {
 		t.Errorf("there and back the switch steps said %q", got)
 	}
 	r.writing(onSource)

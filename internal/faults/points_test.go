@@ -96,6 +96,7 @@ var elsewhere = map[string]string{
 	"ddl.rearmed":       "TestF40DeathsInCarriedDDL",
 	"ddl.accepted":      "TestF40DeathsInCarriedDDL",
 	"pooler.paused":     "package cutover: TestR14KilledBehindPoolers",
+	"freeze.letgo":      "package cutover: TestOverBudget",
 	"join.prepared":     "TestF41DeathsWhenTablesJoin",
 	"join.recorded":     "TestF41DeathsWhenTablesJoin",
 	"join.armed":        "TestF41DeathsWhenTablesJoin",

@@ -165,7 +165,9 @@ func (f *Freeze) held(ctx context.Context, c *conns, hold, toHold *Hold, pass Pa
 	if err := f.AtOpen(ctx, toHold.Exec); err != nil {
 		return f.why(ctx, fmt.Errorf("preparing the opening of the %s: %w", f.To.Side(), err))
 	}
-	undo, err := f.repoint(ctx, mark)
+	begun := 0
+	undo := func() { f.sendBack(ctx, hold, begun) }
+	err := f.repoint(ctx, mark, &begun)
 	if err == nil {
 		err = f.ready(ctx, c, hold, cert)
 	}
@@ -228,37 +230,44 @@ func (f *Freeze) carry(ctx context.Context, c *conns, pass Pass, cert *Certifica
 	return err
 }
 
-// repoint runs the switch steps. undo takes back, in reverse order, every one that was begun: a
-// step that ran into its timeout may have acted all the same.
-func (f *Freeze) repoint(ctx context.Context, mark func(string, string)) (undo func(), err error) {
-	begun := 0
-	undo = func() {
-		for i := begun - 1; i >= 0; i-- {
-			s := f.Switch[i]
-			undoCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.Timeout)
-			if err := s.Undo(undoCtx); err != nil {
-				f.Mark("undo", fmt.Sprintf("undoing %s failed: %v: check by hand where it points", s.Name, err))
-			} else {
-				f.Mark("undo", "undid "+s.Name)
-			}
-			cancel()
-		}
-	}
+// repoint runs the switch steps and counts those that were begun.
+func (f *Freeze) repoint(ctx context.Context, mark func(string, string), begun *int) error {
 	for i, s := range f.Switch {
 		if ctx.Err() != nil { // the hold is gone or the budget is used up: no step may start
-			return undo, context.Cause(ctx)
+			return context.Cause(ctx)
 		}
-		begun = i + 1
+		*begun = i + 1
 		stepCtx, cancel := context.WithTimeout(ctx, s.Timeout)
 		err := s.Do(stepCtx)
 		cancel()
 		if err != nil {
-			return undo, fmt.Errorf("switch step %s: %w", s.Name, err)
+			return fmt.Errorf("switch step %s: %w", s.Name, err)
 		}
 		mark("switch", "did "+s.Name)
 		failpoint.Hit("freeze.switched")
 	}
-	return undo, nil
+	return nil
+}
+
+// sendBack takes back, in reverse order, every switch step that was begun: one that ran into its timeout
+// may have acted all the same. No budget bounds that, so from is let go first and its writers wait for
+// none of it. to stays held, closed: clients that were sent there wait until they are sent back.
+func (f *Freeze) sendBack(ctx context.Context, hold *Hold, begun int) {
+	if !failpoint.Mutant("freeze.undo_under_hold") {
+		hold.Release(ctx)
+	}
+	f.Mark("undo", fmt.Sprintf("let go: the %s takes writes again after %s", f.From.Side(), time.Since(hold.Since).Round(time.Millisecond)))
+	failpoint.Hit("freeze.letgo")
+	for i := begun - 1; i >= 0; i-- {
+		s := f.Switch[i]
+		undoCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.Timeout)
+		if err := s.Undo(undoCtx); err != nil {
+			f.Mark("undo", fmt.Sprintf("undoing %s failed: %v: check by hand where it points", s.Name, err))
+		} else {
+			f.Mark("undo", "undid "+s.Name)
+		}
+		cancel()
+	}
 }
 
 // why says why an attempt ended, with the budget or the lost hold as the reason where it was one. A hold

@@ -70,6 +70,8 @@ func TestR5StoppedRunnerLosesTheHold(t *testing.T) {
 	p.wantSide("source")
 }
 
+// What undoes the switch steps may take long: the application writes on at from meanwhile, and who was
+// sent to to waits there until it is sent back.
 func TestR26BudgetUndoesSwitchStepsInReverse(t *testing.T) {
 	p := newPair(t)
 	p.freeze.Budget = 3 * time.Second
@@ -86,7 +88,13 @@ func TestR26BudgetUndoesSwitchStepsInReverse(t *testing.T) {
 					return ctx.Err()
 				}
 			},
-			Undo: func(context.Context) error { did = append(did, "undo "+name); return nil },
+			Undo: func(context.Context) error {
+				did = append(did, "undo "+name)
+				if s, t := p.write(p.source), p.waits(p.target); s != "" || t != "57014" {
+					p.t.Errorf("during undo %s a write at the source ended with %q, want it to succeed, and one at the target with %q, want it to wait", name, s, t)
+				}
+				return nil
+			},
 		}
 	}
 	p.freeze.Switch = []SwitchStep{step("dns", 0), step("slow", time.Minute), step("never", 0)}

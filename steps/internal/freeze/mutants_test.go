@@ -4,8 +4,11 @@ package freeze
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -21,6 +24,7 @@ const (
 	twoSides = "two sides" // both take writes
 	noSide   = "no side"
 	unasked  = "unasked" // the source lost the writes to a rehearsal
+	waiting  = "waiting" // the source's writers waited for what no budget bounds
 	stale    = "stale"   // something computed from before the flip was committed after it
 )
 
@@ -167,6 +171,20 @@ var mutants = []struct {
 			p.t.Error(err)
 		}
 		return ""
+	}},
+	{name: "freeze.undo_under_hold", dirty: waiting, play: func(p *pair) string {
+		got := right
+		p.freeze.Switch = []SwitchStep{{
+			Name: "dns", Timeout: time.Minute, Do: func(context.Context) error { return errors.New("no") },
+			Undo: func(context.Context) error {
+				if p.one(p.source, fmt.Sprintf("SELECT pg_try_advisory_xact_lock_shared(%d)::text", int64(gateKey))) != "true" {
+					got = waiting
+				}
+				return nil
+			},
+		}}
+		_ = p.attempt(1)
+		return got
 	}},
 	{name: "freeze.old_snapshots", dirty: stale, play: func(p *pair) string {
 		old := p.connect(p.target)
