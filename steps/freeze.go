@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"slices"
 	"strings"
 	"time"
 
@@ -59,15 +58,8 @@ func (s *freezeStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Che
 	if err != nil {
 		return err
 	}
-	if err := f.poolers.settle(ctx, opened); err != nil {
-		return err
-	}
-	if !opened {
-		err = f.undoSwitch(ctx)
-	} else {
-		err = f.switched(ctx)
-	}
-	if err != nil {
+	settle := func(ctx context.Context) error { return f.poolers.settle(ctx, opened) }
+	if err := f.cleared(ctx, opened, settle); err != nil {
 		return err
 	}
 	if !opened {
@@ -137,7 +129,7 @@ func (s *freezeStep) build(ctx context.Context, cp engine.Checkpoint) (_ *flippe
 	}
 	f.Freeze = &freeze.Freeze{
 		From: from, To: to, Run: env.Run, Budget: writeBlock(env.Runbook, s.from),
-		Tables: env.Scope.Tables, Switch: f.undone(slices.Concat(f.poolers.steps(), f.recorded())),
+		Tables: env.Scope.Tables, Switch: f.undone(f.switches()),
 		Prepare:   f.prepare,
 		Sequences: f.sequences,
 		Pending:   f.pending,

@@ -122,14 +122,46 @@ func (f *flipper) notFlipped(ctx context.Context, err error) error {
 		return errors.Join(err, replaced) // its successor sends the clients where they belong
 	}
 	settle := func(ctx context.Context, _ func(context.Context) error) error { return f.poolers.settle(ctx, false) }
-	if back := f.WhileFromWrites(ctx, settle); back != nil {
-		err = errors.Join(err, back)
-		if errors.Is(back, freeze.ErrClosedSince) || f.replaced(ctx) != nil {
-			return err
+	return errors.Join(err, f.takeBack(ctx, func(ctx context.Context) error {
+		back := f.WhileFromWrites(ctx, settle)
+		if back == nil || errors.Is(back, freeze.ErrClosedSince) || f.replaced(ctx) != nil {
+			return back
 		}
-		err = errors.Join(err, settle(ctx, nil)) // a side is gone again: the clients need it all the same
+		return errors.Join(back, settle(ctx, nil)) // a side is gone again: the clients need it all the same
+	}))
+}
+
+// switches gives what repoints the clients, in its order. A rollback's is the cutover's backwards.
+func (f *flipper) switches() []freeze.SwitchStep {
+	if f.poolers.back {
+		return slices.Concat(f.recorded(), f.poolers.steps())
 	}
-	return errors.Join(err, f.undoSwitch(ctx))
+	return slices.Concat(f.poolers.steps(), f.recorded())
+}
+
+// cleared ends what dead processes have left outside the two databases, for the side that takes writes.
+// settle is for the poolers.
+func (f *flipper) cleared(ctx context.Context, opened bool, settle func(context.Context) error) error {
+	if !opened {
+		return f.takeBack(ctx, settle)
+	}
+	if err := settle(ctx); err != nil {
+		return err
+	}
+	return f.switched(ctx)
+}
+
+// takeBack undoes what a switch had begun before a flip that did not happen, in reverse order. The poolers
+// let their clients go on, by settle, when all else is back: what a step had repointed may lie behind them.
+func (f *flipper) takeBack(ctx context.Context, settle func(context.Context) error) error {
+	if f.poolers.back && f.cursor.Paused && f.cursor.Begun > 0 {
+		_ = f.poolers.undo(ctx) // what is wrong with them is met again by settle
+	}
+	err := f.undoSwitch(ctx)
+	if engine.ClassOf(err) == engine.ClassHeld {
+		return err
+	}
+	return errors.Join(err, settle(ctx))
 }
 
 // strayed points poolers back once more after an attempt that could not. No other attempt is made while

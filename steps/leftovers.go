@@ -82,18 +82,18 @@ func leftOf(ctx context.Context, env *Env, from engine.Side, opened, alone bool)
 	if err := f.replaced(ctx); err != nil {
 		return err
 	}
-	if err := f.poolers.settle(ctx, opened); err != nil {
+	settle := func(ctx context.Context) error {
+		err := f.poolers.settle(ctx, opened)
+		if err == nil {
+			return nil
+		}
 		if !env.withoutPoolers {
 			return fmt.Errorf("%w: %w", errPoolersLeft, err)
 		}
 		byHand(env, f.from, fmt.Errorf("%w; the %s's gate goes with the run, and whoever still gets there writes there", err, f.to))
+		return nil
 	}
-	if opened {
-		err = f.switched(ctx)
-	} else {
-		err = f.undoSwitch(ctx)
-	}
-	if err != nil {
+	if err := f.cleared(ctx, opened, settle); err != nil {
 		return err
 	}
 	if err := cp.Save(ctx, nil, *f.cursor); !errors.Is(err, journal.ErrNotRunning) { // else it may be done twice

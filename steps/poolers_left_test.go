@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -143,6 +144,56 @@ func TestPoolersAstray(t *testing.T) {
 	r.must(r.walk(t.Context(), step))
 	leads(target)
 	r.same("shop.customer")
+}
+
+// TestUndoneInReverse: what a dead process had repointed is taken back in reverse order, and clients that
+// wait in a pooler go on when all of it is.
+func TestUndoneInReverse(t *testing.T) {
+	source, target := testpg.Pair(t)
+	bouncer := testpg.StartBouncerT(t, testpg.BouncerOptions{Databases: map[string]string{"bank": source}})
+	place, err := testpg.BouncerEntry("", target)
+	if err != nil {
+		t.Fatal(err)
+	}
+	says := filepath.Join(t.TempDir(), "says")
+	say := func(word string) string {
+		return fmt.Sprintf("\"/bin/sh\", \"-c\", \"echo %s `grep -o dbname=[a-z0-9_]* %s` >> %s\"", word, bouncer.DatabasesFile, says)
+	}
+	text := strings.Replace(dnsSwitch(say("there"), say("back")), "cutover {", fmt.Sprintf("cutover {\n pooler \"pgbouncer\" \"front\" {\n admin = %q\n database = \"bank\"\n config_file = %q\n connect = %q\n timeout = \"5s\"\n }",
+		bouncer.Console(testpg.BouncerAdmin), bouncer.DatabasesFile, strings.TrimPrefix(place, " = ")), 1)
+	r := newRigOn(t, source, target, shopSetup, text)
+	r.must(r.walk(t.Context(), newSchema(r.env), newCapture(r.env), newArm(r.env), newReverse(r.env)))
+	repointed := func(step engine.Step, back bool) *poolers {
+		t.Helper()
+		_, err := r.env.Journal.Begin(t.Context(), step)
+		r.must(err)
+		p, err := newPoolers(t.Context(), r.env, r.env.Journal.Checkpoint(step.ID(), r.env.Sink), back, &freezeCursor{})
+		r.must(err)
+		t.Cleanup(p.close)
+		r.must(p.pause(t.Context()))
+		r.must(p.repoint(t.Context()))
+		return p
+	}
+	undone := func(p *poolers, want, leads string) {
+		t.Helper()
+		p.cursor.Begun = 1
+		r.must(p.cp.Save(t.Context(), nil, p.cursor))
+		r.env.Journal.Close(t.Context())
+		write(t, says, "")
+		r.open()
+		if got := read(t, says); got != want+"\n" {
+			t.Errorf("the step was undone with %q, want %q", got, want)
+		}
+		if text := read(t, bouncer.DatabasesFile); !strings.Contains(text, "dbname="+databaseOf(t, leads)) {
+			t.Errorf("the pooler does not lead back:\n%s", text)
+		}
+	}
+	// A cutover's poolers were the first: they lead to the target still. A rollback's were the last.
+	there := databaseOf(t, target)
+	undone(repointed(newFreeze(r.env, nil), false), "back dbname="+there, source)
+	r.must(repointed(newFreeze(r.env, nil), false).resume(t.Context()))
+	r.flipped()
+	undone(repointed(newRollback(r.env, nil), true), "there dbname="+there, target)
 }
 
 func read(t *testing.T, path string) string {

@@ -309,11 +309,8 @@ func settleFlip(ctx context.Context, env *Env) error {
 	}
 	defer f.close(ctx)
 	opened, err := f.settle(ctx)
-	if err != nil {
+	if err != nil || !opened { // what led away from the side that takes writes, tidy takes back
 		return err
 	}
-	if err := f.poolers.settle(ctx, opened); err != nil || !opened {
-		return err
-	}
-	return f.switched(ctx)
+	return f.cleared(ctx, true, func(ctx context.Context) error { return f.poolers.settle(ctx, true) })
 }

@@ -38,7 +38,10 @@ func newPooled(t *testing.T) *pooled {
 		fmt.Fprintf(&text, "  pooler \"pgbouncer\" \"b%d\" {\n    admin = %q\n    database = \"erp\"\n    config_file = %q\n    connect = %q\n    timeout = \"10s\"\n  }\n",
 			i, b.Console(testpg.BouncerAdmin), b.DatabasesFile, strings.TrimPrefix(entry, " = "))
 	}
-	text.WriteString("}\n")
+	says := func(word string) string {
+		return fmt.Sprintf("[\"/bin/sh\", \"-c\", \"echo %s `grep -o port=[0-9]* %s` >> %s/says\"]", word, p.bouncers[0].DatabasesFile, p.dir)
+	}
+	fmt.Fprintf(&text, "  switch {\n    step \"exec\" \"says\" {\n      command = %s\n      undo = %s\n      timeout = \"9s\"\n    }\n  }\n}\n", says("there"), says("back"))
 	p.write(text.String())
 	return p
 }
@@ -175,6 +178,10 @@ func TestR14PgbenchThroughTheCutover(t *testing.T) {
 			t.Errorf("pgbench was told of %d transactions, and %s are there", total, there)
 		}
 		p.leads(way.to)
+	}
+	// Forward the poolers come first, on the way back last.
+	if got, at := p.read("says"), port(p.rig, p.target); got != fmt.Sprintf("there port=%s\nback port=%[1]s\n", at) {
+		t.Errorf("when the switch step was made and undone the pooler led to: %q, want %s both times", got, at)
 	}
 }
 
