@@ -22,6 +22,9 @@ func (f *flipper) drain(ctx context.Context) (predicted engine.Prediction, err e
 	estimate := predict(f.env, f.from, f.reload.rate)
 	best := time.Duration(0)
 	for i := range 30 {
+		if err := f.unpaused(ctx); err != nil { // whose time is not the pass's
+			return estimate, err
+		}
 		start := time.Now()
 		if err := f.pass(ctx); err != nil {
 			return estimate, err
