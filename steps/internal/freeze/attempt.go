@@ -172,8 +172,9 @@ func (f *Freeze) held(ctx context.Context, c *conns, hold, toHold *Hold, pass Pa
 		err = f.ready(ctx, c, hold, cert)
 	}
 	if err != nil {
+		err = f.why(ctx, err) // what ends during the undo is not why
 		undo()
-		return f.why(ctx, err)
+		return err
 	}
 	return f.flip(ctx, c, hold, toHold, cert, mark, undo)
 }

@@ -92,15 +92,17 @@ func (f *Freeze) ready(ctx context.Context, c *conns, hold *Hold, cert *Certific
 func (f *Freeze) flip(ctx context.Context, c *conns, hold, toHold *Hold, cert *Certificate, mark func(string, string), undo func()) error {
 	witness, err := f.witness(ctx, c)
 	if err != nil {
+		err = f.why(ctx, err)
 		undo()
-		return f.why(ctx, err)
+		return err
 	}
 	defer func() { _ = witness.Close(context.WithoutCancel(ctx)) }()
 	// A to that has fallen silent since is noticed here, where nothing has happened yet, and not
 	// between the COMMITs, where neither side would take writes until it is back.
 	if err := toHold.Alive(ctx); err != nil {
+		err = f.why(ctx, err)
 		undo()
-		return f.why(ctx, err)
+		return err
 	}
 	if cause := context.Cause(ctx); cause != nil {
 		undo()

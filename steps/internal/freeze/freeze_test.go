@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/url"
+	"strings"
 	"testing"
 	"time"
 
@@ -110,6 +111,26 @@ func TestR26BudgetUndoesSwitchStepsInReverse(t *testing.T) {
 		if did[i] != want[i] {
 			t.Fatalf("did %v, want %v", did, want)
 		}
+	}
+	p.wantSide("source")
+}
+
+// What ends while an attempt is undone is not why it was.
+func TestWhyAnAttemptIsUndone(t *testing.T) {
+	p := newPair(t)
+	p.freeze.Budget = time.Minute
+	p.freeze.Switch = []SwitchStep{{
+		Name: "dns", Timeout: time.Minute, Do: func(context.Context) error { return errors.New("no such zone") },
+		Undo: func(context.Context) error {
+			p.exec(p.target, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+			                   WHERE datname = current_database() AND application_name LIKE 'pgrunbook r1 hold%'`)
+			time.Sleep(3 * heartbeatEvery)
+			return nil
+		},
+	}}
+	_, err := p.freeze.Attempt(context.Background(), 1)
+	if err == nil || !strings.Contains(err.Error(), "no such zone") || strings.Contains(err.Error(), "was lost") {
+		t.Errorf("got %v", err)
 	}
 	p.wantSide("source")
 }
