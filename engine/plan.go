@@ -64,6 +64,8 @@ func (i Identity) Same(o Identity) bool {
 type Prediction struct {
 	WriteBlock time.Duration `json:"write_block,omitempty"`
 	Switch     time.Duration `json:"switch,omitempty"`   // of it: switch steps, at their timeouts
+	Drain      time.Duration `json:"drain,omitempty"`    // of it: what the latest drain took beyond the usual
+	Pause      time.Duration `json:"pause,omitempty"`    // not of it: clients of poolers wait so long before
 	Budget     time.Duration `json:"budget,omitempty"`   // max_write_block
 	Back       time.Duration `json:"back,omitempty"`     // a rollback's, where it has one of its own
 	Measured   bool          `json:"measured,omitempty"` // by passes of the run; otherwise it is an estimate
@@ -71,8 +73,9 @@ type Prediction struct {
 }
 
 // Over reports whether a freeze is not even tried. Timeouts of switch steps do not count: they are
-// limits, and the budget ends what reaches them.
-func (p Prediction) Over() bool { return p.Budget > 0 && p.WriteBlock-p.Switch > p.Budget }
+// limits, and the budget ends what reaches them. Nor does the drain: only another attempt tells whether
+// the writers that it waited for are still there.
+func (p Prediction) Over() bool { return p.Budget > 0 && p.WriteBlock-p.Switch-p.Drain > p.Budget }
 
 // String says it in a sentence's end: "predicted write block 0.2s of 2s (why)".
 func (p Prediction) String() string {

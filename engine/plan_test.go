@@ -133,7 +133,11 @@ func TestPrediction(t *testing.T) {
 	if got := p.String(); p.Over() || got != "predicted write block 1.25s of 1s (2 tables)" {
 		t.Errorf("over %v: %s", p.Over(), got)
 	}
-	p.Switch = 0
+	p.Switch, p.Drain = 0, time.Second
+	if p.Over() {
+		t.Error("one drain that was slow keeps every later attempt away")
+	}
+	p.Drain = 0
 	if got := p.String(); !p.Over() || got != "predicted write block 1.25s of 1s, OVER the budget: no freeze would begin (2 tables)" {
 		t.Errorf("over %v: %s", p.Over(), got)
 	}

@@ -123,7 +123,7 @@ func Rehearse(ctx context.Context, env *Env, show engine.Sink) (Rehearsal, error
 		return Rehearsal{}, err
 	}
 	step := newFreeze(env, nil).(*freezeStep)
-	f, err := step.build(ctx, journal.NewMemory().Checkpoint("rehearse", env.Sink))
+	f, err := step.build(ctx, journal.NewMemory().Checkpoint(rehearseID, env.Sink))
 	if err != nil {
 		return Rehearsal{}, withCause(ctx, err)
 	}

@@ -59,6 +59,9 @@ func (c Certificate) String() string {
 	ms := func(d time.Duration) time.Duration { return d.Round(100 * time.Microsecond) }
 	line("flip", "from %s to %s, epoch %d, attempt %d", c.From, c.To, c.Epoch, c.Attempt)
 	line("began", "%s", c.Began.UTC().Format(time.RFC3339Nano))
+	if c.Paused > 0 {
+		line("poolers", "their clients waited %s before that: PAUSE, then connecting", ms(c.Paused))
+	}
 	ended := ""
 	if c.ByAnother {
 		ended = ", by the target's clock, by another process, since this one died between the two COMMITs"

@@ -136,6 +136,9 @@ func (s *freezeStep) build(ctx context.Context, cp engine.Checkpoint) (_ *flippe
 		Check:     f.check,
 		Decide: func(ctx context.Context, cert *freeze.Certificate) error {
 			f.decided = true
+			if !f.poolers.began.IsZero() {
+				cert.Paused = cert.Began.Sub(f.poolers.began)
+			}
 			return env.Journal.DecideFlip(ctx, env.Run.Epoch, f.from, f.to, cert)
 		},
 		AtOpen:  f.runAtOpen,
@@ -145,8 +148,8 @@ func (s *freezeStep) build(ctx context.Context, cp engine.Checkpoint) (_ *flippe
 			return f.compared(), nil
 		},
 		LetGo: f.poolers.free,
-		Mark: func(name, message string) {
-			cp.Emit(engine.Event{Kind: engine.EventFreeze, Mark: name, Message: message})
+		Mark: func(name, message string, took time.Duration) {
+			cp.Emit(engine.Event{Kind: engine.EventFreeze, Mark: name, Message: message, Elapsed: took})
 		},
 	}
 	return f, nil
@@ -192,7 +195,7 @@ func (f *flipper) attempts(ctx context.Context) error {
 			return err
 		}
 		if predicted.Over() {
-			last = fmt.Errorf("predicted write block of %s is over max_write_block %s: %s", predicted.WriteBlock-predicted.Switch, f.Budget, predicted.Why)
+			last = fmt.Errorf("predicted write block of %s is over max_write_block %s: %s", predicted.WriteBlock-predicted.Switch-predicted.Drain, f.Budget, predicted.Why)
 		} else {
 			f.note("freeze attempt %d of %d, %s", n, c.Attempts, predicted)
 			if err = f.attempt(ctx, n); err == nil {

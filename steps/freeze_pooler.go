@@ -20,9 +20,12 @@ type poolers struct {
 	cp     engine.Checkpoint
 	back   bool // towards the source: what the cutover wrote is taken back
 	cursor *freezeCursor
-	freed  bool // since the last pause: RESUME was answered
-	astray bool // an entry could not be pointed back: the record stays, and who comes next tries it again
+	freed  bool      // since the last pause: RESUME was answered
+	began  time.Time // of the latest PAUSE
+	astray bool      // an entry could not be pointed back: the record stays, and who comes next tries it again
 }
+
+const markPause = "pause"
 
 // resumeWithin bounds RESUME, which answers at once or not at all.
 const resumeWithin = 5 * time.Second
@@ -105,11 +108,12 @@ func (p *poolers) pause(ctx context.Context) error {
 	if err := p.cp.Save(ctx, nil, p.cursor); err != nil {
 		return err
 	}
-	start := time.Now()
+	p.began = time.Now()
 	if err := p.group.Pause(ctx); err != nil {
 		return errors.Join(fmt.Errorf("%w: %w", freeze.ErrNotNow, err), p.resume(ctx))
 	}
-	p.cp.Emit(engine.Event{Kind: engine.EventFreeze, Mark: "pause", Message: fmt.Sprintf("%d poolers paused in %s", len(p.group), time.Since(start).Round(time.Millisecond))})
+	took := time.Since(p.began)
+	p.cp.Emit(engine.Event{Kind: engine.EventFreeze, Mark: markPause, Elapsed: took, Message: fmt.Sprintf("%d poolers paused in %s", len(p.group), took.Round(time.Millisecond))})
 	failpoint.Hit("pooler.paused")
 	return nil
 }

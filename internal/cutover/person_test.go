@@ -45,6 +45,7 @@ func TestRehearse(t *testing.T) {
 	r.writing(onSource)
 	r.refused(r.target, "25006")
 	r.says(r.want(1, "status", "--certificate"), "there is none")
+	r.says(r.want(0, "status"), "freeze predicted: writes wait for", ", the last drain ")
 
 	var rehearsal struct {
 		Block int64 `json:"write_block"`

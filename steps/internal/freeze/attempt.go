@@ -53,7 +53,7 @@ type Freeze struct {
 	AtOpen    func(ctx context.Context, exec ExecFunc) error  // statements in to's hold, committed with its opening
 	AtClose   func(ctx context.Context, exec ExecFunc) error  // statements in from's hold, committed with its closing; nil is none
 	Opening   pg.Etiquette                                    // how a process that ends a flip asks for AtOpen's locks
-	Mark      func(name, message string)                      // progress
+	Mark      func(name, message string, took time.Duration)  // progress; took is 0 where nobody asks
 	LetGo     func(ctx context.Context)                       // a side takes writes again, or the other one does
 	Compare   func(ctx context.Context) (string, error)       // what changed since the live verification
 }
@@ -121,7 +121,11 @@ func (f *Freeze) Attempt(ctx context.Context, n int) (_ *Certificate, err error)
 		return nil, err
 	}
 	defer to.Release(ctx)
+	asked := time.Now()
 	from, err := f.hold(ctx, c.from, c.look, f.From, flagClosed)
+	if errors.Is(err, ErrBusy) {
+		f.Mark(MarkBusy, fmt.Sprintf("writers on the %s did not make room", f.From.Side()), time.Since(asked))
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -149,9 +153,10 @@ func (f *Freeze) held(ctx context.Context, c *conns, hold, toHold *Hold, pass Pa
 	defer cancel(nil)
 	mark := func(name, message string) {
 		cert.Marks = append(cert.Marks, Mark{Name: name, After: time.Since(hold.Since)})
-		f.Mark(name, message)
+		f.Mark(name, message, 0)
 	}
-	mark("hold", fmt.Sprintf("writes are held on the %s, drained in %s", f.From.Side(), hold.Took.Round(100*time.Microsecond)))
+	cert.Marks = append(cert.Marks, Mark{Name: MarkHold, After: time.Since(hold.Since)})
+	f.Mark(MarkHold, fmt.Sprintf("writes are held on the %s, drained in %s", f.From.Side(), hold.Took.Round(100*time.Microsecond)), hold.Took)
 	if err := f.carry(ctx, c, pass, cert, mark); err != nil {
 		return f.why(ctx, err)
 	}
@@ -257,15 +262,15 @@ func (f *Freeze) sendBack(ctx context.Context, hold *Hold, begun int) {
 	if !failpoint.Mutant("freeze.undo_under_hold") {
 		hold.Release(ctx)
 	}
-	f.Mark("undo", fmt.Sprintf("let go: the %s takes writes again after %s", f.From.Side(), time.Since(hold.Since).Round(time.Millisecond)))
+	f.Mark("undo", fmt.Sprintf("let go: the %s takes writes again after %s", f.From.Side(), time.Since(hold.Since).Round(time.Millisecond)), 0)
 	failpoint.Hit("freeze.letgo")
 	for i := begun - 1; i >= 0; i-- {
 		s := f.Switch[i]
 		undoCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.Timeout)
 		if err := s.Undo(undoCtx); err != nil {
-			f.Mark("undo", fmt.Sprintf("undoing %s failed: %v: check by hand where it points", s.Name, err))
+			f.Mark("undo", fmt.Sprintf("undoing %s failed: %v: check by hand where it points", s.Name, err), 0)
 		} else {
-			f.Mark("undo", "undid "+s.Name)
+			f.Mark("undo", "undid "+s.Name, 0)
 		}
 		cancel()
 	}

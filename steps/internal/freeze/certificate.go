@@ -13,9 +13,10 @@ type Certificate struct {
 	Flipped   time.Time     `json:"flipped"` // to's COMMIT returned
 	Blocked   time.Duration `json:"write_block"`
 	Budget    time.Duration `json:"budget"`
-	Decided   time.Duration `json:"decided"` // from Began until the flip was decided: what stands for Blocked where another process ended it
-	Drain     time.Duration `json:"drain"`   // until the gate was held
-	Drained   []Blocker     `json:"drained"` // who had passed the gate and was waited for, at most 100
+	Decided   time.Duration `json:"decided"`          // from Began until the flip was decided: what stands for Blocked where another process ended it
+	Paused    time.Duration `json:"paused,omitempty"` // clients of poolers waited so long before Began: PAUSE, and then connecting
+	Drain     time.Duration `json:"drain"`            // until the gate was held
+	Drained   []Blocker     `json:"drained"`          // who had passed the gate and was waited for, at most 100
 	Proof     Proof         `json:"proof"`
 	Pass      PassResult    `json:"pass"`
 	Pending   int64         `json:"pending"` // rows left in the deltas after the exact pass: 0
@@ -44,6 +45,12 @@ type PassResult struct {
 	Position string    `json:"position,omitempty"` // from's snapshot: whatever was committed by then is on to
 	At       time.Time `json:"at,omitzero"`        // of the snapshot, by from's clock
 }
+
+// What tells how long a drain takes: the gate was held after it, or given up.
+const (
+	MarkHold = "hold"
+	MarkBusy = "busy"
+)
 
 // Mark is one boundary of the freeze with its distance from Began.
 type Mark struct {

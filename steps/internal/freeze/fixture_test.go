@@ -76,7 +76,7 @@ func pairOf(t *testing.T, source, target string) *pair {
 		Decide:    func(context.Context, *Certificate) error { return nil },
 		AtOpen:    func(context.Context, ExecFunc) error { return nil },
 		Compare:   func(context.Context) (string, error) { return "nothing", nil },
-		Mark:      func(name, _ string) { p.marks = append(p.marks, name) },
+		Mark:      func(name, _ string, _ time.Duration) { p.marks = append(p.marks, name) },
 	}
 	return p
 }
