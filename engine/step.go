@@ -104,4 +104,5 @@ type Estimate struct {
 	Bytes      int64   `json:"bytes,omitempty"`
 	SourceDisk int64   `json:"source_disk,omitempty"` // bytes
 	TargetDisk int64   `json:"target_disk,omitempty"` // bytes
+	RunnerDisk int64   `json:"runner_disk,omitempty"` // bytes, on the machine that runs apply
 }

@@ -38,8 +38,9 @@ func (s *armStep) Plan(context.Context) (engine.StepPlan, error) {
 	n := len(s.env.Scope.Tables)
 	p := engine.StepPlan{
 		ID: s.ID(), Phase: s.Phase(),
-		Title: fmt.Sprintf("put the gate on %d tables of the source, open", n),
-		Why:   "the freeze holds writers at it; a freeze with one ungated table is refused",
+		Title:    fmt.Sprintf("put the gate on %d tables of the source, open", n),
+		Why:      "the freeze holds writers at it; a freeze with one ungated table is refused",
+		Estimate: lasting(connecting, triggerOne, relations(s.env.Scope.Tables)),
 	}
 	run := plannedRun(s.env.Run)
 	for _, sql := range gate.BaseStatements(run) {

@@ -2,6 +2,7 @@ package steps
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"time"
@@ -106,11 +107,22 @@ func FollowBack(ctx context.Context, env *Env, show engine.Sink) error {
 
 // Rehearsal is what a freeze cost that was let go again.
 type Rehearsal struct {
-	Blocked time.Duration `json:"write_block"`
-	Budget  time.Duration `json:"budget"`
-	Drain   time.Duration `json:"drain"`
-	Rows    int64         `json:"rows"`
-	Marks   []freeze.Mark `json:"marks"` // when each part ended, from the moment writers began to wait
+	Blocked time.Duration
+	Budget  time.Duration
+	Drain   time.Duration
+	Rows    int64
+	Marks   []freeze.Mark // when each part ended, from the moment writers began to wait
+}
+
+// MarshalJSON gives durations in seconds.
+func (r Rehearsal) MarshalJSON() ([]byte, error) {
+	return json.Marshal(struct {
+		Blocked float64    `json:"write_block_seconds"`
+		Budget  float64    `json:"budget_seconds"`
+		Drain   float64    `json:"drain_seconds"`
+		Rows    int64      `json:"rows"`
+		Marks   []markLine `json:"marks"`
+	}{r.Blocked.Seconds(), r.Budget.Seconds(), r.Drain.Seconds(), r.Rows, markLines(r.Marks)})
 }
 
 // Rehearse makes the freeze on the live pair up to the switch steps, and lets it go. The sides stay

@@ -56,8 +56,9 @@ func (s *captureStep) Plan(ctx context.Context) (engine.StepPlan, error) {
 	tables := capturedTables(s.env.Scope)
 	p := engine.StepPlan{
 		ID: s.ID(), Phase: s.Phase(),
-		Title: fmt.Sprintf("capture changes of %d tables on the source", len(tables)),
-		Why:   "what changes while rows are loaded is known and read again: no long snapshot, no slot, no restart",
+		Title:    fmt.Sprintf("capture changes of %d tables on the source", len(tables)),
+		Why:      "what changes while rows are loaded is known and read again: no long snapshot, no slot, no restart",
+		Estimate: lasting(connecting, triggerOne, relations(tables)),
 	}
 	if len(tables) == 0 {
 		return p, nil

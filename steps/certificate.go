@@ -50,6 +50,47 @@ func certificateOf(ctx context.Context, run *journal.Run) (c Certificate, err er
 	return c, nil
 }
 
+// MarshalJSON gives durations in seconds, as all that is printed for machines has them. The fields of
+// the same names outside hide those of the journal's record.
+func (c Certificate) MarshalJSON() ([]byte, error) {
+	type drained struct {
+		freeze.Blocker
+		Age   float64 `json:"age_seconds,omitempty"`
+		NoAge any     `json:"age,omitempty"`
+	}
+	out := struct {
+		freeze.Certificate
+		ByAnother bool       `json:"ended_by_another_process,omitempty"`
+		Decided   float64    `json:"decided_seconds"`
+		NoDecided any        `json:"decided,omitempty"`
+		Blocked   float64    `json:"write_block_seconds"`
+		Budget    float64    `json:"budget_seconds"`
+		Drain     float64    `json:"drain_seconds"`
+		Drained   []drained  `json:"drained"`
+		Marks     []markLine `json:"marks"`
+		NoBlocked any        `json:"write_block,omitempty"`
+		NoBudget  any        `json:"budget,omitempty"`
+		NoDrain   any        `json:"drain,omitempty"`
+	}{Certificate: c.Certificate, ByAnother: c.ByAnother, Decided: c.Decided.Seconds(), Blocked: c.Blocked.Seconds(), Budget: c.Budget.Seconds(), Drain: c.Drain.Seconds(), Drained: []drained{}, Marks: markLines(c.Marks)}
+	for _, b := range c.Drained {
+		out.Drained = append(out.Drained, drained{Blocker: b, Age: b.Age.Seconds()})
+	}
+	return json.Marshal(out)
+}
+
+type markLine struct {
+	Name  string  `json:"name"`
+	After float64 `json:"after_seconds"`
+}
+
+func markLines(marks []freeze.Mark) []markLine {
+	out := make([]markLine, 0, len(marks))
+	for _, m := range marks {
+		out = append(out, markLine{m.Name, m.After.Seconds()})
+	}
+	return out
+}
+
 // String is the certificate for people.
 func (c Certificate) String() string {
 	var b strings.Builder

@@ -52,6 +52,7 @@ func (s *constraintsStep) Plan(ctx context.Context) (engine.StepPlan, error) {
 		return p, nil
 	}
 	done := s.builtByCopy(objects)
+	p.Estimate = building(s.env.Scope.Tables, objects, done, s.env.Runbook.Copy.Workers)
 	for i, o := range objects {
 		if o.NotCarried != "" {
 			p.Hazards = append(p.Hazards, engine.Hazard{Kind: engine.HazardLoss, Object: o.Name, Text: o.NotCarried})

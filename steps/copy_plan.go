@@ -5,12 +5,10 @@ import (
 	"fmt"
 
 	"github.com/pgrunbook/pgrunbook/engine"
+	"github.com/pgrunbook/pgrunbook/runbook"
 	"github.com/pgrunbook/pgrunbook/steps/internal/load"
 	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
 )
-
-// copyRate is what one worker moves, for estimates only: bytes per second.
-const copyRate = 40 << 20
 
 // snapshotHazard is the size from which one snapshot of a table is worth a warning.
 const snapshotHazard = 1 << 30
@@ -20,6 +18,7 @@ func (s *copyStep) Plan(context.Context) (engine.StepPlan, error) {
 	c := s.env.Runbook.Copy
 	p := engine.StepPlan{ID: s.ID(), Phase: s.Phase(), Why: "every later change is captured already, so no snapshot is held open"}
 	var tables, bulk int
+	var indexes int64
 	for _, t := range s.env.Scope.Tables {
 		if t.Data != scope.Live {
 			continue
@@ -30,16 +29,23 @@ func (s *copyStep) Plan(context.Context) (engine.StepPlan, error) {
 		p.Estimate.TargetDisk += t.Bytes + t.IndexBytes
 		if t.Method == scope.PgDump {
 			bulk++
+			p.Estimate.RunnerDisk += t.Bytes
 		}
+		indexes += t.IndexBytes
 		p.Actions = append(p.Actions, copyAction(t))
 		p.Hazards = append(p.Hazards, copyHazards(t)...)
 	}
 	workers := max(c.Workers, 1)
 	p.Title = fmt.Sprintf("copy %d tables with %d workers, and build keys and plain indexes", tables, workers)
-	p.Estimate.Seconds = float64(p.Estimate.Bytes) / float64(copyRate*min(workers, 8))
+	p.Estimate.Seconds = (float64(p.Estimate.Bytes)/copyRate + float64(indexes)/indexRate) / float64(min(workers, 8))
 	p.Hazards = append(p.Hazards, engine.Hazard{Kind: engine.HazardLoad, Text: fmt.Sprintf("up to %d sessions read the source; workers, pause and limit blocks slow them down while it runs", workers)})
-	p.Hazards = append(p.Hazards, engine.Hazard{Kind: engine.HazardDisk, Text: "the deltas on the source grow with every write until the passes begin"})
+	if tables > 0 {
+		room, hazard := deltaDisk(s.env.Runbook, s.env.Scope.Tables)
+		p.Estimate.SourceDisk = room
+		p.Hazards = append(p.Hazards, hazard)
+	}
 	if bulk > 0 {
+		p.Hazards = append(p.Hazards, engine.Hazard{Kind: engine.HazardDisk, Text: fmt.Sprintf("pg_dump writes the rows of %s below the temporary directory (TMPDIR) of the machine that runs apply before pg_restore reads them: up to %s, less as far as they compress", engine.Plural(bulk, "table"), runbook.FormatSize(float64(p.Estimate.RunnerDisk)))})
 		p.Hazards = append(p.Hazards, engine.Hazard{Kind: engine.HazardLoad, Text: fmt.Sprintf("pg_dump holds one snapshot for all of %d tables: the source's VACUUM removes no newer dead rows meanwhile", bulk)})
 	}
 	return p, nil
@@ -62,11 +68,9 @@ func copyAction(t scope.Table) engine.Action {
 	case scope.External:
 		a.On, a.SQL, a.Group = engine.Runner, "somebody else loads it; then pgrunbook approve "+externalApproval, "wait for somebody else's load"
 	case scope.Stream:
-		chunk := max(t.Chunk, 1)
-		chunks := max((t.Bytes+chunk-1)/chunk, 1)
 		a.SQL, a.Group = load.Statement(t), "copy in chunks"
-		if chunks > 1 && t.Identity != scope.FullRow {
-			a.Why = fmt.Sprintf("%d chunks. %s", chunks, t.Why)
+		if t.Chunks > 1 {
+			a.Why = fmt.Sprintf("%d chunks. %s", t.Chunks, t.Why)
 		}
 	}
 	return a

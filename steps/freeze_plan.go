@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"github.com/pgrunbook/pgrunbook/engine"
+	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
 )
 
 // Plan lists the freeze in the order of the protocol.
@@ -12,8 +13,9 @@ func (s *freezeStep) Plan(context.Context) (engine.StepPlan, error) {
 	c, to, budget := s.env.Runbook.Cutover, s.from.Other(), writeBlock(s.env.Runbook, s.from)
 	p := engine.StepPlan{
 		ID: s.ID(), Phase: s.Phase(),
-		Title: fmt.Sprintf("hold writes for at most %s, carry the last changes over, let them go on the %s", budget, to),
-		Why:   fmt.Sprintf("one side takes writes at every instant, and the %s has every row before it is the one", to),
+		Title:    fmt.Sprintf("hold writes for at most %s, carry the last changes over, let them go on the %s", budget, to),
+		Why:      fmt.Sprintf("one side takes writes at every instant, and the %s has every row before it is the one", to),
+		Estimate: s.estimate(),
 		Hazards: []engine.Hazard{{
 			Kind: engine.HazardBlock,
 			Text: fmt.Sprintf("writes wait for at most %s per attempt (%d attempts); queued writers without a pooler get one error, SQLSTATE %s, at the flip", budget, c.Attempts, c.ClosedError),
@@ -40,4 +42,20 @@ func (s *freezeStep) Plan(context.Context) (engine.StepPlan, error) {
 		add(s.from, "SELECT pg_terminate_backend(...) for the application's sessions", "pools must not keep the old side")
 	}
 	return p, nil
+}
+
+// estimate is of one attempt: the write block and what is reloaded inside it.
+func (s *freezeStep) estimate() engine.Estimate {
+	e := engine.Estimate{Seconds: predict(s.env, s.from, assumedRate).WriteBlock.Seconds()}
+	for _, t := range s.env.Scope.Tables {
+		if t.Data != scope.AtFreeze {
+			continue
+		}
+		addRows(&e, t)
+		e.Bytes += t.Bytes
+		if s.from == engine.Source { // on the way back they have their room already
+			e.TargetDisk += t.Bytes + t.IndexBytes
+		}
+	}
+	return e
 }

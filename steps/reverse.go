@@ -39,7 +39,8 @@ func (s *reverseStep) Fingerprint() string {
 func (s *reverseStep) Plan(ctx context.Context) (engine.StepPlan, error) {
 	p := engine.StepPlan{
 		ID: s.ID(), Phase: s.Phase(), Title: "capture changes on the target, for the way back",
-		Why: "from its first write on, the target's changes can be carried back; rights are proved before they are needed",
+		Why:      "from its first write on, the target's changes can be carried back; rights are proved before they are needed",
+		Estimate: lasting(connecting, triggerOne, relations(captured(s.env))),
 	}
 	for _, t := range captured(s.env) {
 		p.Actions = append(p.Actions, engine.Action{

@@ -20,8 +20,9 @@ func (s *schemaStep) Plan(ctx context.Context) (engine.StepPlan, error) {
 	c := s.env.Runbook.Schema
 	p := engine.StepPlan{
 		ID: s.ID(), Phase: s.Phase(),
-		Title: fmt.Sprintf("make %d tables on the target, without keys, indexes, constraints and triggers, and close its gate", len(s.env.Scope.Tables)),
-		Why:   "rows load fastest into bare tables, and nobody may write to the target by mistake",
+		Title:    fmt.Sprintf("make %d tables on the target, without keys, indexes, constraints and triggers, and close its gate", len(s.env.Scope.Tables)),
+		Why:      "rows load fastest into bare tables, and nobody may write to the target by mistake",
+		Estimate: lasting(toolsTake, restoreOne+triggerOne, relations(s.env.Scope.Tables)),
 	}
 	sides, err := openForPlan(ctx, s.env)
 	if err != nil {
@@ -29,6 +30,7 @@ func (s *schemaStep) Plan(ctx context.Context) (engine.StepPlan, error) {
 	}
 	defer sides.close(context.WithoutCancel(ctx))
 	if s.existing() {
+		p.Estimate = lasting(connecting, triggerOne, len(s.env.Scope.Tables))
 		p.Title = fmt.Sprintf("compare %d tables of the target with the source's, and close its gate", len(s.env.Scope.Tables))
 		differences, err := dump.Differences(ctx, sides.target, s.env.Scope, true)
 		if err != nil {

@@ -2,17 +2,13 @@ package steps
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strings"
 	"time"
 
-	"github.com/jackc/pgx/v5"
-
 	"github.com/pgrunbook/pgrunbook/engine"
 	"github.com/pgrunbook/pgrunbook/engine/journal"
 	"github.com/pgrunbook/pgrunbook/internal/pg"
-	"github.com/pgrunbook/pgrunbook/steps/internal/capture"
 	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
 )
 
@@ -39,9 +35,10 @@ type Status struct {
 
 	Tables []TableStatus `json:"tables,omitempty"`
 
-	LagSeconds *float64 `json:"lag_seconds,omitempty"` // since the snapshot of the last exact pass
-	Pending    *int64   `json:"pending,omitempty"`     // rows in the deltas; needs the source
-	SourceNote string   `json:"source_note,omitempty"` // why the source could not be asked
+	LagSeconds *float64  `json:"lag_seconds,omitempty"` // since the snapshot of the last exact pass
+	Pending    *int64    `json:"pending,omitempty"`     // rows in the deltas: now, or at PendingAt
+	PendingAt  time.Time `json:"pending_at,omitzero"`   // the source was not asked: when the runner last saw them
+	SourceNote string    `json:"source_note,omitempty"` // why the source could not be asked
 
 	Predicted engine.Prediction `json:"predicted,omitzero"`   // of the next freeze, in either direction
 	After     *AfterFlip        `json:"after_flip,omitempty"` // once a flip was made
@@ -119,8 +116,8 @@ func ReadStatus(ctx context.Context, target, source *pg.Server) (Status, error) 
 		return st, err
 	}
 	if run.State == journal.Active {
-		if source != nil {
-			st.readPending(ctx, source)
+		if err := st.readRows(ctx, run, source); err != nil {
+			return st, err
 		}
 		if st.Predicted, err = predictNow(ctx, run, owner); err != nil {
 			return st, err
@@ -248,63 +245,6 @@ func (st *Status) readWaiting(ctx context.Context, run *journal.Run) error {
 		}
 	}
 	return nil
-}
-
-// lagSQL gives the age of the newest exact pass in seconds; its row carries the side's own name.
-const lagSQL = `
-SELECT (EXTRACT(EPOCH FROM pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) w.at))::float8
-  FROM pgrunbook.watermark w WHERE w.from_side OPERATOR(pg_catalog.=) $1::text`
-
-func (st *Status) readLag(ctx context.Context, target *pg.Server) error {
-	if st.State != journal.Active || st.Writes != engine.Source {
-		return nil
-	}
-	conn, err := target.Connect(ctx, pg.Use{Name: "status", ReadOnly: true})
-	if err != nil {
-		return err
-	}
-	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
-	var exists bool
-	if err := conn.QueryRow(ctx, "SELECT pg_catalog.to_regclass('pgrunbook.watermark') IS NOT NULL").Scan(&exists); err != nil || !exists {
-		return err
-	}
-	var lag float64
-	err = conn.QueryRow(ctx, lagSQL, string(engine.Source)).Scan(&lag)
-	if errors.Is(err, pgx.ErrNoRows) {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("reading the lag: %w", err)
-	}
-	lag = max(lag, 0)
-	st.LagSeconds = &lag
-	return nil
-}
-
-// pendingLimit bounds the look at the source: status must answer when it is slow or away.
-const pendingLimit = 5 * time.Second
-
-func (st *Status) readPending(ctx context.Context, source *pg.Server) {
-	ctx, cancel := context.WithTimeout(ctx, pendingLimit)
-	defer cancel()
-	var total int64
-	err := func() error {
-		conn, err := source.Connect(ctx, pg.Use{Name: "status", ReadOnly: true})
-		if err != nil {
-			return err
-		}
-		defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
-		counts, err := capture.Pending(ctx, conn, 0)
-		for _, c := range counts {
-			total += c.All()
-		}
-		return err
-	}()
-	if err != nil {
-		st.SourceNote = "the source cannot be asked: " + err.Error()
-		return
-	}
-	st.Pending = &total
 }
 
 // next says what to type.

@@ -58,6 +58,7 @@ func examine(ctx context.Context, env *Env, p *engine.Plan, source, target *pgx.
 			Dir: tools.Dir, Version: tools.Version, Major: tools.Major, Warning: tools.Warning, Err: err,
 			Needed: env.Runbook.Schema.Enabled || slices.ContainsFunc(env.Scope.Tables, usesDump),
 		},
+		DeltaRoom: deltaRoom(env.Scope.Tables),
 	})
 	if gatherErr != nil {
 		return nil, fmt.Errorf("preflight: %w", gatherErr)

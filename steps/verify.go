@@ -43,9 +43,6 @@ func compared(tables []scope.Table) []scope.Table {
 	return out
 }
 
-// hashRate is what one core hashes, in bytes per second (1.1 million rows of 100 bytes, measured).
-const hashRate = 110e6
-
 // Plan says how much is read.
 func (s *verifyStep) Plan(context.Context) (engine.StepPlan, error) {
 	tables := compared(s.env.Scope.Tables)

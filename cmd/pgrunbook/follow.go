@@ -1,13 +1,13 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/pgrunbook/pgrunbook/cmd/pgrunbook/internal/view"
 	"github.com/pgrunbook/pgrunbook/steps"
 )
 
@@ -58,15 +58,16 @@ func newRehearse(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			blocked := fmt.Sprintf("writes were blocked for %s of %s, %d rows carried", r.Blocked.Round(time.Millisecond), r.Budget, r.Rows)
 			if asJSON {
-				return json.NewEncoder(a.stdout).Encode(r)
+				return view.WriteLine(a.stdout, view.LineRehearsal, blocked, r, time.Now())
 			}
 			last := time.Duration(0)
 			for _, m := range r.Marks {
 				fmt.Fprintf(a.stdout, "%-10s %8s\n", m.Name, (m.After - last).Round(100*time.Microsecond))
 				last = m.After
 			}
-			_, err = fmt.Fprintf(a.stdout, "writes were blocked for %s of %s, %d rows carried\n", r.Blocked.Round(time.Millisecond), r.Budget, r.Rows)
+			_, err = fmt.Fprintln(a.stdout, blocked)
 			return err
 		},
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -13,6 +14,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"github.com/pgrunbook/pgrunbook/internal/schematest"
 	"github.com/pgrunbook/pgrunbook/internal/testpg"
 )
 
@@ -66,6 +68,7 @@ func runScripts(t *testing.T, dir string) {
 			"services":  services,
 			"sql":       runSQL,
 			"exits":     exits,
+			"fits":      fits,
 			"mode":      mode,
 			"waitfor":   waitFor,
 			"appears":   appears,
@@ -156,6 +159,21 @@ func exits(ts *testscript.TestScript, _ bool, args []string) {
 	}
 	if code != args[0] {
 		ts.Fatalf("exit code is %s, want %s", code, args[0])
+	}
+}
+
+// fits holds every line of stdout to the published schema, and wants lines of these types among them:
+// fits plan summary. A stream begins with its version and ends with its summary.
+func fits(ts *testscript.TestScript, _ bool, args []string) {
+	types, err := schematest.Lines(ts.ReadFile("stdout"))
+	ts.Check(err)
+	for _, want := range args {
+		if !slices.Contains(types, want) {
+			ts.Fatalf("no line is of type %s, they are of %v", want, types)
+		}
+	}
+	if len(types) > 1 && (types[0] != "version" || types[len(types)-1] != "summary") {
+		ts.Fatalf("the stream is of %v", types)
 	}
 }
 

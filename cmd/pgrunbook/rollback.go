@@ -2,11 +2,12 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
+	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/pgrunbook/pgrunbook/cmd/pgrunbook/internal/view"
 	"github.com/pgrunbook/pgrunbook/engine"
 	"github.com/pgrunbook/pgrunbook/steps"
 )
@@ -112,7 +113,7 @@ func (a *app) rollbackAlone(ctx context.Context, args []string, f backFlags) err
 		return err
 	}
 	if f.plan && asJSON {
-		return json.NewEncoder(a.stdout).Encode(loss)
+		return view.WriteLine(a.stdout, view.LineLoss, "what a rollback without the target gives up", loss, time.Now())
 	}
 	if !a.json {
 		fmt.Fprint(a.stdout, loss)

@@ -1,9 +1,7 @@
 package main
 
 import (
-	"bytes"
-	"encoding/json"
-	"fmt"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -50,17 +48,7 @@ func newShow(a *app) *cobra.Command {
 func (a *app) print(p *engine.Plan, f planForm) error {
 	switch {
 	case f.json && a.json:
-		var b, line bytes.Buffer
-		if err := view.WritePlanJSON(&b, p); err != nil {
-			return err
-		}
-		line.WriteString(`{"type":"plan","plan":`)
-		if err := json.Compact(&line, b.Bytes()); err != nil {
-			return fmt.Errorf("writing the plan: %w", err)
-		}
-		line.WriteString("}\n")
-		_, err := a.stdout.Write(line.Bytes())
-		return err
+		return view.WritePlanLine(a.stdout, p, time.Now())
 	case f.json:
 		return view.WritePlanJSON(a.stdout, p)
 	case f.markdown:

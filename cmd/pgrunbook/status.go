@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
@@ -83,12 +82,15 @@ func (a *app) left(ctx context.Context, source *steps.Server, asJSON bool, cause
 	if err != nil || l == nil {
 		return noRun(cause)
 	}
-	if asJSON {
-		return json.NewEncoder(a.stdout).Encode(l)
-	}
 	gate := "open"
 	if l.Closed {
 		gate = "closed"
+	}
+	if asJSON {
+		return view.WriteLine(a.stdout, view.LineLeft, fmt.Sprintf("the target has no run; the source has what run %s left, and is %s", l.Run, gate), struct {
+			*steps.Left
+			Back *view.StatusBack `json:"rollback"`
+		}{l, backView(&l.Back)}, time.Now())
 	}
 	if l.Finished {
 		fmt.Fprintf(a.stdout, "Run %s is finished; the source is %s.\n\n", l.Run, gate)
@@ -116,7 +118,7 @@ func (a *app) certificate(ctx context.Context, args []string) error {
 		return noRun(err)
 	}
 	if asJSON {
-		return json.NewEncoder(a.stdout).Encode(c)
+		return view.WriteLine(a.stdout, view.LineCertificate, fmt.Sprintf("freeze from %s to %s", c.From, c.To), c, time.Now())
 	}
 	_, err = fmt.Fprint(a.stdout, c)
 	return err
@@ -125,7 +127,7 @@ func (a *app) certificate(ctx context.Context, args []string) error {
 // statusView puts a status into the view's words.
 func statusView(st steps.Status) view.Status {
 	v := view.Status{
-		Writes: string(st.Writes), Since: st.Since, Run: st.Run, Name: st.Runbook, State: string(st.State), Started: st.Started, Next: st.Type,
+		Writes: string(st.Writes), Since: st.Since, Run: st.Run, Name: st.Runbook, State: string(st.State), Started: st.Started, Phase: st.Phase, Step: st.Step, Next: st.Type,
 	}
 	if h := st.Holder; h != nil && h.Alive {
 		v.Holder = fmt.Sprintf("process %d of %s on %s since %s", h.PID, h.User, h.Host, h.Since.UTC().Format(time.RFC3339))
@@ -136,9 +138,7 @@ func statusView(st steps.Status) view.Status {
 	if st.LagSeconds != nil {
 		v.Lag, v.LagKnown = time.Duration(*st.LagSeconds*float64(time.Second)), true
 	}
-	if st.Pending != nil {
-		v.Pending = *st.Pending
-	}
+	v.Pending, v.PendingAt = st.Pending, st.PendingAt
 	if st.Predicted.WriteBlock > 0 {
 		v.Predicted = &st.Predicted
 	}

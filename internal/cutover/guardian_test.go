@@ -62,9 +62,9 @@ func (r *rig) endedByAnother() {
 	r.t.Helper()
 	var cert struct {
 		Began, Flipped time.Time
-		Blocked        time.Duration `json:"write_block"`
-		Decided        time.Duration
-		ByAnother      bool `json:"ended_by_another_process"`
+		Blocked        float64 `json:"write_block_seconds"`
+		Decided        float64 `json:"decided_seconds"`
+		ByAnother      bool    `json:"ended_by_another_process"`
 	}
 	r.must(json.Unmarshal([]byte(r.stdout("status", "--certificate", "--json")), &cert))
 	if !cert.ByAnother || cert.Decided <= 0 || cert.Blocked <= cert.Decided || cert.Flipped.Before(cert.Began) {

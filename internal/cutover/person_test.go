@@ -9,6 +9,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/pgrunbook/pgrunbook/internal/schematest"
 )
 
 const asking = `
@@ -48,10 +50,10 @@ func TestRehearse(t *testing.T) {
 	r.says(r.want(0, "status"), "freeze predicted: writes wait for", ", the last drain ")
 
 	var rehearsal struct {
-		Block int64 `json:"write_block"`
+		Block float64 `json:"write_block_seconds"`
 		Marks []struct {
 			Name  string
-			After int64
+			After float64 `json:"after_seconds"`
 		}
 	}
 	r.must(json.Unmarshal([]byte(r.stdout("rehearse", "--json")), &rehearsal))
@@ -108,7 +110,8 @@ func TestRehearse(t *testing.T) {
 	r.balance(r.source)
 }
 
-// stdout runs a command that must be done, and gives what it wrote there.
+// stdout runs a command that must be done, and gives what it wrote there; what is for machines fits
+// the published schema.
 func (r *rig) stdout(args ...string) string {
 	r.t.Helper()
 	p := r.prepare("", args...)
@@ -116,6 +119,10 @@ func (r *rig) stdout(args ...string) string {
 	out, err := p.cmd.Output()
 	if err != nil {
 		r.t.Fatalf("pgrunbook %s: %v\n%s", strings.Join(args, " "), err, p.said())
+	}
+	if slices.Contains(args, "--json") {
+		_, err := schematest.Lines(string(out))
+		r.must(err)
 	}
 	return string(out)
 }

@@ -16,7 +16,7 @@ SELECT i.indexrelid, c.oid, n.nspname::text, c.relname::text, c.relkind::text, c
        x.relname::text, pg_get_indexdef(i.indexrelid), i.indisunique, i.indisprimary, i.indisexclusion, i.indisvalid,
        i.indisclustered, i.indisreplident,
        con.oid, con.conname::text, pg_get_constraintdef(con.oid), con.condeferrable, con.condeferred, con.contype::text, %s,
-       pn.nspname::text, p.relname::text, coalesce(ts.spcname::text, ''),
+       pn.nspname::text, p.relname::text, coalesce(ts.spcname::text, ''), x.relpages::int8,
        obj_description(i.indexrelid, 'pg_class'), obj_description(con.oid, 'pg_constraint'),
        ARRAY(SELECT a.attnum::int4 FROM pg_attribute a WHERE a.attrelid = i.indexrelid AND coalesce(a.attstattarget, -1) >= 0 ORDER BY a.attnum),
        ARRAY(SELECT a.attstattarget::int4 FROM pg_attribute a WHERE a.attrelid = i.indexrelid AND coalesce(a.attstattarget, -1) >= 0 ORDER BY a.attnum)
@@ -46,6 +46,7 @@ type indexRow struct {
 	period                            bool
 	parentSchema, parentName          *string
 	tablespace                        string
+	pages                             int64
 	comment, conComment               *string
 	statColumns, statTargets          []int32
 }
@@ -64,7 +65,7 @@ func (r *reader) indexes(ctx context.Context) error {
 	_, err = pgx.ForEachRow(rows, []any{
 		&i.oid, &i.rel, &i.schema, &i.table, &i.relkind, &i.partition, &i.name, &i.def, &i.unique, &i.primary, &i.exclusion, &i.valid,
 		&i.clustered, &i.replident, &i.conOID, &i.conName, &i.conDef, &i.deferrable, &i.deferred, &i.conType, &i.period,
-		&i.parentSchema, &i.parentName, &i.tablespace, &i.comment, &i.conComment, &i.statColumns, &i.statTargets,
+		&i.parentSchema, &i.parentName, &i.tablespace, &i.pages, &i.comment, &i.conComment, &i.statColumns, &i.statTargets,
 	}, func() error {
 		if !r.gone(classRelation, i.oid) && !r.gone(classRelation, i.rel) && (i.conOID == nil || !r.gone(classConstraint, *i.conOID)) {
 			all = append(all, i)
@@ -98,7 +99,7 @@ func (r *reader) spreadKeys(all []indexRow) {
 func (r *reader) addIndex(i indexRow) {
 	full := pg.Name(i.schema, i.name)
 	o := Object{
-		Kind: Index, Name: i.name, SQL: []string{i.def}, Tablespace: i.tablespace, Key: r.keys[full], Primary: i.primary,
+		Kind: Index, Name: i.name, SQL: []string{i.def}, Tablespace: i.tablespace, Key: r.keys[full], Primary: i.primary, Pages: i.pages,
 		Partition: i.partition, Root: i.relkind == "p", Late: i.relkind == "m",
 	}
 	o.Table.Schema, o.Table.Name = i.schema, i.table

@@ -46,6 +46,7 @@ type Object struct {
 	Parent     string // of Attach: quoted name of the parent index; also of ForeignKey on a partition: "true"
 	Tablespace string // empty: the database's
 	Key        bool   // the index behind the scope's key
+	Pages      int64  // of an index on the source, as its build or the last VACUUM or ANALYZE counted them
 	Primary    bool
 	NotValid   bool     // the source has not validated it
 	Partition  bool     // on a member of a partition tree

@@ -14,10 +14,7 @@ import (
 	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
 )
 
-const (
-	defaultChunk = 128 << 20 // bytes
-	maxChunks    = 100_000   // of one relation
-)
+const defaultChunk = 128 << 20 // bytes
 
 // lower is a chunk's beginning as the journal stores it: the relation, and where in it.
 type lower struct {
@@ -80,7 +77,7 @@ func Chunks(ctx context.Context, from *pgx.Conn, t scope.Table) ([]journal.Item,
 	}
 	c := &cutter{table: t.ID}
 	for _, r := range rels {
-		n := min(max((r.bytes+chunk-1)/chunk, 1), maxChunks, max(r.blocks, 1))
+		n := scope.Pieces(r.bytes, r.blocks, chunk)
 		switch {
 		case t.Identity == scope.FullRow:
 			c.size += r.bytes

@@ -38,8 +38,8 @@ func disk(_ context.Context, f *Facts) ([]engine.Finding, error) {
 		rows, indexes, largest = rows+t.Bytes, indexes+t.IndexBytes, max(largest, t.IndexBytes)
 	}
 	return one(finding(engine.SeverityInfo, engine.Target, "", "Compare with the free space; SQL cannot see it.",
-		"The target needs about %s for tables, %s for indexes and up to %s for sorting while they are built; WAL comes on top. On the source the deltas grow with the changes: limit \"delta_size\" watches them.",
-		size(rows), size(indexes), size(largest))), nil
+		"The target needs about %s for tables, %s for indexes and up to %s for sorting while they are built; WAL comes on top. On the source the deltas grow with the changes, to about %s when every row changes once: limit \"delta_size\" watches them.",
+		size(rows), size(indexes), size(largest), size(f.DeltaRoom))), nil
 }
 
 func size(bytes int64) string { return humanize.IBytes(uint64(max(bytes, 0))) }

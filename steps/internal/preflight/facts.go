@@ -20,6 +20,7 @@ type Input struct {
 	Source, Target         *pg.Server
 	SourceConn, TargetConn *pgx.Conn
 	Dump                   DumpTool
+	DeltaRoom              int64 // bytes of the deltas on the source when every row changes once
 }
 
 // DumpTool is the pg_dump that the schema phase would use.

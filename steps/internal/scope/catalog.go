@@ -24,7 +24,8 @@ type relation struct {
 	parents     []uint32
 	children    []uint32 // partitions and legacy children
 	bytes       int64
-	filled      bool // there is something in the heap, or it could not be looked at
+	blocks      int64 // of the heap
+	filled      bool  // there is something in the heap, or it could not be looked at
 	indexBytes  int64
 	subscribed  bool // an apply worker writes it
 
@@ -172,14 +173,14 @@ func (c *catalog) members(root *relation) []*relation {
 
 const sizesSQL = `
 SELECT c.oid, coalesce(pg_table_size(c.oid), 0), CASE WHEN c.relkind = 'p' THEN 0 ELSE coalesce(pg_indexes_size(c.oid), 0) END,
-       coalesce(pg_relation_size(c.oid), 0) > 0
+       coalesce(pg_relation_size(c.oid), 0) / current_setting('block_size')::int8, coalesce(pg_relation_size(c.oid), 0) > 0
   FROM pg_class c WHERE c.oid = ANY ($1::oid[]) AND c.relkind IN ('r', 'p')`
 
 // estimatesSQL needs no lock on the tables; relpages is as old as the last VACUUM or ANALYZE.
 const estimatesSQL = `
 SELECT c.oid, (c.relpages + coalesce(t.relpages, 0))::int8 * current_setting('block_size')::int8,
        coalesce((SELECT sum(x.relpages) FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid WHERE i.indrelid = c.oid), 0)::int8 * current_setting('block_size')::int8,
-       c.relkind = 'r'
+       c.relpages::int8, c.relkind = 'r'
   FROM pg_class c LEFT JOIN pg_class t ON t.oid = c.reltoastrelid WHERE c.oid = ANY ($1::oid[])`
 
 // readSizes waits a second at most: the size functions open each table, and DDL that holds one
@@ -188,6 +189,7 @@ func (c *catalog) readSizes(ctx context.Context, tx pgx.Tx, oids []uint32) error
 	type size struct {
 		OID          uint32
 		Bytes, Index int64
+		Blocks       int64
 		Filled       bool
 	}
 	sizes, err := collectUnlessLocked(ctx, tx, sizesSQL, pgx.RowToStructByPos[size], oids)
@@ -199,7 +201,7 @@ func (c *catalog) readSizes(ctx context.Context, tx pgx.Tx, oids []uint32) error
 	}
 	for _, s := range sizes {
 		r := c.byOID[s.OID]
-		r.bytes, r.indexBytes, r.filled = s.Bytes, s.Index, s.Filled
+		r.bytes, r.indexBytes, r.blocks, r.filled = s.Bytes, s.Index, s.Blocks, s.Filled
 	}
 	return nil
 }

@@ -35,7 +35,8 @@ type Table struct {
 	Identity Identity `json:"identity"`
 	Capture  Capture  `json:"capture"`
 	Method   Method   `json:"method"`
-	Chunk    int64    `json:"chunk"` // bytes
+	Chunk    int64    `json:"chunk"`            // bytes
+	Chunks   int64    `json:"chunks,omitempty"` // pieces of the load, by the sizes as they are; 0: it is not loaded in chunks
 
 	Rows       int64 `json:"rows"`                 // estimate from pg_class
 	Unanalyzed bool  `json:"unanalyzed,omitempty"` // some of its rows were never analyzed: Rows lacks them

@@ -43,6 +43,7 @@ func (r *resolver) table(rel *relation) (Table, bool) {
 	}
 	why := r.data(rel, &t, rule)
 	r.method(rel, &t, rule)
+	t.Chunks = r.chunks(rel, &t)
 	captureWhy := r.capture(&t, foreign, subscribed)
 	t.Why = strings.Join(append(why, captureWhy), "; ")
 	return t, true

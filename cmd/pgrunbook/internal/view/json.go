@@ -88,7 +88,7 @@ type jsonView struct {
 func newJSON(o Options) *jsonView {
 	j := &jsonView{o: o}
 	j.forget()
-	j.line(versionLine{j.head("info", "pgrunbook "+o.Version, "version", o.Now()), o.Version, UIVersion})
+	j.line(versionLine{headOf("info", "pgrunbook "+o.Version, "version", o.Now()), o.Version, UIVersion})
 	return j
 }
 
@@ -96,14 +96,14 @@ func (j *jsonView) forget() {
 	j.last, j.held, j.keys = map[string]time.Time{}, map[string]engine.Event{}, nil
 }
 
-func (j *jsonView) head(level, message, kind string, at time.Time) envelope {
+func headOf(level, message, kind string, at time.Time) envelope {
 	return envelope{Level: level, Message: message, Module: "pgrunbook", Timestamp: at.UTC().Format("2006-01-02T15:04:05.000000Z"), Type: kind}
 }
 
 func (j *jsonView) line(v any) {
 	b, err := json.Marshal(v)
 	if err != nil { // a float that JSON has no word for, from a broken clock
-		b, _ = json.Marshal(j.head("error", "an event could not be written: "+err.Error(), string(engine.EventNote), j.o.Now()))
+		b, _ = json.Marshal(headOf("error", "an event could not be written: "+err.Error(), string(engine.EventNote), j.o.Now()))
 	}
 	_, _ = j.o.Stdout.Write(append(b, '\n'))
 }
@@ -164,7 +164,7 @@ var levelNames = map[string]string{"ERROR": "error", "WARN": "warn", "INFO": "in
 
 func (j *jsonView) encode(e engine.Event) eventLine {
 	l := eventLine{
-		envelope: j.head(levelNames[levelOf(e).String()], e.Message, string(e.Kind), e.At),
+		envelope: headOf(levelNames[levelOf(e).String()], e.Message, string(e.Kind), e.At),
 		Run:      e.Run, Step: e.Step, Phase: e.Phase, Object: e.Object, RowsAll: e.RowsAll, BytesAll: e.BytesAll, Rate: e.Rate, ETA: seconds(e.ETA),
 		Reason: e.Reason, Blockers: e.Blockers, Mark: e.Mark, Finding: e.Finding, Hint: e.Hint, SQLState: e.SQLState,
 	}
@@ -225,6 +225,6 @@ func (j *jsonView) summary(s Summary, now time.Time) {
 	for _, o := range s.Outcomes {
 		l.Steps = append(l.Steps, outcomeLine{ID: o.ID, Phase: o.Phase, State: o.State, Skipped: o.Skipped, Elapsed: seconds(o.Elapsed)})
 	}
-	l.envelope = j.head(level, message, "summary", now)
+	l.envelope = headOf(level, message, "summary", now)
 	j.line(l)
 }

@@ -136,7 +136,7 @@ func markdownTables(scope planScope) section {
 		s.lines = append(s.lines, "| table | method | key | rows | bytes | chunks |", "|---|---|---|--:|--:|--:|")
 	}
 	for _, t := range scope.Tables {
-		s.lines = append(s.lines, fmt.Sprintf("| `%s` | %s | `%s` | %s | %s | %d |", code(t.label()), md(t.how()), code(t.keyText()), t.rowsText(), bytesText(t.Bytes), t.chunks()))
+		s.lines = append(s.lines, fmt.Sprintf("| `%s` | %s | `%s` | %s | %s | %s |", code(t.label()), md(t.how()), code(t.keyText()), t.rowsText(), bytesText(t.Bytes), t.chunksText()))
 	}
 	return s
 }

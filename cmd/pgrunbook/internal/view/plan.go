@@ -155,7 +155,11 @@ func (w *planWriter) head(p *engine.Plan, scope planScope) {
 		w.line("  %s  %s", side.name, printable(serverText(side.id)))
 	}
 	all, chunks := scope.total()
-	w.text("  moves   ", fmt.Sprintf("%s, %s, %s, %s in %s", engine.Plural(len(scope.Tables), "table"), engine.Plural(len(scope.Sequences), "sequence"), rowsOf(all), bytesText(all.Bytes), engine.Plural(int(chunks), "chunk")))
+	moves := fmt.Sprintf("%s, %s, %s, %s", engine.Plural(len(scope.Tables), "table"), engine.Plural(len(scope.Sequences), "sequence"), rowsOf(all), bytesText(all.Bytes))
+	if chunks > 0 {
+		moves += " in " + engine.Plural(int(chunks), "chunk")
+	}
+	w.text("  moves   ", moves)
 	if p.Predictions.WriteBlock > 0 {
 		w.text("  predicted: ", "writes wait in the cutover for "+predicted(p.Predictions)+because(p.Predictions.Why))
 	}
@@ -283,7 +287,7 @@ func (w *planWriter) action(g actionGroup) {
 	}
 }
 
-// estimateText gives " [3m, 12 M rows, 1.2 GiB, source disk 10.0 MiB, target disk 2.0 GiB]".
+// estimateText gives " [3m, 12 M rows, 1.2 GiB, source disk 10.0 MiB, target disk 2.0 GiB, runner disk 5.0 MiB]".
 func estimateText(e engine.Estimate) string {
 	var parts []string
 	if e.Seconds > 0 {
@@ -300,6 +304,9 @@ func estimateText(e engine.Estimate) string {
 	}
 	if e.TargetDisk > 0 {
 		parts = append(parts, "target disk "+bytesText(e.TargetDisk))
+	}
+	if e.RunnerDisk > 0 {
+		parts = append(parts, "runner disk "+bytesText(e.RunnerDisk))
 	}
 	if len(parts) == 0 {
 		return ""
@@ -322,11 +329,7 @@ func (w *planWriter) tables(scope planScope) {
 	w.line("Tables (%d)", len(scope.Tables))
 	w.line("  %s  %s  %s  %8s  %10s  %7s", pad("table", name), pad("method", how), pad("key", key), "rows", "bytes", "chunks")
 	for _, t := range shown {
-		chunks := ""
-		if c := t.chunks(); c > 0 {
-			chunks = fmt.Sprint(c)
-		}
-		w.line("  %s  %s  %s  %8s  %10s  %7s", pad(t.label(), name), pad(t.how(), how), pad(t.keyText(), key), t.rowsText(), bytesText(t.Bytes), chunks)
+		w.line("  %s  %s  %s  %8s  %10s  %7s", pad(t.label(), name), pad(t.how(), how), pad(t.keyText(), key), t.rowsText(), bytesText(t.Bytes), t.chunksText())
 		if w.o.Verbose && t.Why != "" {
 			w.text("      ", t.Why)
 		}

@@ -33,7 +33,7 @@ func examplePlan(n int) *engine.Plan {
 	for i := range n {
 		name := fmt.Sprintf("t%03d", i)
 		t := object{
-			"id": i + 1, "schema": "erp", "name": name, "kind": "table", "method": "stream", "data": "live", "identity": "key", "rows": 1000 * (i + 1), "bytes": (i + 1) << 22, "chunk": 128 << 20,
+			"id": i + 1, "schema": "erp", "name": name, "kind": "table", "method": "stream", "data": "live", "identity": "key", "capture": "statement", "index_bytes": 8192, "rows": 1000 * (i + 1), "bytes": (i + 1) << 22, "chunks": 1,
 			"key": object{"primary": true, "columns": []object{{"name": "id"}}}, "why": "ctid ranges of 128 MiB",
 		}
 		switch i % 5 {
@@ -41,13 +41,13 @@ func examplePlan(n int) *engine.Plan {
 			t["key"] = object{"primary": false, "columns": []object{{"name": "invoice"}, {"name": "no"}}}
 		case 2:
 			delete(t, "key")
-			t["data"] = "at_freeze"
+			t["data"], t["chunks"] = "at_freeze", 0
 		case 3:
 			delete(t, "key")
 			t["identity"] = "append_only"
 		case 4:
 			t["kind"] = "partitioned"
-			t["members"] = []object{{"leaf": true}, {"leaf": true}, {"leaf": false}}
+			t["members"], t["chunks"] = []object{{"leaf": true}, {"leaf": true}, {"leaf": false}}, 2
 		}
 		tables = append(tables, t)
 		if i > 0 {
@@ -256,11 +256,23 @@ func TestBrokenScopeIsAnError(t *testing.T) {
 }
 
 func exampleStatus() Status {
+	pending := int64(12345)
 	return Status{
 		Writes: "source", Since: start, Run: "k3xq9t2b", Name: "erp-to-rds", State: "active", Started: start, Holder: "process 12 of anna on host a since 2026-11-20T02:00:00Z",
-		Paused: "by bert", Lag: 1200 * time.Millisecond, LagKnown: true, Pending: 12345, Notes: []string{"approval \"go\" is not given"}, Next: "pgrunbook unpause --target ...",
+		Paused: "by bert", Lag: 1200 * time.Millisecond, LagKnown: true, Pending: &pending, Phase: engine.PhaseCopy, Step: "copy", Notes: []string{"approval \"go\" is not given"}, Next: "pgrunbook unpause --target ...",
 		Steps:  []StatusStep{{ID: "schema", State: engine.StepDone, Elapsed: 3 * time.Second}, {ID: "copy", State: engine.StepFailed, Elapsed: time.Minute, Error: "no space left"}, {ID: "flip", State: engine.StepPending}},
 		Tables: []StatusTable{{Name: "erp.orders", State: "loading", Rows: 100, Bytes: 5 << 20, BytesAll: 10 << 20}, {Name: "erp.ref", State: "following", Rows: 5, Bytes: 10, BytesAll: 10}},
+	}
+}
+
+// flippedStatus has all that exampleStatus has not.
+func flippedStatus() Status {
+	refused := int64(3)
+	back := &StatusBack{Possible: true, Rows: 7, Takes: time.Second, Seconds: 1, Measured: true, Since: start, Proved: start, Why: "w", Hint: "h", Unasked: "the source was not asked"}
+	return Status{
+		Writes: "target", Since: start, Run: "k3xq9t2b", Name: "erp-to-rds", State: "active", Started: start, Next: "pgrunbook finish",
+		Steps: []StatusStep{}, PendingAt: start, Predicted: &engine.Prediction{WriteBlock: time.Second, Budget: 2 * time.Second, Measured: true, Why: "2 tables"},
+		After: &StatusAfter{Old: "source", Refused: &refused, Connected: []string{"1 session of user app"}, Standbys: []string{"standby"}, Back: back}, Back: back,
 	}
 }
 

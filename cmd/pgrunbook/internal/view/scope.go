@@ -23,7 +23,7 @@ type planTable struct {
 	Unanalyzed bool   `json:"unanalyzed"`
 	Bytes      int64  `json:"bytes"`
 	IndexBytes int64  `json:"index_bytes"`
-	Chunk      int64  `json:"chunk"`
+	Chunks     int64  `json:"chunks"` // 0: not loaded in chunks
 	Why        string `json:"why"`
 	Key        *struct {
 		Primary bool `json:"primary"`
@@ -114,15 +114,12 @@ func (t planTable) keyText() string {
 	return text
 }
 
-// chunks is the number of pieces of the load.
-func (t planTable) chunks() int64 {
-	if t.Data != "live" && t.Data != "" {
-		return 0
+// chunksText is the number of pieces of the load, empty where it is not made in chunks.
+func (t planTable) chunksText() string {
+	if t.Chunks == 0 {
+		return ""
 	}
-	if t.Chunk <= 0 || t.Bytes <= t.Chunk {
-		return 1
-	}
-	return (t.Bytes + t.Chunk - 1) / t.Chunk
+	return fmt.Sprint(t.Chunks)
 }
 
 // rowsText gives "12.3 M", or "unknown" where the source knows no number, or none of all its rows.
@@ -139,7 +136,7 @@ func (t planTable) rowsText() string {
 // total sums the tables.
 func (s planScope) total() (e engine.Estimate, chunks int64) {
 	for _, t := range s.Tables {
-		e.Rows, e.Bytes, chunks = e.Rows+t.Rows, e.Bytes+t.Bytes, chunks+t.chunks()
+		e.Rows, e.Bytes, chunks = e.Rows+t.Rows, e.Bytes+t.Bytes, chunks+t.Chunks
 		if t.Unanalyzed {
 			e.Unanalyzed++
 		}

@@ -18,16 +18,20 @@ type Status struct {
 	Name     string        `json:"name"`
 	State    string        `json:"state"` // active, finished, aborted
 	Started  time.Time     `json:"started,omitzero"`
+	Phase    engine.Phase  `json:"phase,omitempty"`  // of Step
+	Step     engine.StepID `json:"step,omitempty"`   // that runs, failed or is next; empty: all are done
 	Holder   string        `json:"holder,omitempty"` // "process 12 on host a since ...", empty: nobody
 	Paused   string        `json:"paused,omitempty"` // by whom, empty: not paused
 	Lag      time.Duration `json:"-"`
 	LagKnown bool          `json:"-"`
-	Pending  int64         `json:"pending,omitempty"`
-	Steps    []StatusStep  `json:"steps"`
-	Tables   []StatusTable `json:"tables,omitempty"`
-	Notes    []string      `json:"notes,omitempty"` // approvals that wait, foreign holders of the gate's lock
-	After    *StatusAfter  `json:"after_flip,omitempty"`
-	Next     string        `json:"next"` // what to type
+	Pending  *int64        `json:"pending,omitempty"` // rows that wait for a pass; nil: nobody knows
+	// PendingAt is when the runner saw them; zero is now.
+	PendingAt time.Time     `json:"pending_at,omitzero"`
+	Steps     []StatusStep  `json:"steps"`
+	Tables    []StatusTable `json:"tables,omitempty"`
+	Notes     []string      `json:"notes,omitempty"` // approvals that wait, foreign holders of the gate's lock
+	After     *StatusAfter  `json:"after_flip,omitempty"`
+	Next      string        `json:"next"` // what to type
 
 	Predicted *engine.Prediction `json:"-"`                  // of the next freeze
 	Back      *StatusBack        `json:"rollback,omitempty"` // while the source takes writes, and of a run that is over
@@ -95,6 +99,9 @@ func WriteStatus(out io.Writer, s Status, o PlanOptions) error {
 	}
 	w.line("")
 	w.line("  run      %s of %s, %s, begun %s", printable(s.Run), printable(s.Name), printable(s.State), s.Started.UTC().Format(time.RFC3339))
+	if s.Step != "" {
+		w.line("  phase    %s, step %s", printable(string(s.Phase)), printable(string(s.Step)))
+	}
 	if s.Holder != "" {
 		w.text("  runner   ", s.Holder)
 	} else {
@@ -103,8 +110,8 @@ func WriteStatus(out io.Writer, s Status, o PlanOptions) error {
 	if s.Paused != "" {
 		w.text("  paused   ", s.Paused)
 	}
-	if s.LagKnown {
-		w.line("  lag      %s, %s rows pending", durationText(s.Lag), countText(s.Pending))
+	if text := lagText(s); text != "" {
+		w.line("  lag      %s", text)
 	}
 	if s.Predicted != nil {
 		w.text("  freeze   ", "predicted: writes wait for "+predicted(*s.Predicted)+because(s.Predicted.Why))
@@ -162,6 +169,28 @@ func RefusedText(n *int64, readOnly bool) string {
 		text += "; new sessions are read-only, and what the server refuses for that is not counted"
 	}
 	return text
+}
+
+// lagText gives "1.2s, 12.3 k rows pending", as far as they are known.
+func lagText(s Status) string {
+	var parts []string
+	switch {
+	case s.LagKnown:
+		parts = append(parts, durationText(s.Lag))
+	case s.Pending != nil:
+		parts = append(parts, "no exact pass yet")
+	}
+	if s.Pending != nil {
+		rows := countText(*s.Pending) + " rows pending"
+		if *s.Pending == 1 {
+			rows = "1 row pending"
+		}
+		if !s.PendingAt.IsZero() {
+			rows += " when the runner looked, " + s.PendingAt.UTC().Format(time.RFC3339)
+		}
+		parts = append(parts, rows)
+	}
+	return strings.Join(parts, ", ")
 }
 
 // after says who still goes to the old side, and whether there is a way back.
@@ -226,7 +255,7 @@ func WriteStatusJSON(out io.Writer, s Status, now time.Time) error {
 		Steps     []step         `json:"steps"`
 		Lag       *float64       `json:"lag_seconds,omitempty"`
 		Predicted *predictedLine `json:"predicted,omitempty"`
-	}{envelope: (&jsonView{}).head("info", "the "+s.Writes+" takes writes", "status", now), Status: s, Steps: steps}
+	}{envelope: headOf("info", "the "+s.Writes+" takes writes", "status", now), Status: s, Steps: steps}
 	if s.Writes == "unclear" {
 		line.Message = "who may write is unclear"
 	}
