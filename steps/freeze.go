@@ -97,6 +97,7 @@ type flipper struct {
 	cert    *freeze.Certificate
 	final   pass.Result // of the last exact pass inside a freeze
 	decided bool        // a flip, by the present attempt
+	stuck   *stuckStep  // of the present attempt
 	now     func() time.Time
 }
 
@@ -147,7 +148,8 @@ func (s *freezeStep) build(ctx context.Context, cp engine.Checkpoint) (_ *flippe
 		Compare: func(context.Context) (string, error) {
 			return f.compared(), nil
 		},
-		LetGo: f.poolers.free,
+		LetGo:  f.poolers.free,
+		Undone: f.undecided,
 		Mark: func(name, message string, took time.Duration) {
 			cp.Emit(engine.Event{Kind: engine.EventFreeze, Mark: name, Message: message, Elapsed: took})
 		},
@@ -246,8 +248,10 @@ func (f *flipper) attempt(ctx context.Context, n int) (err error) {
 		return fmt.Errorf("%w: %w", freeze.ErrNotNow, err)
 	}
 	f.guard.prepare(n)
-	f.decided = false
-	if err := f.poolers.pause(ctx); err != nil {
+	f.decided, f.stuck = false, nil
+	if err := f.poolers.pause(ctx); errors.Is(err, freeze.ErrNotNow) && f.cursor.Paused {
+		return f.strayed(ctx, err)
+	} else if err != nil {
 		return err
 	}
 	if f.cert, err = f.Attempt(ctx, n); errors.Is(err, freeze.ErrUnknown) {
@@ -256,14 +260,24 @@ func (f *flipper) attempt(ctx context.Context, n int) (err error) {
 		}
 		f.cert.Flip(time.Now())
 	}
-	if err == nil {
+	opened := err == nil
+	if opened {
 		err = f.flipped(ctx)
-	} else if f.decided {
+	} else {
 		f.undecided(ctx)
 	}
-	err = errors.Join(err, f.poolers.resume(ctx), f.switched(ctx))
-	if f.poolers.astray {
-		return f.strayed(ctx, err)
+	err = errors.Join(err, f.poolers.resume(ctx))
+	if f.stuck == nil {
+		err = errors.Join(err, f.switched(ctx))
+	}
+	if f.poolers.astray || f.cursor.Paused && !opened {
+		err = f.strayed(ctx, err)
+	}
+	if f.stuck != nil {
+		return &engine.Error{
+			Op: "undoing the switch step", Object: f.stuck.name, Err: fmt.Errorf("%w; the attempt had ended with: %v", f.stuck.err, err), //nolint:errorlint // not to be tried again
+			Hint: f.pointBack(),
+		}
 	}
 	return err
 }

@@ -45,8 +45,27 @@ func (f *flipper) recorded() []freeze.SwitchStep {
 			}
 			return s.Do(ctx)
 		}
+		out[i].Undo = func(ctx context.Context) error {
+			err := s.Undo(ctx)
+			if err != nil {
+				f.stuck = &stuckStep{s.Name, err}
+			}
+			return err
+		}
 	}
 	return out
+}
+
+// stuckStep is a switch step whose undo failed in a live attempt. It stays on record as begun: clients that
+// it sent away are at a side whose gate must not go, and the next command undoes it first.
+type stuckStep struct {
+	name string
+	err  error
+}
+
+// pointBack says what to do about a step that cannot be undone.
+func (f *flipper) pointBack() string {
+	return fmt.Sprintf("The %s takes writes: see to it that this step points there, then run the same command again.", f.from)
 }
 
 // fenceWait bounds the question whether another runner took over: writers wait meanwhile.
@@ -101,7 +120,7 @@ func (f *flipper) undoSwitch(ctx context.Context) error {
 		if err != nil {
 			return &engine.Error{
 				Op: "undoing the switch step that had begun before the flip:", Object: s.Name, Err: err,
-				Hint: fmt.Sprintf("The %s takes writes: see to it that this step points there, then run the same command again.", f.from),
+				Hint: f.pointBack(),
 			}
 		}
 		f.note("undid %s: it had begun, and the flip did not happen", s.Name)
@@ -164,9 +183,12 @@ func (f *flipper) takeBack(ctx context.Context, settle func(context.Context) err
 	return errors.Join(err, settle(ctx))
 }
 
-// strayed points poolers back once more after an attempt that could not. No other attempt is made while
+// strayed points poolers back once more, and lets their clients go on, after an attempt that could not. No other attempt is made while
 // clients are shut out.
 func (f *flipper) strayed(ctx context.Context, err error) error {
+	if f.replaced(ctx) != nil {
+		return err // its successor sends them where they belong
+	}
 	left := f.poolers.settle(context.WithoutCancel(ctx), false)
 	if left == nil {
 		return err

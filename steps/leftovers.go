@@ -90,7 +90,11 @@ func leftOf(ctx context.Context, env *Env, from engine.Side, opened, alone bool)
 		if !env.withoutPoolers {
 			return fmt.Errorf("%w: %w", errPoolersLeft, err)
 		}
-		byHand(env, f.from, fmt.Errorf("%w; the %s's gate goes with the run, and whoever still gets there writes there", err, f.to))
+		side := f.from
+		if opened {
+			side = f.to
+		}
+		byHand(env, side, fmt.Errorf("%w; the %s's gate goes with the run, and whoever still gets there writes there", err, side.Other()))
 		return nil
 	}
 	if err := f.cleared(ctx, opened, settle); err != nil {

@@ -95,6 +95,30 @@ func TestAbortUndoesTheSwitch(t *testing.T) {
 	}
 }
 
+// TestUndoThatFails: a switch step is begun, fails, and cannot be taken back: clients may be at the target.
+// No other attempt is made, and the target's gate stays until the step is undone, by whatever command.
+func TestUndoThatFails(t *testing.T) {
+	back := filepath.Join(t.TempDir(), "back")
+	r := newRig(t, dnsSwitch(`"false"`, fmt.Sprintf(`"test", "-e", %q`, back)))
+	r.must(r.walk(t.Context(), newSchema(r.env), newCapture(r.env), newCopy(r.env), newCatchUp(r.env), newConstraints(r.env), newVerify(r.env), newReverse(r.env), newArm(r.env)))
+	step, err := freezeFrom(r.env, engine.Source)
+	r.must(err)
+	err = r.walk(t.Context(), step)
+	if engine.ClassOf(err) != engine.ClassFailed || !strings.Contains(err.Error(), "undoing the switch step exec dns") || !strings.Contains(engine.HintOf(err), "see to it that this step points there") {
+		t.Fatalf("the freeze ended with %v, hint %q", err, engine.HintOf(err))
+	}
+	r.exec(r.source, "UPDATE shop.customer SET name = 'the source takes writes' WHERE id = 1")
+	if err := Abort(t.Context(), r.env, AbortOptions{}); err == nil || !strings.Contains(err.Error(), "dns") {
+		t.Errorf("abort while clients may be at the target: %v", err)
+	}
+	if err := try(t, r.target, "UPDATE shop.customer SET name = 'too early'"); err == nil {
+		t.Error("the target's gate went although clients may be there")
+	}
+	write(t, back, "")
+	r.must(Abort(t.Context(), r.env, AbortOptions{}))
+	r.aborted()
+}
+
 // TestFinishUndoesTheSwitchBack: a rollback died after it had sent clients to the closed source, and
 // somebody decides to stay.
 func TestFinishUndoesTheSwitchBack(t *testing.T) {

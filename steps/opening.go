@@ -34,9 +34,24 @@ func openingLocks(env *Env, emit interface{ Emit(engine.Event) }, side engine.Si
 			if err != nil {
 				return nil, err
 			}
+			flag, err := flagInTheWay(ctx, conn)
+			if err != nil {
+				return nil, err
+			}
+			found = append(found, flag...)
 			return slices.DeleteFunc(found, func(b pg.Blocker) bool { return endBlocker(ctx, conn, emit, side, b) }), nil
 		},
 	}
+}
+
+// flagInTheWay names who keeps ALTER SEQUENCE from the gate's flag: a transaction that read pg_sequences
+// keeps a lock on each of them.
+func flagInTheWay(ctx context.Context, conn *pgx.Conn) ([]pg.Blocker, error) {
+	var oid uint32
+	if err := conn.QueryRow(ctx, "SELECT 'pgrunbook.gate_flag'::regclass::oid").Scan(&oid); err != nil {
+		return nil, fmt.Errorf("looking for the gate's flag: %w", err)
+	}
+	return pg.Blockers(ctx, conn, pg.ShareRowExclusive, oid)
 }
 
 // endBlocker ends who has kept a side closed, if it may, and says so.

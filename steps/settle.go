@@ -157,6 +157,10 @@ func (f *flipper) unknown(ctx context.Context, cause error) error {
 // COMMIT, or was told that it failed. As long as the flip stands open, nobody who has not asked both sides
 // can say who takes writes. What it cannot record, the next command does.
 func (f *flipper) undecided(ctx context.Context) {
+	if !f.decided {
+		return
+	}
+	f.decided = false
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), settleTry)
 	defer cancel()
 	err := f.env.Journal.Unflip(ctx)

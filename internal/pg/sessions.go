@@ -12,6 +12,7 @@ type Session struct {
 	PID         int32
 	User        string
 	Application string
+	Since       string // when its transaction began, as the server writes it; empty where it has none or hides it
 }
 
 func (s Session) String() string {
@@ -29,7 +30,7 @@ WITH client AS (
     FROM pg_stat_activity a JOIN pg_roles r ON r.oid = a.usesysid JOIN pg_roles me ON me.rolname = current_user
    WHERE a.datname = current_database() AND a.pid <> pg_backend_pid() AND coalesce(a.application_name, '') NOT LIKE 'pgrunbook%'
      AND (a.backend_type = 'client backend' OR a.backend_type IS NULL AND a.pid NOT IN (SELECT pid FROM pg_stat_replication)))
-SELECT pid, usename, application, may, CASE WHEN may AND $1::bool THEN pg_terminate_backend(pid) END FROM client WHERE `
+SELECT pid, usename, application, coalesce(xact_start::text, ''), may, CASE WHEN may AND $1::bool THEN pg_terminate_backend(pid) END FROM client WHERE `
 
 // Clients says which sessions of a database are meant.
 type Clients string
@@ -61,7 +62,7 @@ func clients(ctx context.Context, conn *pgx.Conn, which Clients, end bool) (may,
 	var s Session
 	var mine bool
 	var done *bool
-	_, err = pgx.ForEachRow(rows, []any{&s.PID, &s.User, &s.Application, &mine, &done}, func() error {
+	_, err = pgx.ForEachRow(rows, []any{&s.PID, &s.User, &s.Application, &s.Since, &mine, &done}, func() error {
 		switch {
 		case !mine:
 			left = append(left, s)

@@ -55,6 +55,7 @@ type Freeze struct {
 	Opening   pg.Etiquette                                    // how a process that ends a flip asks for AtOpen's locks
 	Mark      func(name, message string, took time.Duration)  // progress; took is 0 where nobody asks
 	LetGo     func(ctx context.Context)                       // a side takes writes again, or the other one does
+	Undone    func(ctx context.Context)                       // from takes writes again and no flip is on its way, before switch steps are undone
 	Compare   func(ctx context.Context) (string, error)       // what changed since the live verification
 }
 
@@ -261,6 +262,9 @@ func (f *Freeze) repoint(ctx context.Context, mark func(string, string), begun *
 func (f *Freeze) sendBack(ctx context.Context, hold *Hold, begun int) {
 	if !failpoint.Mutant("freeze.undo_under_hold") {
 		hold.Release(ctx)
+	}
+	if f.Undone != nil {
+		f.Undone(ctx)
 	}
 	f.Mark("undo", fmt.Sprintf("let go: the %s takes writes again after %s", f.From.Side(), time.Since(hold.Since).Round(time.Millisecond)), 0)
 	failpoint.Hit("freeze.letgo")

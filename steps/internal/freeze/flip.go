@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -17,10 +18,15 @@ import (
 var ErrUnknown = errors.New("the outcome of the flip is not known yet")
 
 // unendable names to's sessions that still see the data as it was before the final pass, and that our
-// role may not end. A short one ends by itself.
+// role may not end. A short one ends by itself: others that begin meanwhile see what the pass has brought.
 func unendable(ctx context.Context, conn *pgx.Conn, side string) ([]Blocker, error) {
+	var first []pg.Session
 	for try := 1; ; try++ {
 		left, err := pg.Unendable(ctx, conn, pg.OldSnapshots)
+		if try == 1 {
+			first = left
+		}
+		left = slices.DeleteFunc(left, func(s pg.Session) bool { return !slices.Contains(first, s) })
 		if err != nil || len(left) == 0 {
 			return nil, err
 		}

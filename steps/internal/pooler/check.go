@@ -130,10 +130,10 @@ func (p *Pooler) checkSettings(ctx context.Context, f *findings, _ map[string]bo
 	if err != nil {
 		return false, err
 	}
-	longest := p.cfg.Timeout + p.cfg.MaxBlock
+	longest := p.cfg.Timeout + 2*p.cfg.MaxBlock + 3*time.Second // PAUSE, getting ready, the freeze
 	if limit, err := strconv.ParseFloat(settings["query_wait_timeout"], 64); err == nil && limit > 0 && limit < longest.Seconds() {
 		f.add("PLR108", engine.SeverityWarning, fmt.Sprintf("Set query_wait_timeout above %s.", longest.Round(time.Second)),
-			"query_wait_timeout is %gs: clients that wait longer in PAUSE and freeze (up to %s) are disconnected.", limit, longest)
+			"query_wait_timeout is %gs: clients that wait longer in PAUSE, while the freeze gets ready, and in it (up to %s) are disconnected.", limit, longest)
 	}
 	if settings["so_reuseport"] == "1" {
 		f.add("PLR109", engine.SeverityWarning, "Write one pooler block per process, each with that process's own unix_socket_dir or port in admin.",

@@ -12,8 +12,12 @@ import (
 // the application's sessions cannot be ended.
 func sourceSessions(ctx context.Context, f *Facts) ([]engine.Finding, error) {
 	roles, why := []string{"pg_read_all_stats"}, "transactions that are open for long are not found, and who is in the way is not told in full"
-	if c := f.Runbook.Cutover; c.Enabled && c.EndSessions {
-		roles, why = append(roles, "pg_signal_backend"), why+"; the application's sessions stay on the source after the flip"
+	c := f.Runbook.Cutover
+	switch signal := "pg_signal_backend"; {
+	case c.Enabled && c.EndSessions:
+		roles, why = append(roles, signal), why+"; the application's sessions stay on the source after the flip"
+	case c.Enabled && f.Runbook.Rollback.Enabled:
+		roles, why = append(roles, signal), why+"; a long transaction there can keep the way back waiting"
 	}
 	return seesSessions(ctx, &f.From, engine.SeverityWarning, roles, why)
 }
