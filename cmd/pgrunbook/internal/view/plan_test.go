@@ -261,7 +261,7 @@ func exampleStatus() Status {
 		Writes: "source", Since: start, Run: "k3xq9t2b", Name: "erp-to-rds", State: "active", Started: start, Holder: "process 12 of anna on host a since 2026-11-20T02:00:00Z",
 		Paused: "by bert", Lag: 1200 * time.Millisecond, LagKnown: true, Pending: &pending, Phase: engine.PhaseCopy, Step: "copy", Notes: []string{"approval \"go\" is not given"}, Next: "pgrunbook unpause --target ...",
 		Steps:  []StatusStep{{ID: "schema", State: engine.StepDone, Elapsed: 3 * time.Second}, {ID: "copy", State: engine.StepFailed, Elapsed: time.Minute, Error: "no space left"}, {ID: "flip", State: engine.StepPending}},
-		Tables: []StatusTable{{Name: "erp.orders", State: "loading", Rows: 100, Bytes: 5 << 20, BytesAll: 10 << 20}, {Name: "erp.ref", State: "following", Rows: 5, Bytes: 10, BytesAll: 10}},
+		Tables: []StatusTable{{Name: "erp.orders", State: "loading", Rows: 100, Bytes: 5 << 20, BytesAll: 10 << 20}, {Name: "erp.ref", State: "following", Rows: 5, Bytes: 10, BytesAll: 10}, {Name: "erp.log", State: "at_freeze", BytesAll: 16 << 10}, {Name: "erp.tmp", State: "empty", BytesAll: 9}},
 	}
 }
 

@@ -143,7 +143,14 @@ func WriteStatus(out io.Writer, s Status, o PlanOptions) error {
 	n := w.most(len(s.Tables), statusTables)
 	for _, t := range s.Tables[:n] {
 		a := amount{rows: t.Rows, bytes: t.Bytes, bytesAll: t.BytesAll}
-		w.text(fmt.Sprintf("  %-9s ", printable(t.State)), t.Name+"  "+a.text(0))
+		text := a.text(0)
+		switch t.State { // no step counts them
+		case "at_freeze":
+			text = bytesText(t.BytesAll) + ", copied whole while writes are held"
+		case "empty":
+			text = "without its rows"
+		}
+		w.text(fmt.Sprintf("  %-9s ", printable(t.State)), t.Name+"  "+text)
 	}
 	if n < len(s.Tables) {
 		w.line("  … and %d more (--verbose)", len(s.Tables)-n)
