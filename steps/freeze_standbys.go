@@ -12,7 +12,10 @@ import (
 )
 
 // standbyWait is how long a standby may take to get what its primary has just committed.
-const standbyWait = 2 * time.Second
+const (
+	standbyWait = 2 * time.Second
+	lagWait     = 250 * time.Millisecond // status has more to answer
+)
 
 // behindSQL lists the standbys that have not got a place in the log: those that are connected, and
 // those whose slot waits for them. Subscribers and backups are none, and what a role may not see is
@@ -28,12 +31,12 @@ SELECT slot_name || ' (its slot waits for it)' FROM pg_replication_slots
  ORDER BY 1`
 
 // behind names the standbys that do not get within a moment what is committed by now.
-func behind(ctx context.Context, conn *pgx.Conn) (names []string, err error) {
+func behind(ctx context.Context, conn *pgx.Conn, wait time.Duration) (names []string, err error) {
 	var now string
 	if err := conn.QueryRow(ctx, "SELECT pg_current_wal_lsn()::text").Scan(&now); err != nil {
 		return nil, err
 	}
-	for deadline := time.Now().Add(standbyWait); ; {
+	for deadline := time.Now().Add(wait); ; {
 		rows, err := conn.Query(ctx, behindSQL, now)
 		if err != nil {
 			return nil, err
@@ -52,7 +55,7 @@ func behind(ctx context.Context, conn *pgx.Conn) (names []string, err error) {
 // standbys names those of the old side that could be promoted open: without the COMMIT that closes it.
 // They stop nothing, since a standby may lag on purpose.
 func (f *flipper) standbys(ctx context.Context, flipped bool) error {
-	names, err := behind(ctx, f.looks.of(f.from))
+	names, err := behind(ctx, f.looks.of(f.from), standbyWait)
 	if err != nil {
 		return fmt.Errorf("looking for standbys of the %s: %w", f.from, err)
 	}

@@ -105,6 +105,9 @@ func (st *Status) readAfter(ctx context.Context, run *journal.Run, owner journal
 		back, err = back.dated(ctx, env, owner)
 	}
 	note("the way back cannot be looked at", err)
+	if err != nil {
+		return
+	}
 	if st.stray = back.stray; back.class == engine.ClassAmbiguous && !back.stray {
 		st.Writes, st.Apart = journal.Unclear, back.Why
 	}
@@ -132,17 +135,19 @@ func (st *Status) readOld(ctx context.Context, env *Env, old *pg.Server) error {
 	if a.OldSide, err = oldSide(ctx, conn); err != nil {
 		return err
 	}
-	if a.Standbys, err = behind(ctx, conn); err != nil {
-		return err
+	if a.Old == engine.Target { // of the source's gate, the look at the way back asks
+		at, err := gate.State(ctx, conn, env.Run)
+		if err != nil {
+			return err
+		}
+		if at != gate.Closed && at != gate.Held {
+			st.Writes, st.Apart = journal.Unclear, fmt.Sprintf("writes are on the source, and the target's gate is %s", at)
+		}
 	}
-	if a.Old == engine.Source {
-		return nil // the way back looks at its gate
+	if a.Standbys, err = behind(ctx, conn, lagWait); err != nil {
+		return fmt.Errorf("looking for its standbys: %w", err)
 	}
-	at, err := gate.State(ctx, conn, env.Run)
-	if err == nil && at != gate.Closed && at != gate.Held {
-		st.Writes, st.Apart = journal.Unclear, fmt.Sprintf("writes are on the source, and the target's gate is %s", at)
-	}
-	return err
+	return nil
 }
 
 func oldSide(ctx context.Context, conn *pgx.Conn) (o OldSide, err error) {

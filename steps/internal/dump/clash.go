@@ -16,7 +16,8 @@ SELECT 'pg_class'::regclass::oid, c.oid, CASE c.relkind WHEN 'S' THEN 'sequence'
   FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
  WHERE n.nspname !~ '^pg_' AND n.nspname NOT IN ('information_schema', 'pgrunbook')
    AND (c.relkind IN ('i', 'I', 'S') OR c.relispartition)
-   AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
+   AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.deptype = 'e'
+                   AND d.objid IN (c.oid, (SELECT x.indrelid FROM pg_index x WHERE x.indexrelid = c.oid))) -- an index is its table's
  ORDER BY c.oid`
 
 // Clashes names the objects of the target whose names the source's need, as "type name", and the others.

@@ -43,7 +43,8 @@ WITH o (classid, objid, nsp, first) AS (
 SELECT o.classid, o.objid, coalesce(i.schema, ''), i.type, i.identity
   FROM o LEFT JOIN pg_namespace n ON n.oid = CASE o.classid WHEN 'pg_namespace'::regclass THEN o.objid ELSE o.nsp END
   CROSS JOIN LATERAL pg_identify_object(o.classid, o.objid, 0) i
- WHERE o.objid >= 16384 AND (n.oid IS NULL OR n.nspname !~ '^pg_' AND n.nspname NOT IN ('information_schema', 'pgrunbook'))
+ WHERE o.objid >= 16384 AND i.type IS NOT NULL AND i.identity IS NOT NULL -- it may be dropped meanwhile
+   AND (n.oid IS NULL OR n.nspname !~ '^pg_' AND n.nspname NOT IN ('information_schema', 'pgrunbook'))
    AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = o.classid AND d.objid = o.objid AND d.deptype IN ('e', 'i', 'a') AND NOT (d.deptype = 'a' AND d.refclassid = 'pg_namespace'::regclass)
          AND d.objsubid = 0) -- a partition key's columns hang on their own table
  ORDER BY o.first, o.objid`

@@ -151,7 +151,7 @@ func extensions(ctx context.Context, f *Facts) ([]engine.Finding, error) {
 			continue
 		}
 		if offer.superuser && !f.existing() && f.To.RoleKnown && !f.To.Super {
-			out = append(out, finding(engine.SeverityError, engine.Target, name, fmt.Sprintf("CREATE EXTENSION %s; -- in this database, as its administrator", ident(name)), "The role %s may not make the extension %s: only a superuser may.", f.To.Role, name))
+			out = append(out, finding(engine.SeverityWarning, engine.Target, name, fmt.Sprintf("CREATE EXTENSION %s; -- in this database, as its administrator", ident(name)), "The role %s may not be able to make the extension %s: only a superuser may, but where a provider lets its roles do so.", f.To.Role, name))
 		}
 		if offer.version != version {
 			out = append(out, finding(engine.SeverityWarning, engine.Target, name, fmt.Sprintf("Read its release notes; ALTER EXTENSION %s UPDATE on the source may bring them together.", ident(name)), "The extension %s is %s on the source and %s on the target.", name, version, offer.version))

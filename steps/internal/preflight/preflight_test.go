@@ -295,9 +295,9 @@ func TestD13TargetRights(t *testing.T) {
 	p.blocks = block("")
 	p.want("PRE130 error target")
 	p.made(role)
-	p.want("PRE131 error target", "PRE132 error target", "PRE133 error target", "PRE134 error target", "PRE184 warning target")
+	p.want("PRE131 error target", "PRE132 error target", "PRE133 error target", "PRE134 warning target", "PRE184 warning target")
 	p.target("ALTER DATABASE " + db + " SET default_transaction_read_only = on")
-	p.want("PRE131 error target", "PRE132 error target", "PRE133 error target", "PRE134 error target", "PRE183 warning target", "PRE184 error target")
+	p.want("PRE131 error target", "PRE132 error target", "PRE133 error target", "PRE134 warning target", "PRE183 warning target", "PRE184 error target")
 	p.target("ALTER DATABASE "+db+" RESET default_transaction_read_only", "GRANT pg_read_all_stats, pg_signal_backend TO "+role)
 	p.source("CREATE ROLE "+owner, "ALTER TABLE public.t OWNER TO "+owner, "CREATE SCHEMA other", "CREATE FUNCTION other.f() RETURNS int LANGUAGE sql AS 'SELECT 1'")
 	t.Cleanup(func() { p.source("DROP OWNED BY "+owner+" CASCADE", "DROP ROLE "+owner) })
@@ -309,7 +309,7 @@ func TestD13TargetRights(t *testing.T) {
 	p.blocks = block("") + "schema {\n  roles  = \"create\"\n  owners = { postgres = " + fmt.Sprintf("%q", role) + " }\n}\n"
 	p.want()
 	p.source("CREATE EXTENSION file_fdw", "CREATE EXTENSION tablefunc") // tablefunc is trusted
-	p.want("PRE152 error target")
+	p.want("PRE152 warning target")
 	p.target("CREATE EXTENSION file_fdw")
 	p.want()
 	p.blocks = block("") + "schema { roles = \"skip\" }\n"

@@ -59,8 +59,8 @@ func existingTableRights(ctx context.Context, f *Facts) ([]engine.Finding, error
 // (https://www.postgresql.org/docs/current/sql-altersequence.html).
 func existingSequenceRights(ctx context.Context, f *Facts) ([]engine.Finding, error) {
 	s := &f.To
-	if !f.existing() || !s.RoleKnown || s.Super {
-		return nil, nil
+	if !f.existing() || !s.RoleKnown || s.Super || !f.Runbook.Cutover.Enabled {
+		return nil, nil // without a cutover they are not set
 	}
 	var names []scope.Name
 	for _, q := range f.Scope.Sequences {

@@ -28,8 +28,8 @@ func targetSessions(ctx context.Context, f *Facts) ([]engine.Finding, error) {
 	if !f.Runbook.Cutover.Enabled {
 		return nil, nil
 	}
-	return seesSessions(ctx, &f.To, engine.SeverityError, []string{"pg_read_all_stats", "pg_signal_backend"},
-		"the cutover cannot tell and end transactions there that are older than the flip")
+	return seesSessions(ctx, &f.To, engine.SeverityWarning, []string{"pg_read_all_stats", "pg_signal_backend"},
+		"the cutover cannot end other roles' transactions there that are older than the flip, and is put off as long as there are any")
 }
 
 // seesSessions asks for predefined roles (https://www.postgresql.org/docs/current/predefined-roles.html).
