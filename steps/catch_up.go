@@ -222,16 +222,20 @@ func (s *catchUpStep) recopy(ctx context.Context, limits *limits, cp engine.Chec
 		return err
 	}
 	defer sides.close(context.WithoutCancel(ctx))
+	affected := func(t scope.Table) bool {
+		return slices.ContainsFunc(again.tables, func(a scope.Table) bool { return a.ID == t.ID })
+	}
+	if err := refreshTables(ctx, s.env, sides.source, affected); err != nil { // a partition may be no member any more
+		return err
+	}
 	loader, err := (&copyStep{env: s.env}).loader(ctx, limits, cp)
 	if err != nil {
 		return err
 	}
-	done := map[int32]bool{}
-	for _, t := range again.tables {
-		if done[t.ID] {
+	for _, t := range s.env.Scope.Tables {
+		if !affected(t) {
 			continue
 		}
-		done[t.ID] = true
 		if err := s.env.Journal.Reopen(ctx, verifyID, true); err != nil { // what it proved of this table is no more
 			return err
 		}
