@@ -275,7 +275,7 @@ func TestPartitionTree(t *testing.T) {
 	if diff := cmp.Diff([]string{"public.tree_25 true 100", "public.tree_26 false 0"}, names[:2]); diff != "" || len(names) != 4 {
 		t.Errorf("%v %s", names, diff)
 	}
-	if tab.Kind != Partitioned || tab.Rows != 300 || tab.Bytes < 3*8192 || tab.IndexBytes == 0 || len(s.Tables) != 1 || tab.Capture != Statement {
+	if tab.Kind != Partitioned || tab.Rows != 300 || tab.Bytes < 3*8192 || tab.IndexBytes == 0 || len(s.Tables) != 1 || tab.Capture != Row {
 		t.Errorf("%+v", tab)
 	}
 	before := Shapes(s)
