@@ -92,13 +92,14 @@ table "other.a" { data = "at_freeze" }`,
 
 func TestA3S7Rules(t *testing.T) {
 	conn, admin := source(t, 15, "CREATE TABLE k (a int NOT NULL, b int NOT NULL, c int, PRIMARY KEY (a), UNIQUE (b, a), UNIQUE (c))",
-		"CREATE TABLE log (v text)", "CREATE TABLE p (id int PRIMARY KEY)", "CREATE TABLE c (id int PRIMARY KEY, p int CONSTRAINT to_p REFERENCES p)")
+		"CREATE TABLE log (v text)", "CREATE TABLE bare ()", "CREATE TABLE p (id int PRIMARY KEY)", "CREATE TABLE c (id int PRIMARY KEY, p int CONSTRAINT to_p REFERENCES p)")
 	s, findings := resolve(t, conn, `table "public.k" {
   key    = ["a", "b"]
   method = "external"
   chunk  = "1MiB"
 }
 table "public.log" { identity = "append_only" }
+table "public.bare" { identity = "full_row" }
 table "public.c" { data = "at_freeze" }`)
 	if got := codes(findings, engine.SeverityError); got != nil {
 		t.Errorf("errors %v", got)
@@ -109,8 +110,10 @@ table "public.c" { data = "at_freeze" }`)
 	if l := s.table(t, "log"); l.Identity != AppendOnly || l.Data != Live || l.Capture != Statement {
 		t.Errorf("log: %+v", l)
 	}
-	if c := s.table(t, "c"); c.Data != AtFreeze {
-		t.Errorf("c: %+v", c)
+	for _, name := range []string{"c", "bare"} {
+		if c := s.table(t, name); c.Data != AtFreeze {
+			t.Errorf("%s: %+v", name, c)
+		}
 	}
 	for blocks, want := range map[string]string{
 		`table "public.k" { key = ["c"] }`:                                                 "PRE005 public.k",

@@ -2,6 +2,7 @@ package scope
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/dustin/go-humanize"
@@ -103,7 +104,8 @@ func (r *resolver) data(rel *relation, t *Table, rule runbook.TableRule) []strin
 	case rule.Data == string(AtFreeze):
 		t.Data = AtFreeze
 		return []string{"data = at_freeze: reloaded inside the freeze, " + humanSize(t.Bytes)}
-	case rule.Identity == string(AppendOnly) || rule.Identity == string(FullRow):
+	case (rule.Identity == string(AppendOnly) || rule.Identity == string(FullRow)) && slices.ContainsFunc(t.Columns, func(c Column) bool { return !c.Generated }):
+		// A table without columns has rows all the same, and nothing to record of them.
 		t.Identity = Identity(rule.Identity)
 		return []string{fmt.Sprintf("identity = %s", rule.Identity)}
 	case t.Key != nil:
