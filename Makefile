@@ -37,7 +37,8 @@ FULL_TESTS := TestApproval|TestThereAndBack|TestTampering|TestDDLStopsByDefault|
   TestOneSideGone|TestPasswordsShowNowhere|TestR14KilledBehindPoolers|TestR18OldSide|TestR27OldSideByDefault|TestRollbackWithoutTarget|$\
   TestEveryBoundary|TestGivenUpTargetIsNotOpened|TestOverBudget|TestUntilEachStep|TestWayBackBetweenMajors|TestLongScripts|$\
   TestWhatCountsAsGone|TestWhatIf|TestProxy.*|TestBouncer.*|TestCopiedClustersHaveTheirOwnIdentity|TestServerDiesWithItsOwner|TestNextStartSweepsWhatAKilledOwnerLeft|$\
-  TestSchemaDumpComparesAcrossMajors|TestClientsDumpANewerServer|TestDDLStops|TestF11W5CrashThatEmptiesUnloggedTables|TestFreezeBesideLocks|TestWholeStory|TestPauseIsHeard
+  TestSchemaDumpComparesAcrossMajors|TestClientsDumpANewerServer|TestDDLStops|TestF11W5CrashThatEmptiesUnloggedTables|TestFreezeBesideLocks|TestWholeStory|TestPauseIsHeard|$\
+  TestPoolersAstray|TestUndoneInReverse|TestFreezeHeedsPauseAndWindow|TestReaderAtTheOpening|TestUndoThatFails|TestR8SubscribedSource
 SKIP := $(if $(PGRUNBOOK_FULL)$(PGRUNBOOK_SOAK),,-skip '^($(FULL_TESTS))$$')
 
 .PHONY: help
