@@ -38,7 +38,9 @@ FULL_TESTS := TestApproval|TestThereAndBack|TestTampering|TestDDLStopsByDefault|
   TestEveryBoundary|TestGivenUpTargetIsNotOpened|TestOverBudget|TestUntilEachStep|TestWayBackBetweenMajors|TestLongScripts|$\
   TestWhatCountsAsGone|TestWhatIf|TestProxy.*|TestBouncer.*|TestCopiedClustersHaveTheirOwnIdentity|TestServerDiesWithItsOwner|TestNextStartSweepsWhatAKilledOwnerLeft|$\
   TestSchemaDumpComparesAcrossMajors|TestClientsDumpANewerServer|TestDDLStops|TestF11W5CrashThatEmptiesUnloggedTables|TestFreezeBesideLocks|TestWholeStory|TestPauseIsHeard|$\
-  TestPoolersAstray|TestUndoneInReverse|TestFreezeHeedsPauseAndWindow|TestReaderAtTheOpening|TestUndoThatFails|TestR8SubscribedSource
+  TestPoolersAstray|TestUndoneInReverse|TestFreezeHeedsPauseAndWindow|TestReaderAtTheOpening|TestUndoThatFails|TestR8SubscribedSource|$\
+  TestPgbouncerCutover|TestCopyRate|TestDiffFindsPlantedDifferences|TestLedgerFindsPlantedDamage|TestLedgerMovesToTheOtherServer|TestNewDBIsDroppedThoughInUse|$\
+  TestR2ClosedSurvivesACrash|TestVerifyAfterTheFlip|TestDifferencesTakeBackAnEarlierProof|TestAbortWithoutTheTarget|TestKeyRangesOnOldSources|TestF48Names
 SKIP := $(if $(PGRUNBOOK_FULL)$(PGRUNBOOK_SOAK),,-skip '^($(FULL_TESTS))$$')
 
 .PHONY: help

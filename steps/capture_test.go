@@ -230,7 +230,7 @@ func TestCapturePlanListsEveryStatement(t *testing.T) {
 		}
 		all.WriteString(a.SQL + "\n")
 	}
-	for _, table := range []string{`"shop"."customer"`, `"shop"."invoice"`, `"shop"."event"`, `"shop"."event_2026"`} {
+	for _, table := range []string{`"shop"."customer"`, `"shop"."invoice"`, `"shop"."event_2026"`} { // a tree by its leaves
 		if !strings.Contains(all.String(), "CREATE TRIGGER pgrunbook_capture_upd AFTER UPDATE ON "+table) {
 			t.Errorf("the plan does not capture %s:\n%s", table, all.String())
 		}

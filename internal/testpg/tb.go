@@ -17,6 +17,14 @@ import (
 // cores.
 func Full() bool { return os.Getenv("PGRUNBOOK_FULL") != "" || os.Getenv("PGRUNBOOK_SOAK") != "" }
 
+// Some is every case in the full form, and the first one, which is to be the hardest, in the short.
+func Some[T any](cases ...T) []T {
+	if Full() {
+		return cases
+	}
+	return cases[:1]
+}
+
 // TB is what the helpers need of testing.TB.
 type TB interface {
 	Helper()

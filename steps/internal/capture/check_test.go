@@ -9,6 +9,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/jackc/pgx/v5"
 
+	"github.com/pgrunbook/pgrunbook/internal/testpg"
 	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
 )
 
@@ -77,7 +78,7 @@ func describe(changes []Change) []string {
 }
 
 func TestF36W7CheckNamesWhatFiresNoTrigger(t *testing.T) {
-	for _, major := range []int{12, 15, 18} {
+	for _, major := range testpg.Some(12, 15, 18) {
 		d := newDB(t, major, checkSetup)
 		su := d.connect(d.url)
 		_ = d.try(su, "CREATE ROLE other_reader") // there already in a cluster that another test uses

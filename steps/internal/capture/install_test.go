@@ -110,7 +110,7 @@ func TestF30InstallNamesWhoIsInTheWay(t *testing.T) {
 }
 
 func TestRemoveLeavesTheDatabaseAsFound(t *testing.T) {
-	for _, major := range []int{12, 15, 18} {
+	for _, major := range testpg.Some(12, 15, 18) {
 		for _, mode := range modes() {
 			d := newDB(t, major, coverageSetup+"CREATE TABLE log (v text);")
 			before, err := testpg.SchemaDump(d.ctx, d.url)

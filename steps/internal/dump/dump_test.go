@@ -146,7 +146,7 @@ func afterRows(t *testing.T, a *Archive, src, dst *pg.Server, sc *scope.Scope, o
 }
 
 func TestStructureArrivesWhole(t *testing.T) {
-	for _, majors := range [][2]int{{12, 18}, {15, 18}, {15, 15}} {
+	for _, majors := range testpg.Some([2]int{12, 18}, [2]int{15, 18}, [2]int{15, 15}) {
 		t.Run(fmt.Sprintf("%d to %d", majors[0], majors[1]), func(t *testing.T) {
 			tl := tools(t, majors[0], majors[1])
 			src, dst := server(t, majors[0], "source"), server(t, majors[1], "target")
