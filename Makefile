@@ -76,8 +76,9 @@ test: setup lint ## Set up, lint, vet and run all tests with the race detector (
 	@$(if $(SKIP),echo "make test: left to PGRUNBOOK_FULL=1: mutants $(subst |, ,$(FULL_TESTS)) and shares of others",true)
 
 .PHONY: soak
-soak: setup ## Run the long tests (random faults, many seeds); hours
-	PGRUNBOOK_SOAK=1 $(GO) test -tags failpoint -run Mutant -count 1 -timeout $(TEST_TIMEOUT) -p 1 $$($(GO) list $(PKG) | grep -E '$(MUTANT_TESTS)')
+soak: setup ## Run the long tests (random faults, many seeds); hours (PKG=./examples/... for some)
+	@mutants=$$($(GO) list $(PKG) | grep -E '$(MUTANT_TESTS)' || true); \
+	test -z "$$mutants" || PGRUNBOOK_SOAK=1 $(GO) test -tags failpoint -run Mutant -count 1 -timeout $(TEST_TIMEOUT) -p 1 $$mutants
 	PGRUNBOOK_SOAK=1 $(GO) test -race -count 1 -timeout $(SOAK_TIMEOUT) -p 1 $(PKG)
 
 .PHONY: lint
