@@ -68,24 +68,30 @@ func (s *finishStep) Fingerprint() string { return "finish/1" }
 
 func (s *finishStep) open() bool { return s.env.Runbook.Finish.Source == "open" }
 
-// Plan says what goes and what stays.
+// Plan says what goes and what stays, by a look at both catalogs.
 func (s *finishStep) Plan(ctx context.Context) (engine.StepPlan, error) {
 	p := engine.StepPlan{
 		ID: s.ID(), Phase: s.Phase(), Title: "remove everything of ours from the target, and from the source all but the closed gate",
 		Why: "the migration is over; the way back ends here",
-		Actions: []engine.Action{
-			{On: engine.Target, SQL: "DROP TRIGGER, DROP FUNCTION, DROP TABLE: capture for the way back, then the gate, then the journal", Group: "clean up"},
-			{On: engine.Source, SQL: "DROP TRIGGER, DROP FUNCTION, DROP TABLE: capture", Group: "clean up"},
-		},
 		Hazards: []engine.Hazard{
 			{Kind: engine.HazardOneWay, Text: "afterwards there is no way back to the source"},
 			{Kind: engine.HazardLock, Text: "DROP TRIGGER takes ACCESS EXCLUSIVE, one table per transaction, with a lock_timeout of 300 ms"},
 		},
 	}
+	var err error
+	if p.Actions, err = removals(ctx, s.env, engine.Target, false); err != nil {
+		return p, err
+	}
+	if !s.o.WithoutSource {
+		list, err := removals(ctx, s.env, engine.Source, !s.open())
+		if err != nil {
+			return p, goneHint("finishing", err, "If the source is gone for good: pgrunbook finish --without-source")
+		}
+		p.Actions = append(p.Actions, list...)
+	}
 	switch {
 	case s.o.WithoutSource:
 		p.Title = "remove everything of ours from the target; the source is gone"
-		p.Actions = p.Actions[:1]
 		owner, err := s.env.Journal.Owner(ctx)
 		if err != nil {
 			return p, err
@@ -96,7 +102,6 @@ func (s *finishStep) Plan(ctx context.Context) (engine.StepPlan, error) {
 		}
 	case s.open():
 		p.Title = "remove everything of ours from both sides"
-		p.Actions = append(p.Actions, engine.Action{On: engine.Source, SQL: "DROP TRIGGER, DROP FUNCTION, DROP SEQUENCE: the gate", Group: "clean up"})
 		p.Hazards = append(p.Hazards, engine.Hazard{Kind: engine.HazardLoss, Text: "finish { source = \"open\" }: clients that still reach the source write there, and nobody carries that over"})
 	}
 	return p, nil

@@ -178,8 +178,9 @@ type Left struct {
 	Finished bool   `json:"finished"` // only the closed gate is there
 	Closed   bool   `json:"closed"`
 	OldSide
-	Back   Back   `json:"rollback"`
-	Remove string `json:"remove"` // the statement that takes it off, or the command
+	Objects []Ours `json:"objects"`
+	Back    Back   `json:"rollback"`
+	Remove  string `json:"remove"` // the statement that takes it off, or the command
 }
 
 const leftOnSourceSQL = `
@@ -213,6 +214,9 @@ func ReadLeft(ctx context.Context, source *pg.Server) (*Left, error) {
 		if err := conn.QueryRow(ctx, "SELECT last_value <> 0 FROM pgrunbook.gate_flag").Scan(&l.Closed); err != nil {
 			return nil, fmt.Errorf("reading the gate: %w", err)
 		}
+	}
+	if l.Objects, err = listOurs(ctx, conn); err != nil {
+		return nil, err
 	}
 	switch {
 	case !l.Finished && l.Closed:

@@ -2,6 +2,9 @@ package main
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
 
 	"github.com/spf13/cobra"
 
@@ -43,6 +46,9 @@ func (a *app) finish(ctx context.Context, args []string, o steps.FinishOptions, 
 		return usageError("Add --by WHO.", "--approve needs the name of the person")
 	}
 	s, err := a.openRun(ctx, args, steps.OpenOptions{WithoutSource: o.WithoutSource, AnyPlace: true})
+	if f.check && errors.Is(err, steps.ErrNoRun) {
+		return a.finished(ctx, args, err)
+	}
 	if err != nil {
 		return err
 	}
@@ -52,7 +58,7 @@ func (a *app) finish(ctx context.Context, args []string, o steps.FinishOptions, 
 		return err
 	}
 	if f.check || !f.yes && !a.json {
-		if err := a.print(p, planForm{json: a.json}); err != nil || f.check {
+		if err := a.print(p, planForm{json: a.json, whole: true}); err != nil || f.check {
 			return err
 		}
 	}
@@ -67,5 +73,43 @@ func (a *app) finish(ctx context.Context, args []string, o steps.FinishOptions, 
 	if err == nil {
 		a.summary.Message = "finished: nothing of ours is left on the target"
 	}
+	return err
+}
+
+// finished says what both sides still hold once the run is over: on the source the closed gate.
+func (a *app) finished(ctx context.Context, args []string, cause error) error {
+	asJSON := a.json
+	a.json = false // one object
+	target, source, err := a.openServers(ctx, args)
+	if err != nil {
+		return err
+	}
+	onTarget, err := steps.ListOurs(ctx, target)
+	if err != nil || source == nil {
+		return errors.Join(cause, err)
+	}
+	l, err := steps.ReadLeft(ctx, source)
+	if err != nil || l == nil || !l.Finished {
+		return errors.Join(cause, err)
+	}
+	if asJSON {
+		return json.NewEncoder(a.stdout).Encode(struct {
+			*steps.Left
+			OnTarget []steps.Ours `json:"on_target"`
+		}{l, onTarget})
+	}
+	fmt.Fprintf(a.stdout, "Run %s is finished.\n\n", l.Run)
+	for _, side := range []struct {
+		name string
+		list []steps.Ours
+	}{{"target", onTarget}, {"source", l.Objects}} {
+		if len(side.list) == 0 {
+			fmt.Fprintf(a.stdout, "  %s  nothing of ours\n", side.name)
+		}
+		for _, o := range side.list {
+			fmt.Fprintf(a.stdout, "  %s  %s\n", side.name, o)
+		}
+	}
+	_, err = fmt.Fprintf(a.stdout, "\nNext: nothing; this takes the source's gate off: %s\n", l.Remove)
 	return err
 }

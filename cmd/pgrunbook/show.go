@@ -14,6 +14,7 @@ type planForm struct {
 	json     bool
 	markdown bool
 	maxBytes int
+	whole    bool // every action, as with --verbose
 }
 
 func (f *planForm) flags(cmd *cobra.Command) {
@@ -54,5 +55,5 @@ func (a *app) print(p *engine.Plan, f planForm) error {
 	case f.markdown:
 		return view.WritePlanMarkdown(a.stdout, p, f.maxBytes)
 	}
-	return view.WritePlan(a.stdout, p, view.PlanOptions{Verbose: a.verbose, Width: view.Columns(a.rawOut)})
+	return view.WritePlan(a.stdout, p, view.PlanOptions{Verbose: a.verbose || f.whole, Width: view.Columns(a.rawOut)})
 }

@@ -1,6 +1,8 @@
 package cutover_test
 
 import (
+	"regexp"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -113,6 +115,34 @@ SELECT coalesce(string_agg(what, ' ' ORDER BY what), '') FROM (
   UNION ALL SELECT CASE relkind WHEN 'S' THEN 'sequence ' ELSE 'relation ' END || relname FROM pg_class WHERE relnamespace = to_regnamespace('pgrunbook')
   UNION ALL SELECT 'function ' || proname FROM pg_proc WHERE pronamespace = to_regnamespace('pgrunbook')) x`
 
+// counted is how many objects a database has of ours: those of ours, each trigger once a table.
+const counted = `
+SELECT ((SELECT count(*) FROM pg_namespace WHERE nspname = 'pgrunbook') + (SELECT count(*) FROM pg_trigger WHERE tgname LIKE '%pgrunbook%')
+      + (SELECT count(*) FROM pg_class WHERE relnamespace = to_regnamespace('pgrunbook') AND relkind IN ('r', 'p', 'S', 'v'))
+      + (SELECT count(*) FROM pg_proc WHERE pronamespace = to_regnamespace('pgrunbook')))::text`
+
+var listedCount = regexp.MustCompile(` on (\d+) tables?$|(\d+) times `)
+
+// listed adds up the objects of a side that finish --check names.
+func (r *rig) listed(text, side string) string {
+	n := 0
+	for line := range strings.Lines(text) {
+		line = strings.TrimSpace(line)
+		if !strings.HasPrefix(line, side+"  ") || strings.Contains(line, "PostgreSQL ") || strings.Contains(line, "setting ") || strings.Contains(line, "nothing of ours") {
+			continue
+		}
+		m := listedCount.FindStringSubmatch(line)
+		if m == nil {
+			n++
+			continue
+		}
+		more, err := strconv.Atoi(m[1] + m[2])
+		r.must(err)
+		n += more
+	}
+	return strconv.Itoa(n)
+}
+
 // TestF84FinishKilled: finish is killed at each of its boundaries and repeated; it leaves nothing on
 // the target and the closed gate on the source, and --check says just that.
 func TestF84FinishKilled(t *testing.T) {
@@ -122,7 +152,15 @@ func TestF84FinishKilled(t *testing.T) {
 	r.want(0, "apply", "-y")
 	r.writing(onTarget)
 	check := r.want(0, "finish", "--check", "--now")
-	r.says(check, "from the source all but the closed gate")
+	r.says(check, "from the source all but the closed gate", "target drop table flip", "target drop schema pgrunbook", "source stays: function gate()",
+		"source stays: sequence gate_flag", "source stays: sequence refused", "source stays: schema pgrunbook", "source stays: setting default_transaction_read_only=on")
+	gated := r.ask(r.source, "SELECT count(*)::text FROM pg_trigger WHERE tgname = '!pgrunbook_gate'")
+	r.says(check, "source stays: trigger !pgrunbook_gate on "+gated+" tables", "target drop trigger !pgrunbook_gate on ")
+	for _, side := range []struct{ name, url string }{{"source", r.source}, {"target", r.target}} {
+		if listed := r.listed(check, side.name); listed != r.ask(side.url, counted) {
+			t.Errorf("--check lists %s objects of the %s, which has %s:\n%s", listed, side.name, r.ask(side.url, counted), check)
+		}
+	}
 	r.writing(onTarget)
 	r.says(r.want(1, "finish", "-y"), `rollback { keep_for = "1h0m0s" }`, "pgrunbook finish --now")
 	args := []string{"finish", "-y", "--now"}
@@ -144,6 +182,11 @@ func TestF84FinishKilled(t *testing.T) {
 		t.Errorf("left on the source: %s", left)
 	}
 	r.refused(r.source, "25006")
+	after := r.want(0, "finish", "--check")
+	r.says(after, "is finished.", "target nothing of ours", "source trigger !pgrunbook_gate on "+gated+" tables", "DROP SCHEMA pgrunbook CASCADE")
+	if listed := r.listed(after, "source"); listed != r.ask(r.source, counted) || strings.Contains(after, "capture") {
+		t.Errorf("after finish --check lists:\n%s", after)
+	}
 	// The line that it prints is typed as it stands.
 	_, line, found := strings.Cut(strings.Join(strings.Fields(out), " "), "makes the source writable again: ")
 	if !found {
