@@ -2,12 +2,13 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/pgrunbook/pgrunbook/cmd/pgrunbook/internal/view"
 	"github.com/pgrunbook/pgrunbook/engine"
 	"github.com/pgrunbook/pgrunbook/steps"
 )
@@ -93,10 +94,11 @@ func (a *app) finished(ctx context.Context, args []string, cause error) error {
 		return errors.Join(cause, err)
 	}
 	if asJSON {
-		return json.NewEncoder(a.stdout).Encode(struct {
+		return view.WriteLine(a.stdout, view.LineLeft, fmt.Sprintf("run %s is finished", l.Run), struct {
 			*steps.Left
-			OnTarget []steps.Ours `json:"on_target"`
-		}{l, onTarget})
+			Back     *view.StatusBack `json:"rollback"`
+			OnTarget []steps.Ours     `json:"on_target"`
+		}{l, backView(&l.Back), onTarget}, time.Now())
 	}
 	fmt.Fprintf(a.stdout, "Run %s is finished.\n\n", l.Run)
 	for _, side := range []struct {
