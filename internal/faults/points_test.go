@@ -2,105 +2,15 @@ package faults_test
 
 import (
 	"fmt"
-	"maps"
-	"os"
-	"path/filepath"
-	"regexp"
 	"slices"
-	"strings"
 	"testing"
 )
-
-// registered finds the names of all failpoints by reading the source.
-func registered(t *testing.T) []string {
-	t.Helper()
-	where := calls(t, "Hit", true)
-	if len(where) < 50 {
-		t.Fatalf("found only %d failpoints: is this the source?", len(where))
-	}
-	return slices.Sorted(maps.Keys(where))
-}
-
-// calls gives the names that the source calls a function of package failpoint with, and where.
-func calls(t *testing.T, function string, once bool) map[string]string {
-	t.Helper()
-	hit := regexp.MustCompile(`failpoint\.` + function + `\("([a-z_]+\.[a-z_]+)"\)`)
-	where := map[string]string{}
-	for _, root := range []string{"../../cmd", "../../engine", "../../steps", "../../internal/pg"} {
-		err := filepath.WalkDir(root, func(path string, _ os.DirEntry, err error) error {
-			if err != nil || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
-				return err
-			}
-			text, err := os.ReadFile(path)
-			for _, m := range hit.FindAllSubmatch(text, -1) {
-				name := string(m[1])
-				if once && where[name] != "" {
-					t.Errorf("failpoint %s is in %s and in %s", name, where[name], path)
-				}
-				where[name] = path
-			}
-			return err
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	return where
-}
-
-// TestEveryMutant: each mutant in the source has a scenario that notices it. The scenarios are in
-// the packages themselves, which are built with the tag failpoint for that.
-func TestEveryMutant(t *testing.T) {
-	files, err := filepath.Glob("../../steps/internal/*/mutants_test.go")
-	if err != nil {
-		t.Fatal(err)
-	}
-	var scenarios strings.Builder
-	for _, f := range files {
-		text, err := os.ReadFile(f)
-		if err != nil {
-			t.Fatal(err)
-		}
-		scenarios.Write(text)
-	}
-	mutants := calls(t, "Mutant", false)
-	for name, where := range mutants {
-		if !strings.Contains(scenarios.String(), `"`+name+`"`) {
-			t.Errorf("%s: no scenario notices mutant %s", where, name)
-		}
-	}
-	if len(mutants) < 20 {
-		t.Errorf("there are only %d mutants: is this the source?", len(mutants))
-	}
-}
 
 // between lets the runner die between the two COMMITs, and its guardian before it can end that: what
 // is passed only then, by the guardian or by the next run.
 const between = "freeze.between:kill;freeze.resolving:kill"
 
 var onlyBetween = []string{"freeze.resolving", "freeze.resolved"}
-
-// elsewhere are names that an undisturbed run passes only by chance, or never, with the test that
-// dies there.
-var elsewhere = map[string]string{
-	"dump.concurrently": "CREATE INDEX CONCURRENTLY begins at 64 MiB a table: package dump's own tests break it",
-	"load.again":        "TestF01DeathsInSecondLoad",
-	"alone.locked":      "package cutover: TestRollbackWithoutTarget",
-	"alone.switched":    "package cutover: TestRollbackWithoutTarget",
-	"alone.repointed":   "package cutover: TestRollbackWithoutTarget",
-	"alone.opening":     "package cutover: TestRollbackWithoutTarget",
-	"alone.opened":      "package cutover: TestRollbackWithoutTarget",
-	"alone.resumed":     "package cutover: TestRollbackWithoutTarget",
-	"catch_up.accepted": "TestF01DeathsInSecondLoad",
-	"ddl.changed":       "TestF40DeathsInCarriedDDL",
-	"ddl.rearmed":       "TestF40DeathsInCarriedDDL",
-	"ddl.accepted":      "TestF40DeathsInCarriedDDL",
-	"pooler.paused":     "package cutover: TestR14KilledBehindPoolers",
-	"freeze.letgo":      "package cutover: TestOverBudget",
-	"join.prepared":     "TestF41DeathsWhenTablesJoin",
-	"join.recorded":     "TestF41DeathsWhenTablesJoin",
-	"join.armed":        "TestF41DeathsWhenTablesJoin",
-}
 
 // A walk is a command with the names that it passes, in order, and how often.
 type walk struct {
