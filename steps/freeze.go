@@ -315,53 +315,6 @@ func (f *flipper) note(format string, args ...any) {
 	f.cp.Emit(engine.Event{Kind: engine.EventNote, Message: fmt.Sprintf(format, args...)})
 }
 
-// finalPass is the exact pass and the reload of at-freeze tables as one Pass of the freeze.
-type finalPass struct {
-	f    *flipper
-	open *pass.Open
-}
-
-func (f *flipper) prepare(ctx context.Context) (_ freeze.Pass, err error) {
-	for _, side := range []engine.Side{engine.Source, engine.Target} {
-		if err := f.gated(ctx, side); err != nil {
-			return nil, err
-		}
-	}
-	if err := f.reload.prepare(ctx); err != nil {
-		return nil, err
-	}
-	p := &finalPass{f: f}
-	defer func() {
-		if err != nil { // the tables' locks would stay until the next attempt
-			p.Close(context.WithoutCancel(ctx))
-		}
-	}()
-	if p.open, err = f.passer.Begin(ctx, pass.Options{}); err != nil {
-		return nil, err
-	}
-	if !f.guard.ready(ctx) {
-		f.note("the guardian has no sessions yet: if this process died in the midst of the flip, ending it would take longer")
-	}
-	return p, f.mayHold(ctx)
-}
-
-func (p *finalPass) Run(ctx context.Context) (freeze.PassResult, error) {
-	res, err := p.open.Run(ctx, pass.Options{Prove: proveRows})
-	if err != nil {
-		return freeze.PassResult{}, err
-	}
-	p.f.final = res
-	rows, err := p.f.reload.run(ctx)
-	return freeze.PassResult{ID: res.PassID, Rows: res.Rows + res.Deleted + rows, Position: res.Snapshot, At: res.SnapshotAt}, err
-}
-
-func (p *finalPass) Close(ctx context.Context) {
-	if p.open != nil {
-		p.open.Close(ctx)
-	}
-	p.f.reload.abandon(ctx)
-}
-
 func (f *flipper) pending(ctx context.Context) (int64, error) {
 	return pendingRows(ctx, f.looks.of(f.from))
 }
@@ -377,5 +330,8 @@ func pendingRows(ctx context.Context, conn *pgx.Conn) (int64, error) {
 }
 
 func (f *flipper) check(ctx context.Context) error {
+	if err := f.reload.unwritten(ctx, f.looks.of(f.from)); err != nil {
+		return err
+	}
 	return checkCatalog(ctx, f.env, f.looks.of(f.from), f.from)
 }

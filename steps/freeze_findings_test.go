@@ -2,6 +2,7 @@ package steps
 
 import (
 	"context"
+	"errors"
 	"strconv"
 	"strings"
 	"testing"
@@ -10,8 +11,10 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/pgrunbook/pgrunbook/engine"
+	"github.com/pgrunbook/pgrunbook/internal/pg"
 	"github.com/pgrunbook/pgrunbook/internal/testpg"
 	"github.com/pgrunbook/pgrunbook/steps/internal/capture"
+	"github.com/pgrunbook/pgrunbook/steps/internal/freeze"
 )
 
 const patient = "cutover {\n max_write_block = \"60s\"\n attempts = 1\n retry_every = \"100ms\"\n}"
@@ -94,6 +97,7 @@ func TestFreezeBesideLocks(t *testing.T) {
 			t.Errorf("the next attempt: %v", err)
 		}
 	})
+	r.latelyChanged()
 	r.exec(r.target, "ALTER TABLE shop.invoice ADD CONSTRAINT small CHECK (total < 5) NOT VALID") // as a first cutover leaves it
 	vacuum := r.app(r.target)
 	vacuum.run("SET application_name = 'a vacuum'; BEGIN; LOCK TABLE shop.customer IN SHARE UPDATE EXCLUSIVE MODE")
@@ -105,7 +109,19 @@ func TestFreezeBesideLocks(t *testing.T) {
 	t.Run("R23 capture for the way back stands before the freeze", func(t *testing.T) {
 		// CREATE TRIGGER would wait for this one.
 		vacuum.run("BEGIN; LOCK TABLE shop.invoice, shop.event, shop.event_2026 IN SHARE UPDATE EXCLUSIVE MODE")
+		late, came := r.app(r.source), false
+		r.onEvent = func(e engine.Event) {
+			if e.Mark == "pass" && !came { // it is reloaded already
+				came = true
+				late.queues("INSERT INTO shop.log VALUES ('too late')")
+			}
+		}
 		r.must(r.walk(t.Context(), newFreeze(r.env, nil)))
+		r.onEvent = nil
+		if err := <-late.done; pg.SQLState(err) != "25006" {
+			t.Errorf("a row that came to a table after its reload ended with %v, want it refused", err)
+		}
+		r.want(r.target, "SELECT count(*)::text FROM shop.log WHERE line = 'too late'", "0")
 		r.exec(r.target, "UPDATE shop.invoice SET total = 1 WHERE id = 3")
 		counts, err := capture.Pending(t.Context(), vacuum.conn, 0)
 		r.must(err)
@@ -118,6 +134,41 @@ func TestFreezeBesideLocks(t *testing.T) {
 		}
 		vacuum.run("ROLLBACK")
 	})
+}
+
+// latelyChanged lets the source change after the final pass, past every gate: the attempt is undone.
+func (r *rig) latelyChanged() {
+	for _, c := range []struct{ name, sql, undo, says string }{
+		{"R19 a table that is made after the decision", "CREATE TABLE shop.late (id int PRIMARY KEY)", "DROP TABLE shop.late", `"shop"."late" was made`},
+		{
+			"R19 a row that is written past the gate of a table that is reloaded",
+			`BEGIN; ALTER TABLE shop.log DISABLE TRIGGER ALL; INSERT INTO shop.log VALUES ('past the gate'); ALTER TABLE shop.log ENABLE ALWAYS TRIGGER "!pgrunbook_gate"; COMMIT`,
+			"", `the gate of one of them was off`,
+		},
+	} {
+		r.t.Run(c.name, func(t *testing.T) {
+			f, err := newFreeze(r.env, nil).(*freezeStep).build(t.Context(), r.env.Journal.Checkpoint("freeze", r.env.Sink))
+			r.must(err)
+			defer f.close(context.Background())
+			decide := f.Decide
+			f.Decide = func(ctx context.Context, cert *freeze.Certificate) error {
+				r.exec(r.source, c.sql)
+				return decide(ctx, cert)
+			}
+			if _, err := f.Attempt(t.Context(), 1); !errors.Is(err, freeze.ErrNotNow) || !strings.Contains(err.Error(), c.says) {
+				t.Errorf("the attempt: %v", err)
+			}
+			owner, err := r.env.Journal.Owner(t.Context())
+			r.must(err)
+			if owner.Side != engine.Source {
+				t.Errorf("the %s takes writes", owner.Side)
+			}
+			r.exec(r.source, "UPDATE shop.customer SET name = name WHERE id = 1")
+			if c.undo != "" {
+				r.exec(r.source, c.undo)
+			}
+		})
+	}
 }
 
 // rehearsedBeside makes a freeze while an application's statements come, which take a strong lock and

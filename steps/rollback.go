@@ -35,7 +35,8 @@ func newRollback(env *Env, forward []freeze.SwitchStep) engine.Step {
 type rollbackStep struct{ freezeStep }
 
 // Apply refuses where there is no way back, and afterwards makes room for another cutover: capture
-// on the source has been there all the time.
+// on the source has been there all the time, but the comparison from before the first one proves nothing
+// of what was carried back since.
 func (s *rollbackStep) Apply(ctx context.Context, p engine.StepPlan, cp engine.Checkpoint) error {
 	back, err := WayBack(ctx, s.env)
 	if err != nil {
@@ -49,7 +50,7 @@ func (s *rollbackStep) Apply(ctx context.Context, p engine.StepPlan, cp engine.C
 	}
 	failpoint.Hit("rollback.flipped")
 	for _, sp := range s.env.Plan.Steps {
-		if sp.Phase != engine.PhaseCutover {
+		if sp.Phase != engine.PhaseCutover && sp.ID != verifyID {
 			continue
 		}
 		if err := s.env.Journal.Reopen(ctx, sp.ID, false); err != nil {

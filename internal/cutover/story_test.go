@@ -93,9 +93,11 @@ func TestWholeStory(t *testing.T) {
 		r.same()
 	})
 
+	t.Run("a second cutover rests on a proof of its own", func(*testing.T) { r.provedAnew() })
+
 	t.Run("what is done past the gate is named", func(t *testing.T) {
 		r.pastTheGate()
-		r.told("there again", around("cutover", "there")...)
+		r.told("there again", "before cutover", "there", "back", "there", "after cutover")
 		r.writing(onTarget)
 	})
 	r.want(0, "finish", "-y", "--now")
@@ -103,11 +105,12 @@ func TestWholeStory(t *testing.T) {
 	r.balance(r.target)
 }
 
-// pastTheGate disables triggers and takes numbers on the source when the last look before the flip is over.
-// The row was written when the target took writes already, so nothing can carry it: a person has to know.
+// pastTheGate disables triggers and takes numbers on the source. Before the last look that undoes the attempt,
+// and names who is at it; after it the row was written when the target took writes already, so nothing can carry
+// it: a person has to know.
 func (r *rig) pastTheGate() {
 	r.t.Helper()
-	decided, after := filepath.Join(r.dir, "decided"), filepath.Join(r.dir, "after")
+	decided, looked, after := filepath.Join(r.dir, "decided"), filepath.Join(r.dir, "looked"), filepath.Join(r.dir, "after")
 	arrived := func(at string) {
 		r.eventually("arrived at "+at, func() bool { _, err := os.Stat(at + ".here"); return err == nil })
 	}
@@ -117,10 +120,17 @@ func (r *rig) pastTheGate() {
 		_, err := hidden.Exec(context.Background(), sql)
 		r.must(err)
 	}
-	p := r.start("freeze.decided@1:wait="+decided+";freeze.after@1:wait="+after, "apply", "-y")
+	const past = "BEGIN; ALTER TABLE app.item DISABLE TRIGGER ALL; UPDATE app.item SET name = 'past the gate' WHERE id = 7; "
+	p := r.start("freeze.decided@1:wait="+decided+";freeze.looked@1:wait="+looked+";freeze.after@1:wait="+after, "apply", "-y")
 	arrived(decided)
-	exec("BEGIN; ALTER TABLE app.item DISABLE TRIGGER ALL; UPDATE app.item SET name = 'past the gate' WHERE id = 7; SELECT nextval('app.ticket') FROM generate_series(1, 500)")
+	exec(past)
 	r.must(os.WriteFile(decided, nil, 0o600))
+	r.eventually("the attempt is undone", func() bool { return strings.Contains(p.said(), "attempt 1: no cutover this time: in the way: ") })
+	r.says(p.said(), `on app.item (pid `)
+	exec("ROLLBACK")
+	arrived(looked)
+	exec(past + "SELECT nextval('app.ticket') FROM generate_series(1, 500)")
+	r.must(os.WriteFile(looked, nil, 0o600))
 	arrived(after)
 	exec(`ALTER TABLE app.item ENABLE TRIGGER ALL; ALTER TABLE app.item ENABLE ALWAYS TRIGGER "!pgrunbook_gate"; COMMIT`)
 	r.must(os.WriteFile(after, nil, 0o600))
@@ -131,4 +141,14 @@ func (r *rig) pastTheGate() {
 	if got := r.ask(r.target, "SELECT name FROM app.item WHERE id = 7"); got == "past the gate" {
 		r.t.Error("the row that was written past the gate is on the target")
 	}
+}
+
+// provedAnew changes a row of the target past its gate while the source takes writes again: the comparison from
+// before the first cutover knows nothing of it.
+func (r *rig) provedAnew() {
+	r.t.Helper()
+	r.sql(r.target, "BEGIN READ WRITE; SELECT set_config('pgrunbook.mark', mark, false) FROM pgrunbook.side; UPDATE app.item SET name = 'nobody saw this' WHERE id = 8; COMMIT")
+	r.says(r.want(12, "apply", "-y"), "app.item differs", "changed (8): name")
+	r.writing(onSource)
+	r.sql(r.source, "UPDATE app.item SET name = name WHERE id = 8")
 }

@@ -23,6 +23,7 @@ type Certificate struct {
 	Tables    int           `json:"tables"`
 	Sequences int           `json:"sequences"`
 	Compared  string        `json:"compared"`                 // what was compared, in a sentence
+	ClosedAt  string        `json:"closed_at,omitempty"`      // position of from's log by which the COMMIT that closed it was in
 	Ended     []string      `json:"ended_sessions,omitempty"` // to's sessions with a snapshot older than the flip
 	Marks     []Mark        `json:"marks"`
 }

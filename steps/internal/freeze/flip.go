@@ -73,9 +73,6 @@ func endOld(ctx context.Context, conn *pgx.Conn, side string) (ended []string, e
 
 // ready does what must stand between the last switch step and the two COMMITs.
 func (f *Freeze) ready(ctx context.Context, c *conns, hold *Hold, cert *Certificate) error {
-	if err := f.Check(ctx); err != nil {
-		return err
-	}
 	if f.AtClose != nil {
 		if err := f.AtClose(ctx, hold.Exec); err != nil {
 			return fmt.Errorf("preparing the closing of the %s: %w", f.From.Side(), err)
@@ -103,6 +100,11 @@ func (f *Freeze) flip(ctx context.Context, c *conns, hold, toHold *Hold, cert *C
 		return err
 	}
 	defer func() { _ = witness.Close(context.WithoutCancel(ctx)) }()
+	if err := f.lastLook(ctx, c); err != nil {
+		err = f.why(ctx, err)
+		undo()
+		return err
+	}
 	// A to that has fallen silent since is noticed here, where nothing has happened yet, and not
 	// between the COMMITs, where neither side would take writes until it is back.
 	if err := toHold.Alive(ctx); err != nil {
@@ -146,6 +148,23 @@ func (f *Freeze) flip(ctx context.Context, c *conns, hold, toHold *Hold, cert *C
 	cert.Flip(time.Now())
 	mark("flip", fmt.Sprintf("the %s takes writes; they were blocked for %s", f.To.Side(), cert.Blocked.Round(time.Millisecond)))
 	failpoint.Hit("freeze.flipped")
+	return nil
+}
+
+// lastLook proves once more, just before the first COMMIT, that nothing gets past the gate: the final pass,
+// the switch and the decision took their time. Who is at it is named by the first question; what was
+// committed by then shows in the catalog, which is asked after that.
+func (f *Freeze) lastLook(ctx context.Context, c *conns) error {
+	if failpoint.Mutant("freeze.no_last_look") {
+		return nil
+	}
+	if _, err := prove(ctx, c.look, f.Run, c.oids, true); err != nil {
+		return err
+	}
+	if err := f.Check(ctx); err != nil {
+		return err
+	}
+	failpoint.Hit("freeze.looked")
 	return nil
 }
 

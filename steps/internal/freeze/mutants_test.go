@@ -131,6 +131,12 @@ var mutants = []struct {
 		p.commit(writer)
 		return ""
 	}},
+	{name: "freeze.no_last_look", dirty: lost, play: func(p *pair) string {
+		writer := p.writerAt("freeze.decided", "ALTER TABLE public.account DISABLE TRIGGER ALL; UPDATE public.account SET balance = 0 WHERE id = 2; ALTER TABLE public.account ENABLE ALWAYS TRIGGER \"!pgrunbook_gate\"")
+		_ = p.attempt(1)
+		p.commit(writer)
+		return ""
+	}},
 	{name: "freeze.flag_outside", dirty: lost, play: func(p *pair) string {
 		p.at("freeze.decided", func() {
 			p.endHold()

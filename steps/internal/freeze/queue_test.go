@@ -112,6 +112,29 @@ func TestR3SwitchStepsRunUnderTheHold(t *testing.T) {
 	p.wantSide("source")
 }
 
+// A TRUNCATE that comes once the final pass has let the table go waits at the gate with the table in hand,
+// and is refused by the flip: it is no reason to undo anything.
+func TestR9TruncateThatComesDuringTheFreeze(t *testing.T) {
+	p := newPair(t)
+	p.freeze.Budget = 20 * time.Second
+	late, refused := p.connect(p.source), make(chan error, 1)
+	p.passed = func(context.Context) error {
+		go func() {
+			_, err := late.Exec(context.Background(), "TRUNCATE public.account")
+			refused <- err
+		}()
+		p.queued("the TRUNCATE behind the freeze")
+		return nil
+	}
+	if _, err := p.freeze.Attempt(context.Background(), 1); err != nil {
+		t.Error(err)
+	}
+	if got := state(<-refused); got != "25006" {
+		t.Errorf("the TRUNCATE ended with %q, want it refused", got)
+	}
+	p.wantSide("target")
+}
+
 // A runner that is killed while it waits for the gate leaves its request in the queue: only the
 // server's own limit takes it out, and until then every other writer stands behind it.
 func TestR6KilledWhileQueueing(t *testing.T) {

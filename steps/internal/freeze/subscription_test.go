@@ -72,6 +72,13 @@ func TestR8SubscribedSource(t *testing.T) {
 	refused("enabled after the look")
 	p.freeze.Prepare = prepare
 	disabled()
+	p.freeze.Decide = func(context.Context, *Certificate) error { // after the proof
+		p.exec(p.source, `ALTER SUBSCRIPTION "Orders" ENABLE`)
+		return nil
+	}
+	refused("enabled after the proof")
+	p.freeze.Decide = func(context.Context, *Certificate) error { return nil }
+	disabled()
 	if _, err := p.freeze.Attempt(context.Background(), 2); err != nil {
 		t.Fatal("once it is disabled:", err)
 	}

@@ -59,6 +59,26 @@ func State(ctx context.Context, conn *pgx.Conn, run scope.Run) (Position, error)
 	return position, nil
 }
 
+// marksSQL sums what tells the gate's triggers from others: one that was off for a moment has another xmin.
+const marksSQL = `
+SELECT coalesce(sum(t.oid::int8 + t.xmin::text::int8 + ascii(t.tgenabled::text)), 0)::int8
+  FROM pg_trigger t WHERE t.tgname = '!pgrunbook_gate' AND t.tgrelid IN (SELECT to_regclass(n) FROM unnest($1::text[]) n)`
+
+// Marks is another number when somebody has changed a gate's trigger on the tables or their members.
+func Marks(ctx context.Context, conn *pgx.Conn, tables []scope.Table) (marks int64, err error) {
+	var names []string
+	for _, t := range tables {
+		names = append(names, pg.Name(t.Schema, t.Name.Name))
+		for _, m := range t.Members {
+			names = append(names, pg.Name(m.Schema, m.Name.Name))
+		}
+	}
+	if err := conn.QueryRow(ctx, marksSQL, names).Scan(&marks); err != nil {
+		return 0, fmt.Errorf("looking at the gate's triggers: %w", err)
+	}
+	return marks, nil
+}
+
 // CloseNow closes a gate outside a freeze, in a transaction of its own: for a target in the schema
 // phase, which says that it is not open yet. It waits for writers in flight. conn is outside a
 // transaction.

@@ -1,0 +1,59 @@
+package steps
+
+import (
+	"context"
+
+	"github.com/pgrunbook/pgrunbook/engine"
+	"github.com/pgrunbook/pgrunbook/steps/internal/freeze"
+	"github.com/pgrunbook/pgrunbook/steps/internal/pass"
+)
+
+// finalPass is the exact pass and the reload of at-freeze tables as one Pass of the freeze.
+type finalPass struct {
+	f    *flipper
+	open *pass.Open
+}
+
+func (f *flipper) prepare(ctx context.Context) (_ freeze.Pass, err error) {
+	for _, side := range []engine.Side{engine.Source, engine.Target} {
+		if err := f.gated(ctx, side); err != nil {
+			return nil, err
+		}
+	}
+	if err := f.reload.prepare(ctx); err != nil {
+		return nil, err
+	}
+	p := &finalPass{f: f}
+	defer func() {
+		if err != nil { // the tables' locks would stay until the next attempt
+			p.Close(context.WithoutCancel(ctx))
+		}
+	}()
+	if p.open, err = f.passer.Begin(ctx, pass.Options{}); err != nil {
+		return nil, err
+	}
+	if !f.guard.ready(ctx) {
+		f.note("the guardian has no sessions yet: if this process died in the midst of the flip, ending it would take longer")
+	}
+	return p, f.mayHold(ctx)
+}
+
+func (p *finalPass) Run(ctx context.Context) (freeze.PassResult, error) {
+	if err := p.f.reload.watch(ctx, p.f.looks.of(p.f.from)); err != nil {
+		return freeze.PassResult{}, err
+	}
+	res, err := p.open.Run(ctx, pass.Options{Prove: proveRows})
+	if err != nil {
+		return freeze.PassResult{}, err
+	}
+	p.f.final = res
+	rows, err := p.f.reload.run(ctx)
+	return freeze.PassResult{ID: res.PassID, Rows: res.Rows + res.Deleted + rows, Position: res.Snapshot, At: res.SnapshotAt}, err
+}
+
+func (p *finalPass) Close(ctx context.Context) {
+	if p.open != nil {
+		p.open.Close(ctx)
+	}
+	p.f.reload.abandon(ctx)
+}
