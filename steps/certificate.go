@@ -116,6 +116,9 @@ func (c Certificate) String() string {
 	line("proof", "%s (look %d)", c.Proof.Text, c.Proof.Looks)
 	line("final pass", "%s, %d rows", c.Pass.ID, c.Pass.Rows)
 	line("position", "snapshot %s of the %s, at %s by its clock", c.Pass.Position, c.From, c.Pass.At.UTC().Format(time.RFC3339Nano))
+	if c.ClosedAt != "" {
+		line("closed", "by position %s of the %s's log: a standby that has it has the COMMIT that closed it", c.ClosedAt, c.From)
+	}
 	line("left over", "%d changes", c.Pending)
 	line("gated", "%d tables", c.Tables)
 	line("sequences", "%d", c.Sequences)

@@ -30,14 +30,16 @@ SELECT slot_name || ' (its slot waits for it)' FROM pg_replication_slots
  WHERE slot_type = 'physical' AND NOT active AND restart_lsn < $1::pg_lsn
  ORDER BY 1`
 
-// behind names the standbys that do not get within a moment what is committed by now.
-func behind(ctx context.Context, conn *pgx.Conn, wait time.Duration) (names []string, err error) {
-	var now string
-	if err := conn.QueryRow(ctx, "SELECT pg_current_wal_lsn()::text").Scan(&now); err != nil {
-		return nil, err
+// behind names the standbys that do not get to a position within a moment. Without one it is what is
+// committed by now.
+func behind(ctx context.Context, conn *pgx.Conn, position string, wait time.Duration) (names []string, err error) {
+	if position == "" {
+		if position, err = logPosition(ctx, conn); err != nil {
+			return nil, err
+		}
 	}
 	for deadline := time.Now().Add(wait); ; {
-		rows, err := conn.Query(ctx, behindSQL, now)
+		rows, err := conn.Query(ctx, behindSQL, position)
 		if err != nil {
 			return nil, err
 		}
@@ -52,10 +54,23 @@ func behind(ctx context.Context, conn *pgx.Conn, wait time.Duration) (names []st
 	}
 }
 
+// logPosition is where a side's log ends: what is committed has an earlier one.
+func logPosition(ctx context.Context, conn *pgx.Conn) (position string, err error) {
+	err = conn.QueryRow(ctx, "SELECT pg_current_wal_lsn()::text").Scan(&position)
+	return position, err
+}
+
 // standbys names those of the old side that could be promoted open: without the COMMIT that closes it.
 // They stop nothing, since a standby may lag on purpose.
 func (f *flipper) standbys(ctx context.Context, flipped bool) error {
-	names, err := behind(ctx, f.looks.of(f.from), standbyWait)
+	position, err := logPosition(ctx, f.looks.of(f.from))
+	if err == nil && flipped { // for status, since the old side's log grows on
+		err = f.env.Journal.SaveClosed(ctx, position)
+	}
+	if err != nil {
+		return fmt.Errorf("looking for standbys of the %s: %w", f.from, err)
+	}
+	names, err := behind(ctx, f.looks.of(f.from), position, standbyWait)
 	if err != nil {
 		return fmt.Errorf("looking for standbys of the %s: %w", f.from, err)
 	}

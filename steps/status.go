@@ -44,6 +44,7 @@ type Status struct {
 	After     *AfterFlip        `json:"after_flip,omitempty"` // once a flip was made
 	Back      *Back             `json:"rollback,omitempty"`   // while there is nothing to go back from
 	Apart     string            `json:"apart,omitempty"`      // why two sides may take writes
+	Shut      string            `json:"shut,omitempty"`       // why none does
 
 	Held      string   `json:"held,omitempty"`    // what slows or pauses a load or its passes
 	Waiting   string   `json:"waiting,omitempty"` // for what
@@ -51,10 +52,11 @@ type Status struct {
 	Error     string   `json:"error,omitempty"` // of the failed step
 	Type      string   `json:"type"`            // what to type next
 	asks      string   // for the approval of this name, which nobody gave yet
-	stray     bool     // the closed source has changes of its own
-	goingBack bool     // a rollback has begun
-	aborting  string   // the command of an abort that has begun
-	inWay     string   // what to type about those who hold what is being waited for
+	shutSide  engine.Side
+	stray     bool   // the closed source has changes of its own
+	goingBack bool   // a rollback has begun
+	aborting  string // the command of an abort that has begun
+	inWay     string // what to type about those who hold what is being waited for
 }
 
 // StepStatus is one step of the plan with its record.
@@ -256,6 +258,8 @@ func (st *Status) next() string {
 		return "pgrunbook plan: the run was aborted, a new one can begin"
 	case st.Apart != "":
 		return "nothing before one side is closed: ALTER SEQUENCE pgrunbook.gate_flag RESTART 1; then pgrunbook verify"
+	case st.Shut != "":
+		return fmt.Sprintf("nothing before you know who closed the %s, and why. Then open it: ALTER SEQUENCE pgrunbook.gate_flag RESTART 0", st.shutSide)
 	case st.Writes == journal.Unclear:
 		return "pgrunbook apply: it looks at both gates and settles who may write. If the source is gone for good: pgrunbook finish --without-source"
 	case st.aborting != "" && !st.running():

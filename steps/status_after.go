@@ -20,7 +20,7 @@ import (
 type AfterFlip struct {
 	Old engine.Side `json:"old_side"`
 	OldSide
-	Standbys []string `json:"standbys_behind,omitempty"` // of the old side, without what it committed last
+	Standbys []string `json:"standbys_behind,omitempty"` // of the old side, without the COMMIT that closed it
 	Back     *Back    `json:"rollback,omitempty"`        // where the target takes writes
 }
 
@@ -79,6 +79,10 @@ func (st *Status) readAfter(ctx context.Context, run *journal.Run, owner journal
 		note("the plan cannot be read", err)
 		return
 	}
+	note("its gate cannot be read", st.readShut(ctx, env, owner))
+	if st.Shut != "" {
+		return
+	}
 	_, env.Runbook.Rollback.Enabled = env.Plan.Step("reverse")
 	if owner.Side == engine.Source && (owner.Flip == nil || owner.Flip.Outcome != journal.FlipDone) {
 		back, err := WayBack(ctx, env)
@@ -114,6 +118,30 @@ func (st *Status) readAfter(ctx context.Context, run *journal.Run, owner journal
 	st.After.Back = &back
 }
 
+// readShut looks whether the side that takes writes by the journal is closed: somebody did that by hand.
+func (st *Status) readShut(ctx context.Context, env *Env, owner journal.Ownership) error {
+	side := env.Server(owner.Side)
+	if side == nil {
+		return nil
+	}
+	conn, err := side.Connect(ctx, pg.Use{Name: "status", ReadOnly: true})
+	if err != nil {
+		return nil //nolint:nilerr // who asks more of that side says so
+	}
+	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
+	at, err := gate.State(ctx, conn, env.Run)
+	if err != nil || at != gate.Closed {
+		return err
+	}
+	now, err := env.Journal.Owner(ctx) // a flip may have begun since
+	if err != nil || now.Side != owner.Side {
+		return err
+	}
+	st.shutSide, st.Writes = owner.Side, journal.Unclear
+	st.Shut = fmt.Sprintf("neither side takes writes: by the journal the %s does, and its gate is closed, which no flip explains", owner.Side)
+	return nil
+}
+
 const goneWithFinish = "the run is finished, and since then nothing captures the target's changes"
 
 // readEnded says why there is no way back from a run that is over.
@@ -144,7 +172,12 @@ func (st *Status) readOld(ctx context.Context, env *Env, old *pg.Server) error {
 			st.Writes, st.Apart = journal.Unclear, fmt.Sprintf("writes are on the source, and the target's gate is %s", at)
 		}
 	}
-	if a.Standbys, err = behind(ctx, conn, lagWait); err != nil {
+	// Where no command has come to record the position, the log's end is asked for: too many are named then.
+	var position string
+	if c, err := certificateOf(ctx, env.Journal); err == nil {
+		position = c.ClosedAt
+	}
+	if a.Standbys, err = behind(ctx, conn, position, lagWait); err != nil {
 		return fmt.Errorf("looking for its standbys: %w", err)
 	}
 	return nil

@@ -143,7 +143,7 @@ func statusView(st steps.Status) view.Status {
 		v.Predicted = &st.Predicted
 	}
 	v.Back = backView(st.Back)
-	for _, note := range append([]string{st.Apart, st.Held, st.Waiting, st.SourceNote}, st.Blockers...) {
+	for _, note := range append([]string{st.Apart, st.Shut, st.Held, st.Waiting, st.SourceNote}, st.Blockers...) {
 		if note != "" && (note == st.Waiting || !strings.Contains(st.Waiting, note)) { // who is in the way is mostly named there
 			v.Notes = append(v.Notes, note)
 		}

@@ -236,6 +236,21 @@ func (r *Run) SaveCertificate(ctx context.Context, certificate any) error {
 	return nil
 }
 
+// SaveClosed adds to the certificate of the latest flip, if it took place, by which position of the closed
+// side's log the COMMIT that closed it was in. The first one counts.
+func (r *Run) SaveClosed(ctx context.Context, position string) error {
+	err := r.fenced(ctx, func(tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, `UPDATE pgrunbook.flip SET certificate = certificate || pg_catalog.jsonb_build_object('closed_at', $2::text)
+			WHERE run = $1::text AND outcome = 'done' AND certificate ->> 'closed_at' IS NULL
+			  AND n = (SELECT pg_catalog.max(f.n) FROM pgrunbook.flip f WHERE f.run = $1::text)`, r.ID, position)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("storing the position of the flip: %w", err)
+	}
+	return nil
+}
+
 // Certified gives the latest flip that took place, with its freeze certificate; nil is none.
 func (r *Run) Certified(ctx context.Context) (flip *Flip, err error) {
 	err = r.do(ctx, func(conn *pgx.Conn) error {

@@ -80,7 +80,8 @@ func TestOneSideGone(t *testing.T) {
 	r.must(standby.Pause())
 	r.says(r.want(0, "apply", "-y"), "standbys of the source lag: second (streaming", "one would take writes code=CUT003", "standbys of the source do not have the COMMIT that closed it yet: second (streaming", "Promoted now, one would take writes code=CUT003")
 	r.writing(onTarget)
-	r.says(r.want(0, "status"), "a failover of the source now might reopen it: these standbys do not have what it committed last: second (streaming")
+	r.says(r.want(0, "status"), "a failover of the source now would reopen it: these standbys do not have the COMMIT that closed it: second (streaming")
+	r.lagsBeyondTheFlip(standby)
 	r.says(r.want(15, "abort", "-y", "--without-target"), "the flip happened", "pgrunbook rollback --without-target")
 	r.dies(source)
 	r.writing(onTarget)
@@ -102,6 +103,26 @@ func TestOneSideGone(t *testing.T) {
 	}
 	r.writing(onTarget)
 	r.balance(r.target)
+}
+
+// lagsBeyondTheFlip lets a standby of the source get what closed it and nothing after that: a failover to it
+// would reopen nothing, and status does not say so.
+func (r *rig) lagsBeyondTheFlip(standby *testpg.Cluster) {
+	r.t.Helper()
+	r.must(standby.Resume())
+	closed := r.ask(r.target, "SELECT certificate ->> 'closed_at' FROM pgrunbook.flip WHERE outcome = 'done'")
+	r.says(r.want(0, "status", "--certificate"), "by position "+closed+" of the source's log")
+	r.eventually("the standby has the COMMIT that closed the source", func() bool {
+		return r.ask(r.source, "SELECT coalesce(bool_and(write_lsn >= '"+closed+"'), false)::text FROM pg_stat_replication") == "true"
+	})
+	r.must(standby.Pause())
+	r.sql(r.source, "BEGIN READ WRITE; CREATE TABLE app.later (); DROP TABLE app.later; COMMIT")
+	if r.ask(r.source, "SELECT (write_lsn < pg_current_wal_lsn())::text FROM pg_stat_replication") != "true" {
+		r.t.Error("the standby does not lag")
+	}
+	if text := r.want(0, "status"); strings.Contains(text, "would reopen it") {
+		r.t.Errorf("the standby has what closed the source, and status says:\n%s", text)
+	}
 }
 
 // since cuts out of a status since when there is no way back.

@@ -125,6 +125,7 @@ func walk(t *testing.T, l *lines) {
 	}
 	p.want(0, "unpause", p.file)
 
+	closedByHand(p, l, p.sourceURL, "source")
 	stopped(t, p, l)
 	p.takes(p.sourceURL, "after a runner that stood still in the hold")
 	p.gates(l, "open", "closed")
@@ -181,6 +182,23 @@ func twoSides(t *testing.T, p *pair, l *lines) {
 		t.Errorf("follow over writes of the source ended with %d:\n%s", code, out)
 	}
 	p.psql(p.sourceURL, l.of(t, "forget-strays"))
+	closedByHand(p, l, p.targetURL, "target")
+}
+
+// closedByHand closes the side that takes writes, and opens it as status says.
+func closedByHand(p *pair, l *lines, url, side string) {
+	p.t.Helper()
+	p.psql(url, l.of(p.t, "close-source"))
+	p.gates(l, "closed", "closed")
+	out := p.want(0, "status", p.file)
+	if words := strings.Join(strings.Fields(out), " "); !strings.HasPrefix(out, "Who may write is UNCLEAR") || !strings.Contains(words, "by the journal the "+side+" does") || !strings.Contains(words, "who closed the "+side) {
+		p.t.Errorf("with both sides closed by hand status says:\n%s", out)
+	}
+	p.psql(url, l.of(p.t, "open-again"))
+	p.takes(url, "opened again")
+	if out := p.want(0, "status", p.file); !strings.HasPrefix(out, "The "+side+" takes writes") {
+		p.t.Errorf("once the %s is open again status says:\n%s", side, out)
+	}
 }
 
 // thereAndBack dies in follow and between the two COMMITs of a rollback, and goes to the target again.

@@ -204,7 +204,7 @@ func lagText(s Status) string {
 func (w *planWriter) after(a *StatusAfter) {
 	w.text("  old side ", "the "+a.Old+": "+RefusedText(a.Refused, a.ReadOnly))
 	if len(a.Standbys) > 0 {
-		w.text("  old side ", "a failover of the "+a.Old+" now might reopen it: these standbys do not have what it committed last: "+strings.Join(a.Standbys, ", "))
+		w.text("  old side ", "a failover of the "+a.Old+" now would reopen it: these standbys do not have the COMMIT that closed it: "+strings.Join(a.Standbys, ", "))
 	}
 	for _, c := range a.Connected {
 		w.text("  old side ", "still connected to the "+a.Old+": "+c)
