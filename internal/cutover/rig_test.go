@@ -95,6 +95,12 @@ func newIdleRig(t *testing.T) *rig {
 	t.Helper()
 	slots <- struct{}{}
 	t.Cleanup(func() { <-slots })
+	return newPairRig(t)
+}
+
+// newPairRig is an idle rig on the usual pair of majors.
+func newPairRig(t *testing.T) *rig {
+	t.Helper()
 	source, target := testpg.Pair(t)
 	testpg.NoLeaks(t, source, target)
 	_, newest, err := testpg.PairMajors()
