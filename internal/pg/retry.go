@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -64,6 +65,17 @@ func Retryable(err error) bool {
 	return IsConnLost(err)
 }
 
+// Vanished reports that a catalog function came upon something that was dropped while it looked. The
+// catalogs are read in a snapshot, functions look at what is there now; they raise XX000 (internal_error)
+// or, with a name, an undefined object.
+func Vanished(err error) bool {
+	var pgErr *pgconn.PgError
+	if !errors.As(err, &pgErr) {
+		return false
+	}
+	return pgErr.Code == "XX000" && (strings.HasPrefix(pgErr.Message, "cache lookup failed") || strings.HasPrefix(pgErr.Message, "could not open relation") || strings.HasPrefix(pgErr.Message, "could not find tuple"))
+}
+
 // RetryEvent is one failed try that will be repeated.
 type RetryEvent struct {
 	What     string
@@ -78,6 +90,7 @@ type Retrier struct {
 	Tries   int           // Defaults to 8
 	Elapsed time.Duration // longest time over all tries. Defaults to 2 min
 	Report  func(RetryEvent)
+	Also    func(error) bool // errors that pass beside those that are Retryable; may be nil
 }
 
 const (
@@ -107,7 +120,7 @@ func (r Retrier) Do(ctx context.Context, what string, fn func(context.Context) e
 	op := func() (struct{}, error) {
 		try++
 		err := fn(ctx)
-		if err != nil && !Retryable(err) {
+		if err != nil && !Retryable(err) && (r.Also == nil || !r.Also(err)) {
 			err = backoff.Permanent(err)
 		}
 		return struct{}{}, err

@@ -43,6 +43,10 @@ func TestWhatIsRetried(t *testing.T) {
 			t.Errorf("IsConnLost(%v) is %v", tt.err, got)
 		}
 	}
+	gone := fmt.Errorf("wrapped: %w", &pgconn.PgError{Code: "XX000", Message: "cache lookup failed for relation 4711"})
+	if !Vanished(gone) || Retryable(gone) || Vanished(&pgconn.PgError{Code: "XX000", Message: "invalid page in block 7"}) || Vanished(io.EOF) {
+		t.Error("Vanished")
+	}
 	if SQLState(state("23505")) != "23505" || SQLState(io.EOF) != "" {
 		t.Error("SQLState")
 	}
