@@ -108,17 +108,24 @@ func poolersOf(err error) []engine.Finding {
 // PlanRefused is the plan where no run could be looked for on the target, which is why: with the
 // findings of what stands before both sides, or as an error that names what is wrong with either.
 func PlanRefused(ctx context.Context, env *Env, toolVersion string, why error) (*engine.Plan, error) {
+	err := Refused(ctx, env, why)
+	p := newPlan(env, toolVersion)
+	if p.Findings = poolersOf(err); p.Findings != nil {
+		return p, nil
+	}
+	return nil, err
+}
+
+// Refused adds to why no run could be looked for on the target what is wrong with the source, if
+// anything is.
+func Refused(ctx context.Context, env *Env, why error) error {
 	if ctx.Err() != nil {
-		return nil, why
+		return why
 	}
 	var c closedSides
 	c.open(ctx, env).close(context.WithoutCancel(ctx))
 	if c.target == nil {
 		c.target = why
 	}
-	p := newPlan(env, toolVersion)
-	if p.Findings = poolersOf(&c); p.Findings != nil {
-		return p, nil
-	}
-	return nil, c.err()
+	return c.err()
 }

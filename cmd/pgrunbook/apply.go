@@ -80,7 +80,7 @@ func (a *app) apply(ctx context.Context, args []string, f applyFlags) error {
 func (a *app) accept(ctx context.Context, s *subject, f applyFlags) (amend bool, err error) {
 	run, err := steps.LookForRun(ctx, s.env.Target)
 	if err != nil {
-		return false, err
+		return false, steps.Refused(ctx, s.env, err)
 	}
 	mine := run != nil && run.Name == s.rb.Name
 	if mine && !run.Active() && s.plan == nil {
