@@ -242,7 +242,11 @@ func (s *constraintsStep) foreignKeys(ctx context.Context, b *dump.Builder, cp e
 // rest restores what only pg_restore knows: views and functions that need a primary key, and
 // default privileges.
 func (s *constraintsStep) rest(ctx context.Context, cp engine.Checkpoint, sides *sideConns, roles *roleMap) error {
-	a, o, err := (&schemaStep{env: s.env}).archive(ctx, sides, roles)
+	present, err := dump.ReadPresent(ctx, sides.target)
+	if err != nil {
+		return err
+	}
+	a, o, err := (&schemaStep{env: s.env}).archive(ctx, sides, roles, present)
 	if err != nil {
 		return err
 	}

@@ -136,6 +136,7 @@ func readDefinitions(ctx context.Context, env *Env, source *pgx.Conn) (map[strin
 		return nil, err
 	}
 	env.Scope.ExcludedTables, env.Scope.ExcludedSchemas = fresh.ExcludedTables, fresh.ExcludedSchemas
+	fresh.Helpers = env.Scope.Helpers // an older build's plan has none: it carried them
 	items, err := dump.Inventory(ctx, source, fresh)
 	if err != nil {
 		return nil, sided(engine.Source, err)

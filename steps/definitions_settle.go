@@ -169,7 +169,11 @@ func restoreNew(ctx context.Context, env *Env, cp engine.Checkpoint, sides *side
 	if err != nil {
 		return err
 	}
-	a, o, err := (&schemaStep{env: env}).archive(ctx, sides, roles)
+	present, err := dump.ReadPresent(ctx, sides.target)
+	if err != nil {
+		return err
+	}
+	a, o, err := (&schemaStep{env: env}).archive(ctx, sides, roles, present)
 	if err != nil {
 		return err
 	}

@@ -42,13 +42,15 @@ func (s *schemaStep) existing() bool { return s.env.Runbook.Schema.Mode == "exis
 
 // schemaCursor is the step's progress. Each part is recorded when it is whole.
 type schemaCursor struct {
-	Before   []dump.Made `json:"before"` // what the target held before the restore
-	Begun    bool        `json:"begun"`  // Before is set; the restore may have made something
-	Roles    []string    `json:"roles,omitempty"`
-	Restored bool        `json:"restored"`
-	Owned    bool        `json:"owned"`
-	Settings bool        `json:"settings"`
-	Made     []dump.Made `json:"made,omitempty"` // what the restore made, for abort
+	Before []dump.Made `json:"before"` // what the target held before the restore
+	Begun  bool        `json:"begun"`  // Before is set; the restore may have made something
+	// Present is what of the target's schemas and extensions stays as it is; with Begun.
+	Present  dump.Present `json:"present"`
+	Roles    []string     `json:"roles,omitempty"`
+	Restored bool         `json:"restored"`
+	Owned    bool         `json:"owned"`
+	Settings bool         `json:"settings"`
+	Made     []dump.Made  `json:"made,omitempty"` // what the restore made, for abort
 	// Definitions are the source's from before the dump: what later ones are compared with.
 	Definitions map[string]string `json:"definitions,omitempty"`
 }
@@ -184,134 +186,6 @@ func (s *schemaStep) restore(ctx context.Context, sides *sideConns, c *schemaCur
 	}
 	c.Settings = true
 	return cp.Save(ctx, nil, c)
-}
-
-// definitions dumps and restores. Where a restore was begun and not finished, what it made is dropped
-// first: the cursor says what the target held before.
-func (s *schemaStep) definitions(ctx context.Context, sides *sideConns, c *schemaCursor, cp engine.Checkpoint, roles *roleMap) error {
-	a, o, err := s.archive(ctx, sides, roles)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = a.Close() }()
-	for _, w := range a.Warnings {
-		cp.Emit(engine.Event{Kind: engine.EventNote, Level: "warning", Message: w})
-	}
-	failpoint.Hit("schema.dumped")
-	if !c.Restored {
-		if err := s.restorePre(ctx, sides, a, o, c, cp); err != nil {
-			return err
-		}
-	}
-	if roles.mapped {
-		err := dump.SetOwners(ctx, sides.source, sides.target, a.Pre, roles.rename, waiting(cp, engine.Target, "set an owner on the target"))
-		if err == nil {
-			err = dump.SetGrants(ctx, sides.source, sides.target, a.Pre, roles.rename)
-		}
-		if err != nil {
-			return &engine.Error{Op: "setting owners and rights on the target", Err: err, Hint: "The target's role must be a member of every owner, or map owners with schema { owners = { ... } }."}
-		}
-		if err := dump.SetDefaultPrivileges(ctx, sides.source, sides.target, roles.rename); err != nil {
-			return err
-		}
-	}
-	failpoint.Hit("schema.recorded")
-	c.Owned = true
-	return cp.Save(ctx, nil, c)
-}
-
-func (s *schemaStep) restorePre(ctx context.Context, sides *sideConns, a *dump.Archive, o dump.RestoreOptions, c *schemaCursor, cp engine.Checkpoint) error {
-	again := c.Begun
-	if !again {
-		before, err := s.empty(ctx, sides.target)
-		if err != nil {
-			return err
-		}
-		c.Before, c.Begun = before, true
-		if err := cp.Save(ctx, nil, c); err != nil {
-			return err
-		}
-	}
-	failpoint.Hit("schema.begun")
-	if again {
-		now, err := dump.Objects(ctx, sides.target)
-		if err != nil {
-			return err
-		}
-		if err := dump.DropMade(ctx, sides.target, dump.NewSince(c.Before, now), waiting(cp, engine.Target, "drop what a dead process had restored")); err != nil {
-			return err
-		}
-	}
-	cp.Emit(engine.Event{Kind: engine.EventProgress, Message: fmt.Sprintf("restoring %d definitions", len(a.Pre))})
-	if err := a.Restore(ctx, s.env.Target, a.Pre, o); err != nil {
-		return err
-	}
-	failpoint.Hit("schema.restored")
-	now, err := dump.Objects(ctx, sides.target)
-	if err != nil {
-		return err
-	}
-	c.Made, c.Restored = dump.NewSince(c.Before, now), true
-	return cp.Save(ctx, nil, c)
-}
-
-// empty refuses a target that already has a table of the scope, and gives what else it holds.
-func (s *schemaStep) empty(ctx context.Context, target *pgx.Conn) ([]dump.Made, error) {
-	before, err := dump.Objects(ctx, target)
-	if err != nil {
-		return nil, err
-	}
-	have := map[string]bool{}
-	for _, m := range before {
-		have[m.Identity] = true
-	}
-	for _, t := range s.env.Scope.Tables {
-		var there bool
-		if err := target.QueryRow(ctx, "SELECT to_regclass($1) IS NOT NULL", pg.Name(t.Schema, t.Name.Name)).Scan(&there); err != nil {
-			return nil, fmt.Errorf("looking at the target: %w", err)
-		}
-		if there {
-			return nil, &engine.Error{
-				Class: engine.ClassPreflight, Op: "restoring into the target", Object: t.Schema + "." + t.Name.Name,
-				Err:  fmt.Errorf("the target already has this table (%d objects are there)", len(have)),
-				Hint: "Use an empty database, or keep what is there: schema { mode = \"existing\" }.",
-			}
-		}
-	}
-	return before, nil
-}
-
-// archive dumps the source and chooses how it is restored.
-func (s *schemaStep) archive(ctx context.Context, sides *sideConns, roles *roleMap) (*dump.Archive, dump.RestoreOptions, error) {
-	o := dump.RestoreOptions{Mark: s.env.Run.Mark, NoOwner: roles.mapped}
-	sourceMajor, err := pg.Version(ctx, sides.source)
-	if err != nil {
-		return nil, o, err
-	}
-	targetMajor, err := pg.Version(ctx, sides.target)
-	if err != nil {
-		return nil, o, err
-	}
-	o.TargetMajor = targetMajor / 10000
-	tools, err := dump.Find(ctx, sourceMajor/10000, o.TargetMajor)
-	if err != nil {
-		return nil, o, err
-	}
-	a, err := dump.Dump(ctx, tools, s.env.Source, dump.Options{Scope: s.env.Scope, Mark: s.env.Run.Mark})
-	if err != nil {
-		return nil, o, err
-	}
-	if err = a.KeepExtensions(ctx, sides.source, sides.target); err == nil {
-		o.OneTx, err = dump.FitsOneTransaction(ctx, sides.target, len(a.Pre))
-	}
-	if err == nil {
-		o.NoTablespaces, err = dump.LacksTablespaces(ctx, sides.source, sides.target)
-	}
-	if err != nil {
-		_ = a.Close()
-		return nil, o, err
-	}
-	return a, o, nil
 }
 
 // Undo drops what the restore made, tables with their rows. It may be called again: what is gone is

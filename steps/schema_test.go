@@ -80,6 +80,29 @@ func TestSchemaRefusesATargetThatIsNotEmpty(t *testing.T) {
 	}
 }
 
+// A provider's target: its administrator has made schemas, extensions in them, and the function that sets the
+// replica role. They stay as they are. After a restore that failed, so does what a person makes to mend it.
+func TestSchemaKeepsWhatTheTargetHas(t *testing.T) {
+	source, target := testpg.Pair(t)
+	const become = "CREATE FUNCTION shop.become(text) RETURNS text LANGUAGE sql AS "
+	r := newRigOn(t, source, target, shopSetup+`; CREATE SCHEMA gis; COMMENT ON SCHEMA gis IS 'ours'; CREATE EXTENSION tablefunc SCHEMA gis; GRANT USAGE ON SCHEMA shop TO pg_monitor;
+		CREATE TABLE shop.tab (id int PRIMARY KEY, v gis.tablefunc_crosstab_2); CREATE VIEW shop.taken AS SELECT 1 AS a; `+become+"'SELECT 1::text'", "")
+	r.env.Runbook.Target.ReplicaRoleFunction = "shop.become"
+	r.replan()
+	r.exec(target, "CREATE SCHEMA gis; CREATE EXTENSION tablefunc SCHEMA gis; CREATE SCHEMA shop; CREATE TABLE shop.taken (a int); "+become+"'SELECT 2::text'")
+	cp := r.cursor(newSchema(r.env))
+	apply := func() error { return newSchema(r.env).Apply(t.Context(), engine.StepPlan{}, cp) }
+	if err := apply(); err == nil || !strings.Contains(err.Error(), `"taken" already exists`) {
+		t.Fatalf("with a name that is taken: %v", err)
+	}
+	r.want(target, "SELECT count(*)::text FROM pg_class WHERE relnamespace = 'shop'::regnamespace AND relkind = 'r'", "1")
+	r.exec(target, "DROP TABLE shop.taken; CREATE EXTENSION citext SCHEMA gis")
+	r.must(apply())
+	r.want(target, "SELECT concat_ws(' ', shop.become(''), has_schema_privilege('pg_monitor', 'shop', 'USAGE'), obj_description('gis'::regnamespace, 'pg_namespace'), (SELECT count(*) FROM pg_extension WHERE extname = 'citext'), to_regclass('shop.taken'))", "2 t ours 1 shop.taken")
+	r.must(newSchema(r.env).(engine.Undoer).Undo(t.Context(), cp))
+	r.want(target, "SELECT concat_ws(' ', shop.become(''), (SELECT count(*) FROM pg_class WHERE relnamespace = 'shop'::regnamespace), (SELECT count(*) FROM pg_extension WHERE extname = 'citext'))", "2 0 1")
+}
+
 func TestSchemaExistingNamesEveryDifference(t *testing.T) {
 	r := newRig(t, `schema { mode = "existing" }`)
 	r.exec(r.target, `CREATE SCHEMA shop;

@@ -3,6 +3,7 @@ package steps
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -16,8 +17,22 @@ import (
 )
 
 // survey reads identities, tables and findings; false means that the scope must not be used. What is
-// wrong with the tables does not keep the preflight from looking at everything else.
+// wrong with the tables does not keep the preflight from looking at everything else. It begins again where
+// a session was lost or something was dropped under it; a side that cannot be reached is said at once.
 func survey(ctx context.Context, env *Env, p *engine.Plan) (usable bool, err error) {
+	_ = pg.Retrier{Tries: surveyTries, Also: pg.Vanished}.Do(ctx, "looking at both sides", func(ctx context.Context) error {
+		usable, err = surveyOnce(ctx, env, p)
+		if errors.As(err, new(*closedSides)) {
+			return nil
+		}
+		return err
+	})
+	return usable, err
+}
+
+const surveyTries = 3
+
+func surveyOnce(ctx context.Context, env *Env, p *engine.Plan) (usable bool, err error) {
 	sides, err := openForPlan(ctx, env)
 	if err != nil {
 		return false, err

@@ -24,6 +24,7 @@ type Archive struct {
 	Pre   []Entry // what must exist before rows, in the order of restoring, without what is left out
 	Post  []Entry // the rest, likewise
 	Left  []Left  // what an excluded table or schema drags along
+	Kept  []Entry // schemas that the target had already and whose rights are ours to set
 
 	Warnings []string // of the programs
 

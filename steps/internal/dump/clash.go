@@ -21,7 +21,8 @@ SELECT 'pg_class'::regclass::oid, c.oid, CASE c.relkind WHEN 'S' THEN 'sequence'
  ORDER BY c.oid`
 
 // Clashes names the objects of the target whose names the source's need, as "type name", and the others.
-// A restore into such a target fails half way.
+// A restore into such a target fails half way. A schema that both have is neither: what is carried goes
+// into it.
 func Clashes(ctx context.Context, source, target *pgx.Conn, s *scope.Scope) (clashes, others []string, err error) {
 	there, err := named(ctx, target)
 	if err != nil || len(there) == 0 {
@@ -43,7 +44,7 @@ func Clashes(ctx context.Context, source, target *pgx.Conn, s *scope.Scope) (cla
 	}
 	for _, m := range there {
 		switch name := takes(m); {
-		case name == "":
+		case name == "" || m.Type == "schema" && needed[name]:
 		case needed[name]:
 			clashes = append(clashes, m.Type+" "+m.Identity)
 		default:

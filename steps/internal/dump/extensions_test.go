@@ -10,9 +10,10 @@ import (
 	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
 )
 
-// An extension that only a superuser may make is made by the target's administrator before the run: the
-// restore of a role that owns the database must pass over it.
-func TestExtensionOfTheTargetIsKept(t *testing.T) {
+// An extension that only a superuser may make is made by the target's administrator before the run, often in
+// a schema of its own: the restore of a role that owns the database must pass over both. A schema that was
+// made for it gets what belongs in it, with its rights and its comment.
+func TestWhatTheTargetHasIsKept(t *testing.T) {
 	source, target, err := testpg.PairMajors()
 	if err != nil {
 		t.Fatal(err)
@@ -20,8 +21,12 @@ func TestExtensionOfTheTargetIsKept(t *testing.T) {
 	ctx := testContext(t)
 	src := server(t, source, "source")
 	from := connect(t, src)
-	run(t, from, "CREATE EXTENSION file_fdw")
-	run(t, from, "COMMENT ON EXTENSION file_fdw IS 'ours'")
+	for _, sql := range []string{
+		"CREATE SCHEMA gis", "COMMENT ON SCHEMA gis IS 'ours'", "GRANT USAGE ON SCHEMA gis TO pg_monitor", "CREATE EXTENSION file_fdw SCHEMA gis", "COMMENT ON EXTENSION file_fdw IS 'ours'",
+		"CREATE SCHEMA filled", "COMMENT ON SCHEMA filled IS 'ours'", "GRANT USAGE ON SCHEMA filled TO pg_monitor", "CREATE TABLE filled.t (id int)",
+	} {
+		run(t, from, sql)
+	}
 	c := testpg.Shared(t, target)
 	admin, err := pg.New(pg.Config{Side: "target", URL: testpg.NewDB(t, c), RunID: "test", Mark: "mark"})
 	if err != nil {
@@ -41,7 +46,9 @@ func TestExtensionOfTheTargetIsKept(t *testing.T) {
 			}
 		}
 	})
-	run(t, su, "CREATE EXTENSION file_fdw")
+	run(t, su, "CREATE SCHEMA gis")
+	run(t, su, "CREATE EXTENSION file_fdw SCHEMA gis")
+	run(t, su, "CREATE SCHEMA filled AUTHORIZATION "+role)
 	run(t, su, "GRANT CREATE ON DATABASE "+db+" TO "+role)
 	dst, err := pg.New(pg.Config{Side: "target", URL: c.URL(db, role), RunID: "test", Mark: "mark"})
 	if err != nil {
@@ -54,13 +61,33 @@ func TestExtensionOfTheTargetIsKept(t *testing.T) {
 	}
 	t.Cleanup(func() { _ = a.Close() })
 	o := RestoreOptions{TargetMajor: target, OneTx: true, NoOwner: true}
-	if err := a.Restore(ctx, dst, a.Pre, o); err == nil || !strings.Contains(err.Error(), "must be owner of extension") {
+	refused := a.Restore(ctx, dst, a.Pre, o)
+	if !Refused(refused) || !strings.Contains(refused.Error(), "already exists") {
+		t.Errorf("with the schemas: %v", refused)
+	}
+	mover := connect(t, dst)
+	present, err := ReadPresent(ctx, mover)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := a.Keep(ctx, from, mover, Present{Schemas: present.Schemas}); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.Restore(ctx, dst, a.Pre, o); !Refused(err) || !strings.Contains(err.Error(), "must be owner of extension") {
 		t.Errorf("with the comment: %v", err)
 	}
-	if err := a.KeepExtensions(ctx, from, su); err != nil {
+	if err := a.Keep(ctx, from, mover, present); err != nil {
 		t.Fatal(err)
 	}
 	if err := a.Restore(ctx, dst, a.Pre, o); err != nil {
+		t.Fatal(err)
+	}
+	if err := SetGrants(ctx, from, mover, a.Kept, func(role string) (string, bool) { return role, role == "pg_monitor" }); err != nil {
 		t.Error(err)
+	}
+	var got string
+	if err := su.QueryRow(ctx, `SELECT string_agg(concat_ws(' ', nspname, obj_description(oid, 'pg_namespace'), has_schema_privilege('pg_monitor', oid, 'USAGE'), pg_get_userbyid(nspowner) = $1), ', ' ORDER BY nspname)
+		FROM pg_namespace WHERE nspname IN ('gis', 'filled')`, role).Scan(&got); err != nil || got != "filled ours t t, gis f f" {
+		t.Errorf("got %q, %v", got, err)
 	}
 }

@@ -13,13 +13,15 @@ import (
 // objectID names an object of one database.
 type objectID struct{ class, oid uint32 }
 
-// Left is an object that cannot be carried because something that it needs is excluded.
+// Left is an object that is not carried, because something that it needs is excluded or the run is what
+// uses it.
 type Left struct {
 	Class, OID uint32
 	Text       string // "view erp.report", as pg_describe_object says it
+	Helper     bool   // it is the run's own replica_role_function
 }
 
-// goneSQL walks pg_depend from the excluded relations and schemas. A rule takes its view along, a
+// goneSQL walks pg_depend from the excluded relations, schemas and functions. A rule takes its view along, a
 // column default takes nothing along.
 const goneSQL = `
 WITH RECURSIVE start (classid, objid) AS (
@@ -29,6 +31,11 @@ WITH RECURSIVE start (classid, objid) AS (
     JOIN pg_class c ON c.relnamespace = n.oid AND c.relname::text = x.rel
   UNION ALL
   SELECT 'pg_catalog.pg_namespace'::regclass::oid, n.oid FROM pg_namespace n WHERE n.nspname::text = ANY ($3::text[])
+  UNION ALL
+  SELECT 'pg_catalog.pg_proc'::regclass::oid, p.oid
+    FROM unnest($4::text[], $5::text[]) AS x (nsp, fn)
+    JOIN pg_namespace n ON n.nspname::text = x.nsp
+    JOIN pg_proc p ON p.pronamespace = n.oid AND p.proname::text = x.fn AND p.pronargs = 1
 ), gone (classid, objid) AS (
   SELECT classid, objid FROM start
   UNION
@@ -48,7 +55,8 @@ SELECT g.classid, g.objid, pg_describe_object(g.classid, g.objid, 0),
          OR g.classid IN ('pg_catalog.pg_proc'::regclass, 'pg_catalog.pg_policy'::regclass)
          OR g.classid = 'pg_catalog.pg_constraint'::regclass AND con.contype = 'f'
          OR g.classid = 'pg_catalog.pg_trigger'::regclass AND NOT tg.tgisinternal AND tp.pronamespace::regnamespace::text <> 'pgrunbook')
-       AND NOT coalesce(own.gone, false) AND (s.objid IS NULL)
+       AND NOT coalesce(own.gone, false) AND (s.objid IS NULL),
+       g.classid = 'pg_catalog.pg_proc'::regclass AND s.objid IS NOT NULL
   FROM gone g
   LEFT JOIN start s ON s.classid = g.classid AND s.objid = g.objid
   LEFT JOIN pg_constraint con ON g.classid = 'pg_catalog.pg_constraint'::regclass AND con.oid = g.objid
@@ -85,7 +93,11 @@ func NotCarried(ctx context.Context, conn *pgx.Conn, s *scope.Scope) ([]string, 
 	}
 	var out []string
 	for _, l := range left {
-		out = append(out, l.Text+" is not carried: it needs an excluded table or schema")
+		why := "it needs an excluded table or schema"
+		if l.Helper {
+			why = "this run uses it (replica_role_function), on each side the one that is there"
+		}
+		out = append(out, l.Text+" is not carried: "+why)
 	}
 	return out, nil
 }
@@ -95,7 +107,11 @@ func dependents(ctx context.Context, conn *pgx.Conn, s *scope.Scope) (map[object
 	for _, t := range s.ExcludedTables {
 		schemas, tables = append(schemas, t.Schema), append(tables, t.Name)
 	}
-	rows, err := conn.Query(ctx, goneSQL, schemas, tables, append([]string{ownSchema}, s.ExcludedSchemas...))
+	var helperSchemas, helpers []string
+	for _, f := range s.Helpers {
+		helperSchemas, helpers = append(helperSchemas, f.Schema), append(helpers, f.Name)
+	}
+	rows, err := conn.Query(ctx, goneSQL, schemas, tables, append([]string{ownSchema}, s.ExcludedSchemas...), helperSchemas, helpers)
 	if err != nil {
 		return nil, nil, fmt.Errorf("finding what depends on excluded tables: %w", err)
 	}
@@ -108,7 +124,7 @@ func dependents(ctx context.Context, conn *pgx.Conn, s *scope.Scope) (map[object
 	var l Left
 	var rel scope.Name
 	var tell bool
-	_, err = pgx.ForEachRow(rows, []any{&l.Class, &l.OID, &l.Text, &rel.Schema, &rel.Name, &tell}, func() error {
+	_, err = pgx.ForEachRow(rows, []any{&l.Class, &l.OID, &l.Text, &rel.Schema, &rel.Name, &tell, &l.Helper}, func() error {
 		gone[objectID{l.Class, l.OID}] = true
 		if carried[rel] {
 			return &engine.Error{
@@ -116,7 +132,7 @@ func dependents(ctx context.Context, conn *pgx.Conn, s *scope.Scope) (map[object
 				Hint: "Exclude this table as well, or take the exclusion back.",
 			}
 		}
-		if tell && rel.Schema != ownSchema {
+		if (tell || l.Helper) && rel.Schema != ownSchema {
 			left = append(left, l)
 		}
 		return nil

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -75,6 +76,18 @@ func onlyUnknownSetting(err error) bool {
 	return errors.As(err, &failed) &&
 		strings.Contains(failed.Output, `unrecognized configuration parameter "transaction_timeout"`) &&
 		strings.Contains(failed.Output, "errors ignored on restore: 1\n")
+}
+
+// lostConnection are pg_restore's words (libpq's) for a session that ended: what it had sent may have
+// been committed.
+var lostConnection = []string{"server closed the connection", "connection to server", "no connection to the server", "could not receive data", "could not send data"}
+
+// Refused reports that the server refused a statement of a restore, and that nothing else went wrong:
+// nothing of it can be committed any more.
+func Refused(err error) bool {
+	var failed *ProgramError
+	return errors.As(err, &failed) && strings.Contains(failed.Output, "could not execute query: ERROR:") &&
+		!slices.ContainsFunc(lostConnection, func(words string) bool { return strings.Contains(failed.Output, words) })
 }
 
 // restoreHint reads pg_restore's complaint.

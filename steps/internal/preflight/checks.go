@@ -43,8 +43,10 @@ var checks = []Check{
 	{"PRE132", "target rights: replica role", targetReplica},
 	{"PRE133", "target rights: owners", targetOwners},
 	{"PRE134", "target rights: sessions", targetSessions},
+	{"PRE135", "target rights: existing schemas", sharedSchemas},
 	{"PRE136", "target rights: existing tables", existingTableRights},
 	{"PRE137", "target rights: existing sequences", existingSequenceRights},
+	{"PRE138", "target row-level security", targetRowSecurity},
 
 	{"PRE140", "long transactions", longTransactions},
 	{"PRE141", "prepared transactions", preparedTransactions},
@@ -76,8 +78,8 @@ var checks = []Check{
 func Run(ctx context.Context, f *Facts) ([]engine.Finding, error) {
 	var out []engine.Finding
 	for _, c := range checks {
-		found, err := c.Run(ctx, f)
-		if err != nil && (ctx.Err() != nil || pg.IsConnLost(err) || f.From.conn.IsClosed() || f.To.conn.IsClosed()) {
+		found, err := c.try(ctx, f)
+		if err != nil && (ctx.Err() != nil || f.lost(err)) {
 			return nil, fmt.Errorf("checking %s (%s): %w", c.Name, c.Code, err)
 		}
 		if err != nil {
@@ -89,6 +91,26 @@ func Run(ctx context.Context, f *Facts) ([]engine.Finding, error) {
 		out = append(out, found...)
 	}
 	return out, nil
+}
+
+// try runs a check again where what stopped it passes by itself: other sessions drop and lock what the
+// catalogs name while it looks. A session that is gone is for who opened it.
+func (c Check) try(ctx context.Context, f *Facts) (found []engine.Finding, err error) {
+	_ = pg.Retrier{Tries: checkTries, Also: pg.Vanished}.Do(ctx, c.Name, func(ctx context.Context) error {
+		found, err = c.Run(ctx, f)
+		if f.lost(err) {
+			return nil
+		}
+		return err
+	})
+	return found, err
+}
+
+const checkTries = 4
+
+// lost reports that no check can look any more.
+func (f *Facts) lost(err error) bool {
+	return err != nil && (pg.IsConnLost(err) || f.From.conn.IsClosed() || f.To.conn.IsClosed())
 }
 
 // blind is the finding of a check that could not look.

@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"strings"
 
-	"github.com/jackc/pgx/v5"
-
 	"github.com/pgrunbook/pgrunbook/engine"
 	"github.com/pgrunbook/pgrunbook/internal/pg"
 	"github.com/pgrunbook/pgrunbook/steps/internal/dump"
@@ -103,61 +101,6 @@ func collations(_ context.Context, f *Facts) ([]engine.Finding, error) {
 	}
 	return one(finding(engine.SeverityWarning, engine.Target, f.To.Collate, fmt.Sprintf("Create the target with LC_COLLATE '%s' LC_CTYPE '%s' if the application relies on the order.", f.From.Collate, f.From.CType),
 		"The databases sort differently: %s and %s on the source, %s and %s on the target.", f.From.Collate, f.From.CType, f.To.Collate, f.To.CType)), nil
-}
-
-// offersSQL gives what the target has or could make, and whether only a superuser may make it
-// (https://www.postgresql.org/docs/current/extend-extensions.html; trusted came with 13).
-const offersSQL = `
-SELECT e.name::text, coalesce(e.installed_version, e.default_version, ''),
-       e.installed_version IS NULL AND coalesce(v.superuser AND NOT coalesce((to_jsonb(v) ->> 'trusted')::bool, false), false)
-  FROM pg_available_extensions e LEFT JOIN pg_available_extension_versions v ON v.name = e.name AND v.version = e.default_version`
-
-type offer struct {
-	version   string
-	superuser bool
-}
-
-func (f *Facts) offers(ctx context.Context) (map[string]offer, error) {
-	rows, err := f.To.conn.Query(ctx, offersSQL)
-	if err != nil {
-		return nil, err
-	}
-	offers := map[string]offer{}
-	var name string
-	var o offer
-	_, err = pgx.ForEachRow(rows, []any{&name, &o.version, &o.superuser}, func() error {
-		offers[name] = o
-		return nil
-	})
-	return offers, err
-}
-
-// extensions compares what is installed with what the target could install, and our role there.
-func extensions(ctx context.Context, f *Facts) ([]engine.Finding, error) {
-	have, err := f.From.list(ctx, "SELECT extname || ' ' || extversion FROM pg_extension WHERE extname <> 'plpgsql' ORDER BY 1")
-	if err != nil {
-		return nil, err
-	}
-	offers, err := f.offers(ctx)
-	if err != nil {
-		return nil, err
-	}
-	var out []engine.Finding
-	for _, h := range have {
-		name, version, _ := strings.Cut(h, " ")
-		offer, known := offers[name]
-		if !known {
-			out = append(out, finding(engine.SeverityError, engine.Target, name, "Install its package on the target's server, or drop it on the source if nothing uses it.", "The extension %s %s is not available on the target.", name, version))
-			continue
-		}
-		if offer.superuser && !f.existing() && f.To.RoleKnown && !f.To.Super {
-			out = append(out, finding(engine.SeverityWarning, engine.Target, name, fmt.Sprintf("CREATE EXTENSION %s; -- in this database, as its administrator", ident(name)), "The role %s may not be able to make the extension %s: only a superuser may, but where a provider lets its roles do so.", f.To.Role, name))
-		}
-		if offer.version != version {
-			out = append(out, finding(engine.SeverityWarning, engine.Target, name, fmt.Sprintf("Read its release notes; ALTER EXTENSION %s UPDATE on the source may bring them together.", ident(name)), "The extension %s is %s on the source and %s on the target.", name, version, offer.version))
-		}
-	}
-	return out, nil
 }
 
 func largeObjects(ctx context.Context, f *Facts) ([]engine.Finding, error) {

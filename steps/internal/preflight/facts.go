@@ -4,12 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 
 	"github.com/jackc/pgx/v5"
 
 	"github.com/pgrunbook/pgrunbook/engine"
 	"github.com/pgrunbook/pgrunbook/internal/pg"
 	"github.com/pgrunbook/pgrunbook/runbook"
+	"github.com/pgrunbook/pgrunbook/steps/internal/dump"
 	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
 )
 
@@ -36,7 +39,8 @@ type DumpTool struct {
 type Facts struct {
 	Input
 	From, To Side
-	moved    bool // a finished run left its closed gate on the source
+	moved    bool         // a finished run left its closed gate on the source
+	made     []dump.Owned // by the restore; read once
 }
 
 // Side is one server as the checks need it.
@@ -48,6 +52,8 @@ type Side struct {
 	RoleKnown bool
 	Super     bool
 	BypassRLS bool
+	Inherits  bool     // has the rights of its roles without SET ROLE; from 16 on each membership says so
+	MemberOf  []string // directly
 	Encoding  string
 	Collate   string
 	CType     string
@@ -74,7 +80,8 @@ func Gather(ctx context.Context, in Input) (*Facts, error) {
 
 const sideSQL = `
 SELECT current_user::text, coalesce(nullif($1, ''), current_user::text), r.oid IS NOT NULL, coalesce(r.rolsuper, false),
-       coalesce(r.rolbypassrls, false), pg_encoding_to_char(d.encoding)::text, d.datcollate::text, d.datctype::text
+       coalesce(r.rolbypassrls, false), coalesce(r.rolinherit, true),
+       ARRAY(SELECT pg_get_userbyid(m.roleid)::text FROM pg_auth_members m WHERE m.member = r.oid), pg_encoding_to_char(d.encoding)::text, d.datcollate::text, d.datctype::text
   FROM pg_database d
   LEFT JOIN pg_roles r ON r.rolname = coalesce(nullif($1, ''), current_user::text)
  WHERE d.datname = current_database()`
@@ -86,7 +93,7 @@ func readSide(ctx context.Context, name engine.Side, server *pg.Server, conn *pg
 		return s, err
 	}
 	s.Identity = id
-	err = conn.QueryRow(ctx, sideSQL, applyRole).Scan(&s.Connected, &s.Role, &s.RoleKnown, &s.Super, &s.BypassRLS, &s.Encoding, &s.Collate, &s.CType)
+	err = conn.QueryRow(ctx, sideSQL, applyRole).Scan(&s.Connected, &s.Role, &s.RoleKnown, &s.Super, &s.BypassRLS, &s.Inherits, &s.MemberOf, &s.Encoding, &s.Collate, &s.CType)
 	if err != nil {
 		return s, fmt.Errorf("reading the %s's role and database: %w", name, err)
 	}
@@ -136,6 +143,33 @@ func (f *Facts) relations(members bool) []uint32 {
 	}
 	return out
 }
+
+// join gives the statements after which the role has the rights of others by itself: our sessions never
+// SET ROLE. A role with NOINHERIT gains nothing by a GRANT before 16, and only by one that says so after
+// (https://www.postgresql.org/docs/current/role-membership.html).
+func (s *Side) join(roles ...string) string {
+	var list, lacking []string
+	for _, r := range roles {
+		list = append(list, ident(r))
+		if !slices.Contains(s.MemberOf, r) {
+			lacking = append(lacking, ident(r))
+		}
+	}
+	if s.Identity.Major >= inheritGranted {
+		return fmt.Sprintf("GRANT %s TO %s WITH INHERIT TRUE;", strings.Join(list, ", "), ident(s.Role))
+	}
+	var statements []string
+	if !s.Inherits {
+		statements = append(statements, fmt.Sprintf("ALTER ROLE %s INHERIT;", ident(s.Role)))
+	}
+	if len(lacking) > 0 {
+		statements = append(statements, fmt.Sprintf("GRANT %s TO %s;", strings.Join(lacking, ", "), ident(s.Role)))
+	}
+	return strings.Join(statements, " ")
+}
+
+// inheritGranted is the major from which on each membership says whether its rights are inherited.
+const inheritGranted = 16
 
 // ident quotes one name for a statement that a person will type.
 func ident(name string) string { return pgx.Identifier{name}.Sanitize() }

@@ -163,6 +163,33 @@ func TestNothingToFind(t *testing.T) {
 	}
 }
 
+// What other sessions drop under a check does not stop it; what stays wrong does, after a few looks.
+func TestChecksLookAgain(t *testing.T) {
+	f := newPair(t).facts()
+	for fails, want := range map[int]int{1: 2, 100: checkTries} {
+		looks := 0
+		c := Check{Name: "test", Run: func(ctx context.Context, f *Facts) ([]engine.Finding, error) {
+			if looks++; looks > fails {
+				return nil, nil
+			}
+			_, err := f.From.conn.Exec(ctx, "DO $$ BEGIN RAISE 'cache lookup failed for relation 4711' USING ERRCODE = 'internal_error'; END $$")
+			return nil, err
+		}}
+		if _, err := c.try(context.Background(), f); looks != want || (err != nil) != (fails >= want) {
+			t.Errorf("failing %d times: %d looks, error %v", fails, looks, err)
+		}
+	}
+	lost := 0
+	_, err := Check{Name: "test", Run: func(ctx context.Context, f *Facts) ([]engine.Finding, error) {
+		lost++
+		_, err := f.From.conn.Exec(ctx, "SELECT pg_terminate_backend(pg_backend_pid())")
+		return nil, err
+	}}.try(context.Background(), f)
+	if err == nil || lost != 1 {
+		t.Errorf("with a session that is gone: %d looks, error %v", lost, err)
+	}
+}
+
 func TestA4Servers(t *testing.T) {
 	for name, tt := range map[string]struct {
 		change func(*Facts)
@@ -269,6 +296,13 @@ func TestSourceRights(t *testing.T) {
 	t.Cleanup(func() { p.source("DROP OWNED BY "+owner+" CASCADE", "DROP ROLE "+owner) })
 	p.blocks += "schema { roles = \"skip\" }\n"
 	p.want()
+	// A member that inherits nothing, from 16 on by the membership itself.
+	p.source("ALTER ROLE "+role+" NOINHERIT", "REVOKE "+owner+" FROM "+role, "GRANT "+owner+" TO "+role)
+	if got := p.found(); !slices.Contains(got, "PRE122 error source") {
+		t.Errorf("found %v of a role that inherits nothing", got)
+	}
+	p.mended()
+	p.want()
 }
 
 // mover is a role of the target that shall apply, and its block.
@@ -295,15 +329,16 @@ func TestD13TargetRights(t *testing.T) {
 	p.blocks = block("")
 	p.want("PRE130 error target")
 	p.made(role)
-	p.want("PRE131 error target", "PRE132 error target", "PRE133 error target", "PRE134 warning target", "PRE184 warning target")
+	const public = "PRE135 error target" // from 15 on not everybody may create in it
+	p.want("PRE131 error target", "PRE132 error target", "PRE133 error target", "PRE134 warning target", public, "PRE184 warning target")
 	p.target("ALTER DATABASE " + db + " SET default_transaction_read_only = on")
-	p.want("PRE131 error target", "PRE132 error target", "PRE133 error target", "PRE134 warning target", "PRE183 warning target", "PRE184 error target")
+	p.want("PRE131 error target", "PRE132 error target", "PRE133 error target", "PRE134 warning target", public, "PRE183 warning target", "PRE184 error target")
 	p.target("ALTER DATABASE "+db+" RESET default_transaction_read_only", "GRANT pg_read_all_stats, pg_signal_backend TO "+role)
 	p.source("CREATE ROLE "+owner, "ALTER TABLE public.t OWNER TO "+owner, "CREATE SCHEMA other", "CREATE FUNCTION other.f() RETURNS int LANGUAGE sql AS 'SELECT 1'")
 	t.Cleanup(func() { p.source("DROP OWNED BY "+owner+" CASCADE", "DROP ROLE "+owner) })
 	p.blocks = block("") + "schema { owners = { postgres = " + fmt.Sprintf("%q", role) + " } }\n"
 	p.target("GRANT CREATE ON DATABASE "+db+" TO "+role, "GRANT SET ON PARAMETER session_replication_role TO "+role)
-	p.want("PRE133 error target", "PRE184 warning target")
+	p.want("PRE133 error target", public, "PRE184 warning target")
 	p.target("ALTER DATABASE " + db + " OWNER TO " + role)
 	p.want("PRE133 error target")
 	p.blocks = block("") + "schema {\n  roles  = \"create\"\n  owners = { postgres = " + fmt.Sprintf("%q", role) + " }\n}\n"
@@ -343,6 +378,10 @@ func TestD13ExistingTargetRights(t *testing.T) {
 			p.target(f.Fix)
 		}
 	}
+	p.want()
+	p.target("ALTER TABLE public.t ENABLE ROW LEVEL SECURITY", "ALTER TABLE public.t FORCE ROW LEVEL SECURITY")
+	p.want("PRE138 error target")
+	p.target("ALTER ROLE " + role + " BYPASSRLS")
 	p.want()
 
 	// Who plans and may not read says so, and hides nothing: neither a table with rows nor another check.

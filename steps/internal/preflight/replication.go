@@ -66,13 +66,13 @@ func limits(ctx context.Context, f *Facts) ([]engine.Finding, error) {
 			kinds = append(kinds, l.Kind)
 		}
 	}
-	if len(kinds) == 0 {
+	if len(kinds) == 0 || !f.From.RoleKnown {
 		return nil, nil
 	}
 	blind, err := f.From.list(ctx, "SELECT $1::text WHERE NOT pg_has_role($1::text, 'pg_read_all_stats', 'USAGE')", f.From.Role)
 	if err != nil || len(blind) == 0 {
 		return nil, err
 	}
-	return one(finding(engine.SeverityError, engine.Source, kinds[0], "GRANT pg_monitor TO the role that applies, or take the limit out.",
+	return one(finding(engine.SeverityError, engine.Source, kinds[0], f.From.join("pg_read_all_stats")+" Or take the limit out.",
 		"Role %s cannot see other roles' sessions and standbys, so these limits would never be over: %s.", blind[0], strings.Join(kinds, ", "))), nil
 }

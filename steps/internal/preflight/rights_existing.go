@@ -38,6 +38,15 @@ func existingTableRights(ctx context.Context, f *Facts) ([]engine.Finding, error
 	if !f.existing() {
 		return nil, nil
 	}
+	tables, err := f.existingTables(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return tableRights(ctx, &f.To, tables)
+}
+
+// existingTables gives the oids on the target of all tables in scope, with their members.
+func (f *Facts) existingTables(ctx context.Context) ([]uint32, error) {
 	var names []scope.Name
 	for i := range f.Scope.Tables {
 		t := &f.Scope.Tables[i]
@@ -48,11 +57,33 @@ func existingTableRights(ctx context.Context, f *Facts) ([]engine.Finding, error
 			}
 		}
 	}
-	tables, err := f.onTarget(ctx, names)
-	if err != nil {
+	return f.onTarget(ctx, names)
+}
+
+// targetRowSecurity: where policies hold for the role that loads, COPY and the passes are refused. In a
+// restore the policies come after the rows, and the role is by then a member of the owners: only those that
+// are forced hold for it.
+func targetRowSecurity(ctx context.Context, f *Facts) ([]engine.Finding, error) {
+	s := &f.To
+	if !s.RoleKnown || s.Super || s.BypassRLS {
+		return nil, nil
+	}
+	var filtered []string
+	var err error
+	if f.existing() {
+		var tables []uint32
+		if tables, err = f.existingTables(ctx); err == nil {
+			filtered, err = s.list(ctx, filteredSQL, tables, s.Role)
+		}
+	} else {
+		filtered, err = f.From.list(ctx, `SELECT n.nspname || '.' || c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+ WHERE c.oid = ANY ($1::oid[]) AND c.relrowsecurity AND c.relforcerowsecurity ORDER BY 1`, f.relations(true))
+	}
+	if err != nil || len(filtered) == 0 {
 		return nil, err
 	}
-	return tableRights(ctx, &f.To, tables)
+	return one(finding(engine.SeverityError, engine.Target, filtered[0], fmt.Sprintf("ALTER ROLE %s BYPASSRLS;", ident(s.Role)),
+		"Row-level security would keep %s from loading and following tables: %s.", s.Role, some(filtered))), nil
 }
 
 // existingSequenceRights: ALTER SEQUENCE ... RESTART is its owner's
@@ -78,7 +109,7 @@ func existingSequenceRights(ctx context.Context, f *Facts) ([]engine.Finding, er
 	var name, owner string
 	var setting rights
 	_, err = pgx.ForEachRow(rows, []any{&name, &owner}, func() error {
-		setting.lacks(fmt.Sprintf("GRANT %s TO %s;", ident(owner), ident(s.Role)), name)
+		setting.lacks(s.join(owner), name)
 		return nil
 	})
 	return setting.findings(engine.Target, s.Role, "the owner's right to set sequences"), err

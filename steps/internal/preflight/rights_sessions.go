@@ -41,13 +41,8 @@ func seesSessions(ctx context.Context, s *Side, severity engine.Severity, roles 
 	if err != nil || len(lacking) == 0 {
 		return nil, err
 	}
-	options := ""
-	if s.Identity.Major >= 16 {
-		options = " WITH INHERIT TRUE"
-	}
-	list := strings.Join(lacking, ", ")
-	return one(finding(severity, s.Name, s.Role, fmt.Sprintf("GRANT %s TO %s%s;", list, ident(s.Role), options),
-		"The role %s is no member of %s: %s.", s.Role, list, why)), nil
+	return one(finding(severity, s.Name, s.Role, s.join(lacking...),
+		"The role %s does not have the rights of %s: %s.", s.Role, strings.Join(lacking, ", "), why)), nil
 }
 
 const databaseOwnerSQL = `
@@ -89,7 +84,7 @@ func databaseOwners(ctx context.Context, f *Facts) ([]engine.Finding, error) {
 		case !c.ReadOnly, s.Name == engine.Target && !f.Runbook.Rollback.Enabled:
 			continue
 		}
-		fix := fmt.Sprintf("GRANT %s TO %s;", ident(owner), ident(s.Role))
+		fix := s.join(owner)
 		if super {
 			fix = fmt.Sprintf("ALTER DATABASE %s OWNER TO %s;", ident(s.Identity.Database), ident(s.Role))
 		}

@@ -41,13 +41,14 @@ func sourceCreate(ctx context.Context, f *Facts) ([]engine.Finding, error) {
 }
 
 // tableRightsSQL asks for what each phase does: CREATE TRIGGER and ENABLE ALWAYS TRIGGER (which
-// only an owner may, https://www.postgresql.org/docs/current/sql-altertable.html), reading, and writing.
+// only an owner may, https://www.postgresql.org/docs/current/sql-altertable.html), reading, and writing. Of a
+// table that is dropped meanwhile the functions say NULL: nothing is lacking there.
 const tableRightsSQL = `
 SELECT n.nspname::text, c.relname::text, pg_get_userbyid(c.relowner)::text,
-       pg_has_role($2::name, c.relowner, 'USAGE') AND has_table_privilege($2::name, c.oid, 'TRIGGER'), has_table_privilege($2::name, c.oid, 'SELECT'),
-       has_table_privilege($2::name, c.oid, 'INSERT') AND has_table_privilege($2::name, c.oid, 'UPDATE')
-           AND has_table_privilege($2::name, c.oid, 'DELETE') AND has_table_privilege($2::name, c.oid, 'TRUNCATE'),
-       has_schema_privilege($2::name, n.oid, 'USAGE')
+       pg_has_role($2::name, c.relowner, 'USAGE'), coalesce(has_table_privilege($2::name, c.oid, 'TRIGGER'), true), coalesce(has_table_privilege($2::name, c.oid, 'SELECT'), true),
+       coalesce(has_table_privilege($2::name, c.oid, 'INSERT') AND has_table_privilege($2::name, c.oid, 'UPDATE')
+           AND has_table_privilege($2::name, c.oid, 'DELETE') AND has_table_privilege($2::name, c.oid, 'TRUNCATE'), true),
+       coalesce(has_schema_privilege($2::name, n.oid, 'USAGE'), true)
   FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
  WHERE c.oid = ANY ($1::oid[]) ORDER BY 1, 2`
 
@@ -100,15 +101,17 @@ func tableRights(ctx context.Context, s *Side, tables []uint32) ([]engine.Findin
 		return nil, err
 	}
 	var schema, table, owner string
-	var owns, reads, writes, uses bool
-	var ownership, reading, writing, usage rights
-	_, err = pgx.ForEachRow(rows, []any{&schema, &table, &owner, &owns, &reads, &writes, &uses}, func() error {
+	var owns, triggers, reads, writes, uses bool
+	var ownership, triggering, reading, writing, usage rights
+	_, err = pgx.ForEachRow(rows, []any{&schema, &table, &owner, &owns, &triggers, &reads, &writes, &uses}, func() error {
 		name := schema + "." + table
 		if !uses {
 			usage.lacks(fmt.Sprintf("GRANT USAGE ON SCHEMA %s TO %s;", ident(schema), ident(s.Role)), schema)
 		}
 		if !owns {
-			ownership.lacks(fmt.Sprintf("GRANT %s TO %s;", ident(owner), ident(s.Role)), name)
+			ownership.lacks(s.join(owner), name)
+		} else if !triggers { // its owner has taken it from himself
+			triggering.lacks(fmt.Sprintf("GRANT TRIGGER ON ALL TABLES IN SCHEMA %s TO %s;", ident(schema), ident(s.Role)), name)
 		}
 		if !reads {
 			reading.lacks(fmt.Sprintf("GRANT SELECT ON ALL TABLES IN SCHEMA %s TO %s;", ident(schema), ident(s.Role)), name)
@@ -123,6 +126,7 @@ func tableRights(ctx context.Context, s *Side, tables []uint32) ([]engine.Findin
 	}
 	return slices.Concat(usage.findings(s.Name, s.Role, "USAGE on a schema"),
 		ownership.findings(s.Name, s.Role, "the owner's right to enable triggers ALWAYS on tables"),
+		triggering.findings(s.Name, s.Role, "TRIGGER on tables"),
 		reading.findings(s.Name, s.Role, "SELECT on tables"),
 		writing.findings(s.Name, s.Role, "INSERT, UPDATE, DELETE or TRUNCATE on tables")), nil
 }
@@ -137,7 +141,7 @@ func sourceSequences(ctx context.Context, f *Facts) ([]engine.Finding, error) {
 		oids = append(oids, q.OID)
 	}
 	rows, err := s.conn.Query(ctx, `SELECT n.nspname::text, c.relname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
- WHERE c.oid = ANY ($1::oid[]) AND NOT has_sequence_privilege($2::name, c.oid, 'SELECT') ORDER BY 1, 2`, oids, s.Role)
+ WHERE c.oid = ANY ($1::oid[]) AND NOT coalesce(has_sequence_privilege($2::name, c.oid, 'SELECT'), true) ORDER BY 1, 2`, oids, s.Role)
 	if err != nil {
 		return nil, err
 	}
@@ -168,7 +172,7 @@ func sequencesBack(ctx context.Context, f *Facts, oids []uint32) ([]engine.Findi
 	var schema, name, owner string
 	var setting rights
 	_, err = pgx.ForEachRow(rows, []any{&schema, &name, &owner}, func() error {
-		setting.lacks(fmt.Sprintf("GRANT %s TO %s;", ident(owner), ident(s.Role)), schema+"."+name)
+		setting.lacks(s.join(owner), schema+"."+name)
 		return nil
 	})
 	return setting.findings(engine.Source, s.Role, "the owner's right to set sequences, for the way back"), err
@@ -181,11 +185,16 @@ func rowSecurity(ctx context.Context, f *Facts) ([]engine.Finding, error) {
 	if !s.RoleKnown || s.Super || s.BypassRLS {
 		return nil, nil
 	}
-	filtered, err := s.list(ctx, `SELECT n.nspname || '.' || c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
- WHERE c.oid = ANY ($1::oid[]) AND c.relrowsecurity AND (c.relforcerowsecurity OR NOT pg_has_role($2::name, c.relowner, 'USAGE')) ORDER BY 1`, f.relations(true), s.Role)
+	filtered, err := s.list(ctx, filteredSQL, f.relations(true), s.Role)
 	if err != nil || len(filtered) == 0 {
 		return nil, err
 	}
 	return one(finding(engine.SeverityError, engine.Source, filtered[0], fmt.Sprintf("ALTER ROLE %s BYPASSRLS;", ident(s.Role)),
 		"Row-level security would hide rows from %s: %s.", s.Role, some(filtered))), nil
 }
+
+// filteredSQL names the tables whose policies hold for a role. An owner passes them, unless they are
+// forced (https://www.postgresql.org/docs/current/ddl-rowsecurity.html).
+const filteredSQL = `
+SELECT n.nspname || '.' || c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+ WHERE c.oid = ANY ($1::oid[]) AND c.relrowsecurity AND (c.relforcerowsecurity OR NOT pg_has_role($2::name, c.relowner, 'USAGE')) ORDER BY 1`

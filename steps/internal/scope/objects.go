@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/pgrunbook/pgrunbook/engine"
+	"github.com/pgrunbook/pgrunbook/internal/pg"
 	"github.com/pgrunbook/pgrunbook/runbook"
 )
 
@@ -87,6 +88,19 @@ func (r *resolver) excluded() {
 	for _, rel := range r.cat.relations {
 		if rel.decision == runbook.Out && rel.extension == "" && keep[rel.Schema] {
 			r.scope.ExcludedTables = append(r.scope.ExcludedTables, rel.Name)
+		}
+	}
+}
+
+// helpers lists the replica_role_function of both sides; what is no name the preflight says.
+func (r *resolver) helpers() {
+	for _, name := range []string{r.rb.Source.ReplicaRoleFunction, r.rb.Target.ReplicaRoleFunction} {
+		parts, err := pg.ParseIdentifier(name)
+		if err != nil || len(parts) != 2 {
+			continue
+		}
+		if f := (Name{Schema: parts[0], Name: parts[1]}); !slices.Contains(r.scope.Helpers, f) {
+			r.scope.Helpers = append(r.scope.Helpers, f)
 		}
 	}
 }

@@ -80,6 +80,7 @@ func (r *resolver) resolve(ctx context.Context, tx pgx.Tx) (err error) {
 	}
 	r.sequences()
 	r.excluded()
+	r.helpers()
 	r.emptyPatterns()
 	r.orphans()
 	r.notCarried()

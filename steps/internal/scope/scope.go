@@ -9,6 +9,9 @@ type Scope struct {
 	// ExcludePatterns name what pg_dump leaves out, as --exclude-table and --exclude-schema arguments.
 	ExcludedTables  []Name   `json:"excluded_tables,omitempty"`
 	ExcludedSchemas []string `json:"excluded_schemas,omitempty"`
+	// Helpers are the functions that set session_replication_role for this run, on either side: neither is
+	// carried over the other.
+	Helpers []Name `json:"helpers,omitempty"`
 	// ReadOnlyDefault is what the source's owner set default_transaction_read_only to for the
 	// database; empty where he did not. The way back gives it back.
 	ReadOnlyDefault string `json:"read_only_default,omitempty"`
