@@ -63,6 +63,7 @@ const (
 	PartitionRemoved What = "partition_removed"
 	PartitionMoved   What = "partition_moved" // detached and attached again
 	Inheritance      What = "inheritance"
+	Subscribed       What = "subscribed" // by a subscription that came later than its triggers
 )
 
 // Err makes an error of the changes whose rule is Stop, or nil.
@@ -101,6 +102,11 @@ func Check(ctx context.Context, conn *pgx.Conn, run scope.Run, tables []scope.Ta
 			}
 		}
 	}
+	unseen, err := subscribed(ctx, conn, known, byID, readOnly)
+	if err != nil {
+		return nil, err
+	}
+	changes = append(changes, unseen...)
 	diff, err := differing(ctx, conn, known)
 	if err != nil || len(diff) == 0 {
 		return changes, err

@@ -38,7 +38,7 @@ type relPrint struct {
 	Parent      uint32      `json:"parent"`
 	InheritXmin int64       `json:"inherit_xmin"`
 	Node        uint32      `json:"node"`      // relfilenode: a rewrite changes it
-	NameHash    int64       `json:"name_hash"` // of name and schema, for sums
+	NameHash    int64       `json:"name_hash"` // see nameHash, for sums
 	Bound       string      `json:"bound"`
 	PartKey     string      `json:"part_key"`
 	Columns     []colPrint  `json:"columns"`
@@ -79,7 +79,7 @@ tree (id, oid, parent, ixmin, level) AS (
 rels AS (
   SELECT t.id, json_agg(json_build_object(
       'oid', c.oid::int8, 'schema', n.nspname, 'name', c.relname, 'kind', c.relkind::text, 'parent', t.parent::int8, 'inherit_xmin', t.ixmin,
-      'node', c.relfilenode::int8, 'name_hash', hashtext(c.relname::text)::int8 + c.relnamespace::int8, 'bound', coalesce(pg_get_expr(c.relpartbound, c.oid), ''),
+      'node', c.relfilenode::int8, 'name_hash', %[3]s, 'bound', coalesce(pg_get_expr(c.relpartbound, c.oid), ''),
       'part_key', CASE WHEN c.relkind = 'p' THEN pg_get_partkeydef(c.oid) ELSE '' END,
       'columns', (SELECT json_agg(json_build_object(
             'num', a.attnum, 'name', a.attname, 'type', format_type(a.atttypid, a.atttypmod), 'base', a.atttypid::int8, 'not_null', a.attnotnull,
@@ -124,7 +124,7 @@ func details(ctx context.Context, conn *pgx.Conn, tables []scope.Table, roots []
 	for i, t := range tables {
 		ids[i], cols[i], shapes[i] = t.ID, keyNames(t), shape(t)
 	}
-	rows, err := conn.Query(ctx, fmt.Sprintf(detailSQL, generated, keyColumns), ids, roots, cols, shapes)
+	rows, err := conn.Query(ctx, fmt.Sprintf(detailSQL, generated, keyColumns, nameHash), ids, roots, cols, shapes)
 	if err != nil {
 		return nil, fmt.Errorf("reading the catalog: %w", err)
 	}

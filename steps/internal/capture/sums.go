@@ -46,14 +46,18 @@ func (f fingerprint) sums() []int64 {
 
 const sumParts = 14
 
+// nameHash ties the names of relation c to its oid: the sum over all tables would be the same after two
+// of them, or two schemas, had swapped names.
+const nameHash = "hashtext(c.oid::text || '.' || n.nspname || '.' || c.relname)::int8"
+
 // differingSQL compares the sums of now with the stored ones: per table, or ($2 false) for all
 // tables together under id 0.
 const differingSQL = `
 WITH m AS (
   SELECT CASE WHEN $2 THEN c.id ELSE 0 END AS id, u.rel, u.rel = c.rel AS root
     FROM pgrunbook.captured c CROSS JOIN LATERAL unnest(c.members) AS u (rel) WHERE c.id = ANY ($1)),
-cls AS (SELECT m.id, count(*) AS a, sum(c.relfilenode::int8) AS b, sum(hashtext(c.relname::text)::int8 + c.relnamespace::int8) AS d
-          FROM m JOIN pg_class c ON c.oid = m.rel GROUP BY m.id),
+cls AS (SELECT m.id, count(*) AS a, sum(c.relfilenode::int8) AS b, sum(%[2]s) AS d
+          FROM m JOIN pg_class c ON c.oid = m.rel JOIN pg_namespace n ON n.oid = c.relnamespace GROUP BY m.id),
 att AS (SELECT m.id, count(*) AS a, sum(t.xmin::text::int8) AS b FROM m JOIN pg_attribute t ON t.attrelid = m.rel AND t.attnum > 0 GROUP BY m.id),
 trg AS (SELECT m.id, count(*) AS a, sum(g.xmin::text::int8 + g.oid::int8 + ascii(g.tgenabled::text)) AS b
           FROM m JOIN pg_trigger g ON g.tgrelid = m.rel AND g.tgname LIKE 'pgrunbook\_capture\_%%' GROUP BY m.id),
@@ -65,7 +69,7 @@ fun AS (SELECT CASE WHEN $2 THEN c.id ELSE 0 END AS id, sum(hashtext(p.prosrc)) 
           JOIN pg_proc p ON p.pronamespace = 'pgrunbook'::regnamespace AND p.proname = 'capture_' || c.id WHERE c.id = ANY ($1) GROUP BY 1),
 rec AS (SELECT CASE WHEN $2 THEN c.id ELSE 0 END AS id, sum(t.oid::int8) AS a FROM pgrunbook.captured c
           JOIN pg_class t ON t.relnamespace = 'pgrunbook'::regnamespace AND t.relname = CASE c.shape WHEN '' THEN 'image_' || c.id ELSE 'delta_' || c.shape END WHERE c.id = ANY ($1) GROUP BY 1),
-stored AS (SELECT CASE WHEN $2 THEN id ELSE 0 END AS id, ARRAY[%s]::int8[] AS sums FROM pgrunbook.captured WHERE id = ANY ($1) GROUP BY 1)
+stored AS (SELECT CASE WHEN $2 THEN id ELSE 0 END AS id, ARRAY[%[1]s]::int8[] AS sums FROM pgrunbook.captured WHERE id = ANY ($1) GROUP BY 1)
 SELECT stored.id FROM stored
   LEFT JOIN cls USING (id) LEFT JOIN att USING (id) LEFT JOIN trg USING (id) LEFT JOIN par USING (id) LEFT JOIN chi USING (id) LEFT JOIN idx USING (id) LEFT JOIN fun USING (id) LEFT JOIN rec USING (id)
  WHERE stored.sums <> ARRAY[coalesce(cls.a, 0), coalesce(cls.b, 0), coalesce(cls.d, 0), coalesce(att.a, 0), coalesce(att.b, 0), coalesce(trg.a, 0), coalesce(trg.b, 0),
@@ -78,7 +82,7 @@ func differing(ctx context.Context, conn *pgx.Conn, ids []int32) ([]int32, error
 	for i := range parts {
 		parts[i] = fmt.Sprintf("sum(sums[%d])", i+1)
 	}
-	sql := fmt.Sprintf(differingSQL, strings.Join(parts, ", "))
+	sql := fmt.Sprintf(differingSQL, strings.Join(parts, ", "), nameHash)
 	for _, each := range []bool{false, true} {
 		rows, err := conn.Query(ctx, sql, ids, each)
 		if err != nil {
