@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/pgrunbook/pgrunbook/internal/pg"
 	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
 )
@@ -25,15 +27,54 @@ func (j *job) applyMarks(ctx context.Context) error {
 			}
 			continue
 		}
+		gone, err := j.strangers(ctx, &w)
+		if err != nil {
+			return err
+		}
 		for _, m := range w.backlog.marks {
 			name := marked(w.table, m)
-			if !seen[name] {
+			if !seen[name] && !gone[m.member] {
 				seen[name] = true
 				empty = append(empty, name)
 			}
 		}
 	}
 	return j.empty(ctx, empty)
+}
+
+// strangersSQL gives those of $2 that are not below table $1.
+const strangersSQL = `
+SELECT m FROM unnest($2::text[]) m
+ WHERE NOT EXISTS (
+   WITH RECURSIVE up (oid) AS (SELECT to_regclass(m)::oid UNION SELECT i.inhparent FROM up JOIN pg_inherits i ON i.inhrelid = up.oid)
+   SELECT FROM up WHERE oid = to_regclass($1))`
+
+// strangers gives the marked members of w's tree that are no members of it on To. A partition that was
+// detached keeps its triggers for a while, and its marks may wait long: by now it may be a table of its
+// own, loaded since, or gone. What left the tree makes its table be loaded again.
+func (j *job) strangers(ctx context.Context, w *work) (map[string]bool, error) {
+	var members []string
+	for _, m := range w.backlog.marks {
+		if marked(w.table, m) != relation(w.table) {
+			members = append(members, m.member)
+		}
+	}
+	if len(members) == 0 {
+		return nil, nil
+	}
+	rows, err := j.tx.Query(ctx, strangersSQL, tableName(w.table), members)
+	if err != nil {
+		return nil, fmt.Errorf("looking for the partitions of %s: %w", tableName(w.table), err)
+	}
+	names, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return nil, fmt.Errorf("looking for the partitions of %s: %w", tableName(w.table), err)
+	}
+	gone := map[string]bool{}
+	for _, name := range names {
+		gone[name] = true
+	}
+	return gone, nil
 }
 
 // marked names what a mark empties. The members of a tree log their own marks; a mark of the root

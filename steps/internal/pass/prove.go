@@ -15,8 +15,8 @@ func (j *job) prove(ctx context.Context, w *work) error {
 	if w.staged > j.opts.Prove {
 		return nil
 	}
-	sql := fmt.Sprintf("SELECT count(*) FROM %s s LEFT JOIN %s AS t ON %s WHERE NOT CASE WHEN s.present THEN t.%s IS NOT NULL AND %s ELSE t.%s IS NULL END",
-		w.stage.name, relation(w.table), sameKey(w.table, "s"), ident(w.table.Key.Columns[0].Name), w.stage.same, ident(w.table.Key.Columns[0].Name))
+	sql := fmt.Sprintf("SELECT count(*) FROM %s s LEFT JOIN %s AS t ON %s WHERE NOT CASE WHEN s.present THEN t.tableoid IS NOT NULL AND %s ELSE t.tableoid IS NULL END",
+		w.stage.name, relation(w.table), sameKey(w.table, "s"), w.stage.same)
 	var differ int64
 	if err := j.p.to.conn.QueryRow(ctx, sql).Scan(&differ); err != nil {
 		return fmt.Errorf("comparing the changed rows of %s: %w", tableName(w.table), err)

@@ -99,14 +99,15 @@ func sameKey(t scope.Table, other string) string {
 	return strings.Join(parts, " AND ")
 }
 
-// readRows selects each changed key once, whether its row is there, and the row as it is now.
+// readRows selects each changed key once, whether its row is there, and the row as it is now. A column
+// of the key does not tell: a composite value with a null field is not "IS NOT NULL".
 func readRows(d dialect, t scope.Table, s span) string {
 	cols := written(t)
 	keys := func(prefix string) string {
 		return list(len(t.Key.Columns), func(i int) string { return fmt.Sprintf("%s.k%d", prefix, i+1) })
 	}
-	return fmt.Sprintf("SELECT %s, t.%s IS NOT NULL, %s FROM (SELECT DISTINCT %s FROM %s d WHERE %s) k LEFT JOIN %s AS t ON %s",
-		keys("k"), ident(t.Key.Columns[0].Name),
+	return fmt.Sprintf("SELECT %s, t.tableoid IS NOT NULL, %s FROM (SELECT DISTINCT %s FROM %s d WHERE %s) k LEFT JOIN %s AS t ON %s",
+		keys("k"),
 		list(len(cols), func(i int) string { return "t." + ident(cols[i].Name) }),
 		keys("d"), deltaTable(t), s.where(d, t.ID), relation(t), sameKey(t, "k"))
 }
