@@ -16,7 +16,8 @@ import (
 
 func TestPatterns(t *testing.T) {
 	conn, _ := source(t, 15, append(slices.Clone(partitioned), "CREATE SCHEMA other", "CREATE TABLE other.a (id serial PRIMARY KEY)", "CREATE SCHEMA empty",
-		"CREATE TABLE keep (id int PRIMARY KEY)", "CREATE TABLE tmp_1 (id serial PRIMARY KEY)", "CREATE VIEW tmp_view AS SELECT 1 AS one")...)
+		"CREATE TABLE keep (id int PRIMARY KEY)", "CREATE TABLE tmp_1 (id serial PRIMARY KEY)", "CREATE VIEW tmp_view AS SELECT 1 AS one",
+		"CREATE SCHEMA old", "CREATE TABLE old.mother (id int PRIMARY KEY)", "CREATE TABLE old.daughter (PRIMARY KEY (id)) INHERITS (old.mother)")...)
 	tests := []struct {
 		blocks         string
 		tables, errors []string
@@ -24,10 +25,10 @@ func TestPatterns(t *testing.T) {
 		schemas        []string
 		excluded       []string
 	}{
-		{`tables { include = ["public.*"] }`, []string{"keep", "tmp_1", "tree"}, nil, nil, []string{"empty", "other"}, nil},
-		{``, []string{"a", "keep", "tmp_1", "tree"}, nil, nil, nil, nil},
-		{`tables { exclude = ["public.tmp_*"] }`, []string{"a", "keep", "tree"}, nil, nil, nil, []string{"public.tmp_1", "public.tmp_1_id_seq", "public.tmp_view"}},
-		{`tables { exclude = ["other.*"] }`, []string{"keep", "tmp_1", "tree"}, nil, nil, []string{"other"}, nil},
+		{`tables { include = ["public.*"] }`, []string{"keep", "tmp_1", "tree"}, nil, nil, []string{"empty", "old", "other"}, nil},
+		{``, []string{"daughter", "mother", "a", "keep", "tmp_1", "tree"}, nil, nil, nil, nil},
+		{`tables { exclude = ["public.tmp_*"] }`, []string{"daughter", "mother", "a", "keep", "tree"}, nil, nil, nil, []string{"public.tmp_1", "public.tmp_1_id_seq", "public.tmp_view"}},
+		{`tables { exclude = ["other.*"] }`, []string{"daughter", "mother", "keep", "tmp_1", "tree"}, nil, nil, []string{"other"}, nil},
 		{
 			`tables {
   include      = ["public.*", "publik.*"]
@@ -38,12 +39,13 @@ table "other.a" { data = "at_freeze" }`,
 			[]string{"keep", "tmp_1", "tree"},
 			nil,
 			[]string{"PRE001 publik.*", "PRE001 public.none", "PRE001 other.a"},
-			[]string{"empty", "other"},
+			[]string{"empty", "old", "other"},
 			nil,
 		},
-		{`tables { exclude = ["public.tree_25"] }`, []string{"a", "keep", "tmp_1", "tree"}, []string{"PRE003 public.tree_25"}, nil, nil, nil},
-		{`tables { exclude_data = ["public.tree_26_*"] }`, []string{"a", "keep", "tmp_1", "tree"}, []string{"PRE003 public.tree_26_a", "PRE003 public.tree_26_b"}, nil, nil, nil},
-		{`tables { include = ["public.tree_25"] }`, nil, []string{"PRE002 ", "PRE003 public.tree_25"}, nil, []string{"empty", "other", "public"}, nil},
+		{`tables { exclude = ["public.tree_25"] }`, []string{"daughter", "mother", "a", "keep", "tmp_1", "tree"}, []string{"PRE003 public.tree_25"}, nil, nil, nil},
+		{`tables { exclude_data = ["public.tree_26_*"] }`, []string{"daughter", "mother", "a", "keep", "tmp_1", "tree"}, []string{"PRE003 public.tree_26_a", "PRE003 public.tree_26_b"}, nil, nil, nil},
+		{`tables { include = ["old.daughter"] }`, []string{"daughter"}, []string{"PRE012 old.daughter"}, nil, []string{"empty", "other", "public"}, []string{"old.mother"}},
+		{`tables { include = ["public.tree_25"] }`, nil, []string{"PRE002 ", "PRE003 public.tree_25"}, nil, []string{"empty", "old", "other", "public"}, nil},
 		{
 			`tables {
   include = ["public.*"]
@@ -51,7 +53,7 @@ table "other.a" { data = "at_freeze" }`,
 }`,
 			[]string{"keep", "tmp_1"},
 			nil, nil,
-			[]string{"empty", "other"},
+			[]string{"empty", "old", "other"},
 			[]string{"public.tree", "public.tree_25", "public.tree_26", "public.tree_26_a", "public.tree_26_b"},
 		},
 	}

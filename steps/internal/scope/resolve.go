@@ -32,6 +32,7 @@ const (
 	CodeUnlogged      = "PRE009" // unlogged tables, for the record
 	CodeKeyNotUsable  = "PRE010" // a primary key that is deferrable or not valid
 	CodeTempFileLimit = "PRE011" // row triggers because of a temp_file_limit
+	CodeParent        = "PRE012" // a table inherits from one that is not in scope
 )
 
 // resolver holds one resolution.
@@ -71,6 +72,7 @@ func (r *resolver) resolve(ctx context.Context, tx pgx.Tx) (err error) {
 		return err
 	}
 	for _, rel := range roots {
+		r.parents(rel)
 		t, ok := r.table(rel)
 		if !ok {
 			continue
@@ -149,6 +151,17 @@ func (r *resolver) checkPartition(rel, root *relation) {
 
 func covered(list []runbook.Pattern, rel *relation) bool {
 	return slices.ContainsFunc(list, func(p runbook.Pattern) bool { return p.Match(rel.Schema, rel.Name.Name) })
+}
+
+// parents refuses a table in scope that inherits from one outside: UPDATE and DELETE of the parent
+// change its rows and fire the parent's statement triggers only, so its gate would not stop them.
+func (r *resolver) parents(rel *relation) {
+	for _, oid := range rel.parents {
+		if p := r.cat.byOID[oid]; p.decision == runbook.Out {
+			r.find(CodeParent, engine.SeverityError, rel.String(), fmt.Sprintf("It inherits from %s, which is not in scope: UPDATE and DELETE of %s change its rows too, and no gate stops them.", p, p),
+				fmt.Sprintf("Include %s, or ALTER TABLE %s NO INHERIT %s first.", p, rel, p))
+		}
+	}
 }
 
 // roots gives plain tables and partition roots in scope, in order of name.
