@@ -39,8 +39,12 @@ func checkCatalog(ctx context.Context, env *Env, conn *pgx.Conn, side engine.Sid
 	if err != nil {
 		return err
 	}
-	lost, err := emptied(ctx, env, conn)
+	lost, err := emptied(ctx, env, conn, side)
 	changes = append(changes, lost...)
+	if err == nil && side == engine.Source {
+		lost, err = emptiedTarget(ctx, env)
+		changes = append(changes, lost...)
+	}
 	if err != nil || len(changes) == 0 {
 		return err
 	}

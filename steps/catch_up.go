@@ -185,11 +185,15 @@ func (s *catchUpStep) check(ctx context.Context, conn *pgx.Conn) error {
 	if err := capture.Err(changes); err != nil {
 		return err
 	}
-	lost, err := emptied(ctx, s.env, conn)
+	lost, err := emptied(ctx, s.env, conn, engine.Source)
 	if err != nil {
 		return err
 	}
-	changes = append(changes, lost...)
+	there, err := emptiedTarget(ctx, s.env)
+	if err != nil {
+		return err
+	}
+	changes = slices.Concat(changes, lost, there)
 	again := &recopy{}
 	for _, c := range changes {
 		if c.Rule != capture.Recopy {
@@ -257,7 +261,7 @@ func (s *catchUpStep) recopy(ctx context.Context, limits *limits, cp engine.Chec
 		}
 		failpoint.Hit("catch_up.accepted")
 	}
-	if err := capture.ResetSentinel(ctx, sides.source); err != nil {
+	if err := refilled(ctx, s.env, sides, again.tables); err != nil {
 		return err
 	}
 	return loader.Run(ctx)

@@ -6,6 +6,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/pgrunbook/pgrunbook/engine"
 	"github.com/pgrunbook/pgrunbook/internal/pg"
 	"github.com/pgrunbook/pgrunbook/steps/internal/capture"
 	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
@@ -14,23 +15,54 @@ import (
 // emptied names the UNLOGGED tables that a crash of their server emptied: no trigger fires for
 // that, and the time at which the postmaster started tells nothing when one backend was killed. A
 // row in an UNLOGGED table of ours goes with them.
-func emptied(ctx context.Context, env *Env, conn *pgx.Conn) ([]capture.Change, error) {
-	tables := captured(env)
-	if !slices.ContainsFunc(tables, func(t scope.Table) bool { return t.Unlogged }) {
+func emptied(ctx context.Context, env *Env, conn *pgx.Conn, side engine.Side) ([]capture.Change, error) {
+	tables := unlogged(env)
+	if len(tables) == 0 {
 		return nil, nil
 	}
 	gone, err := capture.SentinelGone(ctx, conn)
 	if err != nil || !gone {
 		return nil, err
 	}
-	var changes []capture.Change
-	for _, t := range tables {
-		if t.Unlogged {
-			changes = append(changes, capture.Change{
-				ID: t.ID, Table: t.Name, What: capture.Rewritten, Rule: capture.Recopy,
-				Text: pg.Name(t.Schema, t.Name.Name) + ": the server crashed and emptied this UNLOGGED table",
-			})
+	changes := make([]capture.Change, len(tables))
+	for i, t := range tables {
+		changes[i] = capture.Change{
+			ID: t.ID, Table: t.Name, What: capture.Rewritten, Rule: capture.Recopy,
+			Text: pg.Name(t.Schema, t.Name.Name) + ": the " + string(side) + " crashed and emptied this UNLOGGED table",
 		}
 	}
 	return changes, nil
+}
+
+// emptiedTarget is emptied for the side that passes write to: they carry changed rows only, and would
+// never bring back what a crash there has taken.
+func emptiedTarget(ctx context.Context, env *Env) (changes []capture.Change, err error) {
+	if len(unlogged(env)) == 0 {
+		return nil, nil
+	}
+	err = env.Journal.Read(ctx, func(conn *pgx.Conn) (err error) {
+		changes, err = emptied(ctx, env, conn, engine.Target)
+		return err
+	})
+	return changes, err
+}
+
+func unlogged(env *Env) []scope.Table {
+	return slices.DeleteFunc(captured(env), func(t scope.Table) bool { return !t.Unlogged })
+}
+
+// refilled sets the sentinels again where every table that a crash empties is loaded again: a crash may
+// have come since the last look, and is else not seen any more.
+func refilled(ctx context.Context, env *Env, sides *sideConns, again []scope.Table) error {
+	for _, t := range unlogged(env) {
+		if !slices.ContainsFunc(again, func(a scope.Table) bool { return a.ID == t.ID }) {
+			return nil
+		}
+	}
+	for _, conn := range []*pgx.Conn{sides.source, sides.target} {
+		if err := capture.ResetSentinel(ctx, conn); err != nil {
+			return err
+		}
+	}
+	return nil
 }

@@ -2,8 +2,12 @@ package steps
 
 import (
 	"context"
+	"fmt"
+	"strings"
+	"sync"
 	"testing"
 
+	"github.com/pgrunbook/pgrunbook/engine"
 	"github.com/pgrunbook/pgrunbook/internal/testpg"
 	"github.com/pgrunbook/pgrunbook/runbook"
 )
@@ -38,6 +42,24 @@ func TestF11W5CrashThatEmptiesUnloggedTables(t *testing.T) {
 	r.exec(r.source, "INSERT INTO shop.session VALUES (1001, 'later')")
 	r.must(r.catchUp())
 	r.same("shop.session")
+
+	crash := fmt.Sprintf("SET pgrunbook.mark = '%s'; TRUNCATE shop.session, pgrunbook.sentinel", r.env.Run.Mark) // what one does to them
+	r.exec(r.target, crash)
+	r.must(r.catchUp())
+	r.same("shop.session")
+
+	// Another table is loaded again while nobody has seen the crash yet.
+	var once sync.Once
+	r.onEvent = func(e engine.Event) {
+		if strings.Contains(e.Message, "invoice") && strings.Contains(e.Message, "loaded again") {
+			once.Do(func() { r.exec(r.source, crash) })
+		}
+	}
+	r.exec(r.source, "ALTER TABLE shop.invoice ENABLE TRIGGER ALL")
+	r.must(r.catchUp())
+	once.Do(func() { t.Error("no other table was loaded again") })
+	r.must(r.catchUp())
+	r.want(r.target, "SELECT count(*)::text FROM shop.session", "0")
 }
 
 // again begins another run, on a new target, from the rig's source.

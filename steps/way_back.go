@@ -91,6 +91,12 @@ func sourceBack(ctx context.Context, env *Env, owner journal.Ownership) Back {
 		}
 		return b
 	}
+	if lost, err := emptied(ctx, env, source, engine.Source); err != nil || len(lost) > 0 {
+		if err != nil {
+			return Back{Why: err.Error()}
+		}
+		return Back{Why: lost[0].Text + ": its rows are on the target alone", Hint: "Stay on the target: pgrunbook finish"}
+	}
 	why, hint, err := firing(ctx, source, engine.Source, env.Scope)
 	if err != nil {
 		return Back{Why: "the source's triggers cannot be read: " + err.Error()}
@@ -112,7 +118,7 @@ func targetBack(ctx context.Context, env *Env, target *pgx.Conn, b Back) (Back, 
 	if err != nil {
 		return Back{}, err
 	}
-	lost, err := emptied(ctx, env, target)
+	lost, err := emptied(ctx, env, target, engine.Target)
 	if err != nil {
 		return Back{}, err
 	}

@@ -213,6 +213,9 @@ func (r *Run) do(ctx context.Context, f func(conn *pgx.Conn) error) error {
 	return f(r.conn)
 }
 
+// Read runs f, which only reads, on the journal's own session with the target.
+func (r *Run) Read(ctx context.Context, f func(conn *pgx.Conn) error) error { return r.do(ctx, f) }
+
 // write runs f in a transaction on the journal's own session.
 func (r *Run) write(ctx context.Context, f func(tx pgx.Tx) error) error {
 	return r.do(ctx, func(conn *pgx.Conn) error { return pgx.BeginFunc(ctx, conn, f) })
