@@ -147,6 +147,9 @@ func (l *Loader) startOver(ctx context.Context, t scope.Table, generation int) e
 		if err := l.cfg.Journal.SetTableState(ctx, tx, t.ID, journal.Loading, next, nodes); err != nil {
 			return err
 		}
+		if err := forgetMarks(ctx, s.from, t); err != nil {
+			return err
+		}
 		return l.cfg.Journal.AddItems(ctx, tx, l.stepOf(t), items)
 	})
 	if errors.Is(err, errMoved) {
