@@ -6,8 +6,6 @@ import (
 	"strings"
 	"sync"
 	"time"
-
-	"github.com/pgrunbook/pgrunbook/internal/testpg"
 )
 
 // hit is how a strike went: what the application did not get done meanwhile.
@@ -17,26 +15,22 @@ type hit struct {
 	text string
 }
 
-// strikes is what befalls each direction. In the short form each boundary of the freeze has one fault,
-// in one of the directions, and all where it matters most; in the full one all have all in both.
+// strikes is what befalls each direction: in the full form every fault at every boundary of the cutover's
+// freeze and at the flip back, and one fault at each of the others of the rollback's; with
+// PGRUNBOOK_SOAK every fault at every boundary of both commands.
 func strikes(ways [2]way) *assault {
-	a, had := &assault{}, map[string]bool{}
+	a := &assault{}
 	for i, y := range ways {
 		for n, point := range y.freeze {
 			faults := allFaults
-			switch {
-			case testpg.Full(), i == onSource && slices.Contains([]string{"freeze.decided", commits}, point):
-			case had[point] || i == onSource && n%2 == 1:
-				continue
-			default:
-				faults = []string{allFaults[len(had)%len(allFaults)]}
+			if !soak() && i == onTarget && !slices.Contains([]string{"freeze.decided", commits}, point) {
+				faults = allFaults[n%len(allFaults):][:1]
 			}
-			had[point] = true
 			for _, f := range faults {
 				a.left[i] = append(a.left[i], strike{point, f, true})
 			}
 		}
-		if testpg.Full() {
+		if soak() {
 			for _, point := range y.before {
 				for _, f := range allFaults {
 					a.left[i] = append(a.left[i], strike{point, f, false})

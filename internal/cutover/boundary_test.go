@@ -301,7 +301,7 @@ type strike struct {
 }
 
 // sideBySide is how many migrations bear the strikes of the full form.
-const sideBySide = 5
+const sideBySide = 3
 
 // TestEveryBoundary: at every boundary of the cutover and of the rollback, whatever befalls the runner,
 // the application writes on by itself, on exactly one side, and loses nothing.

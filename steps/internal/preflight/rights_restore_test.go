@@ -85,8 +85,10 @@ func TestRightsOfTheReference(t *testing.T) {
 		"membership in the owners":                         {"GRANT %[2]s TO %[1]s", "REVOKE %[2]s FROM %[1]s", []string{"PRE122 source", "PRE123 source", "PRE133 target"}},
 		"BYPASSRLS":                                        {"ALTER ROLE %[1]s BYPASSRLS", "ALTER ROLE %[1]s NOBYPASSRLS", []string{"PRE124 source", "PRE138 target"}},
 		"to set `session_replication_role`":                {"GRANT SET ON PARAMETER session_replication_role TO %[1]s", "REVOKE SET ON PARAMETER session_replication_role FROM %[1]s", []string{"PRE125 source", "PRE132 target"}},
-		"membership in `pg_read_all_stats`, `pg_signal_backend`": {"GRANT pg_read_all_stats, pg_signal_backend TO %[1]s", "REVOKE pg_read_all_stats, pg_signal_backend FROM %[1]s",
-			[]string{"PRE126 source", "PRE134 target", "PRE163 source"}},
+		"membership in `pg_read_all_stats`, `pg_signal_backend`": {
+			"GRANT pg_read_all_stats, pg_signal_backend TO %[1]s", "REVOKE pg_read_all_stats, pg_signal_backend FROM %[1]s",
+			[]string{"PRE126 source", "PRE134 target", "PRE163 source"},
+		},
 		"ownership of the database": {"ALTER DATABASE %[3]s OWNER TO %[1]s", "ALTER DATABASE %[3]s OWNER TO postgres", []string{"PRE184 source", "PRE184 target"}},
 	}
 	var rows []string
