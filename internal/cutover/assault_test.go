@@ -15,17 +15,21 @@ type hit struct {
 	text string
 }
 
-// strikes is what befalls each direction: in the full form every fault at every boundary of the cutover's
-// freeze and at the flip back, and one fault at each of the others of the rollback's; with
-// PGRUNBOOK_SOAK every fault at every boundary of both commands.
+// strikes is what befalls each direction: each boundary of the freeze has one fault, in one of the
+// directions, and all where it matters most; with PGRUNBOOK_SOAK every boundary of both commands has all.
 func strikes(ways [2]way) *assault {
-	a := &assault{}
+	a, had := &assault{}, map[string]bool{}
 	for i, y := range ways {
 		for n, point := range y.freeze {
 			faults := allFaults
-			if !soak() && i == onTarget && !slices.Contains([]string{"freeze.decided", commits}, point) {
-				faults = allFaults[n%len(allFaults):][:1]
+			switch {
+			case soak(), i == onSource && slices.Contains([]string{"freeze.decided", commits}, point):
+			case had[point] || i == onSource && n%2 == 1:
+				continue
+			default:
+				faults = []string{allFaults[len(had)%len(allFaults)]}
 			}
+			had[point] = true
 			for _, f := range faults {
 				a.left[i] = append(a.left[i], strike{point, f, true})
 			}

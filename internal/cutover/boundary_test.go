@@ -198,7 +198,7 @@ func (w *wired) strike(y way, s strike) hit {
 		w.writing(expect)
 	}
 	w.guarded(y, s, p, expect)
-	if s.fault == stopped && testpg.Full() {
+	if s.fault == stopped && soak() {
 		time.Sleep(10*time.Second - time.Since(began))
 		w.writing(expect)
 	}
@@ -300,8 +300,8 @@ type strike struct {
 	late         bool // in the freeze, if the boundary is also passed before it
 }
 
-// sideBySide is how many migrations bear the strikes of the full form.
-const sideBySide = 3
+// sideBySide is how many migrations bear the strikes of the long form.
+const sideBySide = 5
 
 // TestEveryBoundary: at every boundary of the cutover and of the rollback, whatever befalls the runner,
 // the application writes on by itself, on exactly one side, and loses nothing.
@@ -315,7 +315,7 @@ func TestEveryBoundary(t *testing.T) {
 	a := strikes(ways)
 	all := len(a.left[0]) + len(a.left[1])
 	var together sync.WaitGroup // whatever -parallel says: most of them stand still
-	for i := range cond2(testpg.Full(), sideBySide, 1) {
+	for i := range cond2(soak(), sideBySide, 1) {
 		together.Go(func() {
 			t.Run(fmt.Sprint("migration ", i), func(t *testing.T) {
 				w := first
