@@ -9,14 +9,27 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// PoolerError says that something between us and the server does not keep a session together.
+// PoolerError says that something between us and the server does not keep a session together, or
+// apart from the next one.
 type PoolerError struct {
 	Side, Address string
 	Why           string
+	Leaks         bool // the next client gets a session as the last one left it
 }
 
 func (e *PoolerError) Error() string {
+	if e.Leaks {
+		return fmt.Sprintf("the %s at %s is behind a pooler that does not reset sessions (%s): an application that gets one of ours would write with session_replication_role = replica, and its triggers and foreign keys would not fire", e.Side, e.Address, e.Why)
+	}
 	return fmt.Sprintf("the %s at %s is behind a pooler in transaction or statement mode (%s): settings, locks and snapshots would go astray; connect to the server itself or to a pool in session mode", e.Side, e.Address, e.Why)
+}
+
+// Fix says what to change.
+func (e *PoolerError) Fix() string {
+	if e.Leaks {
+		return "Give the address of the server itself in the " + e.Side + " block, or let the pooler reset each session before the next client gets it (PgBouncer: server_reset_query = DISCARD ALL, then RELOAD and RECONNECT on its console)."
+	}
+	return "Give the address of the server itself in the " + e.Side + " block, or of a pool in session mode."
 }
 
 const (
@@ -38,9 +51,12 @@ func (s *Server) checkPooler(ctx context.Context, conn *pgx.Conn) error {
 	s.pooler.Lock()
 	defer s.pooler.Unlock()
 	if s.poolerOK {
-		return nil
+		return s.unused(ctx, conn)
 	}
 	if err := s.probePooler(ctx, conn); err != nil {
+		return err
+	}
+	if err := s.probeReset(ctx, conn); err != nil {
 		return err
 	}
 	s.poolerOK = true

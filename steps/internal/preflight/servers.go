@@ -109,7 +109,7 @@ func Pooler(err error) (engine.Finding, bool) {
 	if !errors.As(err, &p) {
 		return engine.Finding{}, false
 	}
-	f := finding(engine.SeverityError, engine.Side(p.Side), p.Address, "Give the address of the server itself in the "+p.Side+" block, or of a pool in session mode.", "%v; nothing else was looked at.", p)
+	f := finding(engine.SeverityError, engine.Side(p.Side), p.Address, p.Fix(), "%v; nothing else was looked at.", p)
 	f.Code = "PRE112"
 	return f, true
 }
