@@ -33,6 +33,14 @@ var programPinned = [][2]string{
 	{"extra_float_digits", "3"},
 	{"bytea_output", "hex"},
 	{"array_nulls", "on"},
+	{"TimeZone", "UTC"},
+	{"lc_monetary", "C"}, // money: neither program sets it, and the other side would read another number
+	{"lc_numeric", "C"},
+	{"lc_time", "C"},
+	{"xmloption", "content"},
+	{"xmlbinary", "base64"},
+	{"transform_null_equals", "off"},
+	{"gin_fuzzy_search_limit", "0"},
 	{"row_security", "off"},
 }
 
