@@ -65,6 +65,17 @@ var mutants = []struct {
 		},
 	},
 	{
+		name: "load.left_out", ddl: oneTable, clean: refused, dirty: differs,
+		play: func(p *pair) error {
+			p.beforeCapture(`INSERT INTO t SELECT g, 'v' || g % 1500, g FROM generate_series(1, 2000) g`)
+			p.exec(p.target, `CREATE UNIQUE INDEX mine ON t (v)`)
+			if err := New(p.cfg).Run(p.ctx); err != nil {
+				return err
+			}
+			return p.follow()
+		},
+	},
+	{
 		name: "load.mark_apart", ddl: `CREATE TABLE k (a int, v text)`, clean: equal, dirty: differs,
 		play: func(p *pair) error {
 			p.beforeCapture(`INSERT INTO k SELECT g, 'v' FROM generate_series(1, 100) g`)

@@ -123,6 +123,7 @@ func (l *Loader) startOver(ctx context.Context, t scope.Table, generation int) e
 	if err != nil {
 		return err
 	}
+	var forget func() error
 	err = pgx.BeginFunc(ctx, s.to, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, "SELECT FROM pgrunbook.item WHERE run = $1 AND step = $2 AND tbl = $3 ORDER BY no FOR UPDATE", l.cfg.Journal.ID, string(l.stepOf(t)), t.ID); err != nil {
 			return err
@@ -150,15 +151,21 @@ func (l *Loader) startOver(ctx context.Context, t scope.Table, generation int) e
 		if err := forgetMarks(ctx, s.from, t); err != nil {
 			return err
 		}
+		if forget, err = forgetImages(ctx, s.from, t); err != nil {
+			return err
+		}
 		return l.cfg.Journal.AddItems(ctx, tx, l.stepOf(t), items)
 	})
 	if errors.Is(err, errMoved) {
 		return nil
 	}
+	if err == nil {
+		failpoint.Hit("load.again")
+		err = forget()
+	}
 	if err != nil {
 		return fmt.Errorf("starting %s over: %w", tableName(t), err)
 	}
-	failpoint.Hit("load.again")
 	l.cfg.Emit(engine.Event{Kind: engine.EventNote, At: time.Now(), Level: "warn", Object: tableName(t), Message: tableName(t) + " was rewritten while it was read: it is loaded again from the start"})
 	return nil
 }

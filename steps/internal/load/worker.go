@@ -143,13 +143,16 @@ func (w *worker) once(ctx context.Context) (took bool, err error) {
 		return false, fmt.Errorf("%s has chunks left but is %s", tableName(t), state.State)
 	}
 	err = w.chunk(ctx, tx, t, it, state)
+	refused := scope.Refused(err, "loading", t, w.l.cfg.To.Side(), w.l.cfg.From.Side())
 	switch {
 	case errors.Is(err, errRewritten):
 		w.rollback(tx)
 		return true, w.l.startOver(ctx, t, state.Generation)
-	case (pg.SQLState(err) == "23505" || pg.SQLState(err) == "23P01") && keyed(t) && !w.careful[t.ID]:
+	case refused != nil && keyed(t) && !w.careful[t.ID]:
 		w.careful[t.ID] = true // the chunk is free again
 		return true, nil
+	case refused != nil:
+		return false, refused
 	case err != nil && w.l.cfg.Check != nil && (strings.HasPrefix(pg.SQLState(err), "22") || strings.HasPrefix(pg.SQLState(err), "42")):
 		w.rollback(tx)
 		return false, w.explain(ctx, t, err)
@@ -221,7 +224,7 @@ func (w *worker) chunk(ctx context.Context, tx pgx.Tx, t scope.Table, it journal
 		return err
 	}
 	if w.careful[t.ID] {
-		if err := w.insertStaged(ctx, t); err != nil {
+		if err := w.insertStaged(ctx, t, got.Rows); err != nil {
 			return err
 		}
 	}
@@ -255,33 +258,15 @@ func (w *worker) chunk(ctx context.Context, tx pgx.Tx, t scope.Table, it journal
 	return nil
 }
 
-// stage makes a temporary table for chunks of a table that has its keys already.
-func (w *worker) stage(ctx context.Context, t scope.Table, bin bool) (write string, err error) {
-	name := fmt.Sprintf("pg_temp.load_%d", t.ID)
-	_, err = w.to.Exec(ctx, fmt.Sprintf("CREATE TEMPORARY TABLE IF NOT EXISTS load_%d ON COMMIT DELETE ROWS AS SELECT %s FROM ONLY %s WITH NO DATA",
-		t.ID, strings.Join(columns(t), ", "), tableName(t)))
-	if err != nil {
-		return "", fmt.Errorf("making a stage for %s: %w", tableName(t), err)
-	}
-	return writeChunk(t, name, bin), nil
-}
-
-// insertStaged leaves out rows that clash with what is there. Two rows clash only if the later one
-// changed after the earlier one was read; then its key is in the delta and passes put it right.
-func (w *worker) insertStaged(ctx context.Context, t scope.Table) error {
-	cols := strings.Join(columns(t), ", ")
-	_, err := w.to.Exec(ctx, fmt.Sprintf("INSERT INTO %s (%s) OVERRIDING SYSTEM VALUE SELECT %s FROM pg_temp.load_%d ON CONFLICT DO NOTHING", tableName(t), cols, cols, t.ID))
-	if err != nil {
-		return fmt.Errorf("inserting a chunk of %s: %w", tableName(t), err)
-	}
-	return nil
-}
-
 // begin opens the reading transaction. A table whose whole rows are followed is read in one
 // snapshot that the passes go on from; there, the lock comes before the snapshot.
 func (w *worker) begin(ctx context.Context, t scope.Table) (snapshot string, err error) {
 	if t.Identity != scope.FullRow {
-		_, err := w.from.Exec(ctx, "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY")
+		sql := "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY"
+		if t.Identity == scope.AppendOnly {
+			sql += fmt.Sprintf("; SELECT pg_advisory_xact_lock_shared(%d, %d)", imagesClass, t.ID)
+		}
+		_, err := w.from.PgConn().Exec(ctx, sql).ReadAll()
 		return "", err
 	}
 	sql := fmt.Sprintf("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; LOCK TABLE %s, pgrunbook.image_%d IN ACCESS SHARE MODE", relation(t), t.ID)

@@ -1,6 +1,35 @@
 package pass
 
-import "github.com/pgrunbook/pgrunbook/internal/pg"
+import (
+	"fmt"
+	"strings"
+
+	"github.com/pgrunbook/pgrunbook/internal/pg"
+	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
+)
+
+// UnfitError says that row images of a table without a key hold values that its columns on the other side
+// do not take: they were written before its types changed, by a label of an enum that has another name now. No
+// later pass can apply them; the table has to be loaded again, which leaves them out.
+type UnfitError struct {
+	Table scope.Table
+	Err   error
+}
+
+func (e *UnfitError) Error() string {
+	return fmt.Sprintf("row images of %s do not fit its columns there: %v", tableName(e.Table), e.Err)
+}
+
+// Unwrap gives what the server said.
+func (e *UnfitError) Unwrap() error { return e.Err }
+
+// refused names the key of To that keeps rows out which From has, where err says so.
+func (j *job) refused(err error, t scope.Table) error {
+	return scope.Refused(err, "applying the changed rows of", t, j.p.cfg.To.Side(), j.p.cfg.From.Side())
+}
+
+// unfit tells values that do not fit (class 22 of SQLSTATE, data exception) from other errors.
+func unfit(err error) bool { return strings.HasPrefix(pg.SQLState(err), "22") }
 
 // clashes says whether an upsert failed for a reason that deleting all keys first removes: values
 // that moved between rows (unique, exclusion), an identity column that may not be updated, a

@@ -121,12 +121,26 @@ func insertImages(t scope.Table, st stage) string {
 		pg.Name(t.Schema, t.Name.Name), columnList(written(t)), imageColumns(t), images(st))
 }
 
-// applyImages writes the images of one table: all of them for append_only, the net of inserts and
-// deletes for full_row.
+// applyImages writes the images of one table.
 func (j *job) applyImages(ctx context.Context, w *work) error {
 	if w.staged == 0 {
 		return nil
 	}
+	err := j.writeImages(ctx, w)
+	if refused := j.refused(err, w.table); refused != nil {
+		return refused
+	}
+	if unfit(err) {
+		return &engine.Error{
+			Op: "following", Object: tableName(w.table), Err: &UnfitError{Table: w.table, Err: err},
+			Hint: "Make its types alike on both sides, then run the same command again: catch_up loads the table again.",
+		}
+	}
+	return err
+}
+
+// writeImages writes all of them for append_only, the net of inserts and deletes for full_row.
+func (j *job) writeImages(ctx context.Context, w *work) error {
 	t, conn := w.table, j.p.to.conn
 	if t.Identity == scope.AppendOnly {
 		n, err := affected(ctx, conn, fmt.Sprintf("INSERT INTO %s (%s) OVERRIDING SYSTEM VALUE SELECT %s FROM %s ORDER BY s.n",

@@ -208,6 +208,9 @@ func (j *job) applyKeyed(ctx context.Context, w *work) error {
 		}
 	}
 	if err := apply(deleteKeys(t, w.stage, false), insertRows(t, w.stage)); err != nil {
+		if refused := j.refused(err, t); refused != nil {
+			return refused
+		}
 		return fmt.Errorf("applying the changed rows of %s after deleting their keys: %w", tableName(t), err)
 	}
 	return j.prove(ctx, w)
