@@ -14,8 +14,11 @@ import (
 // loaded by the example's own script.
 func TestMajorUpgrade(t *testing.T) {
 	majors := []int{12}
-	if os.Getenv("PGRUNBOOK_SOAK") != "" {
+	if testpg.Full() {
 		majors = append(majors, 10)
+	}
+	if os.Getenv("PGRUNBOOK_SOAK") != "" {
+		majors = append(majors, 11, 13, 14, 15, 16, 17)
 	}
 	for _, major := range majors {
 		t.Run(fmt.Sprintf("%d to %d", major, newest), func(t *testing.T) { majorUpgrade(t, major) })

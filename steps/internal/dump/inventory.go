@@ -120,7 +120,7 @@ func Unchanged(was map[string]string, i Item) bool {
 func inventoryOf(major int) string {
 	r := []string{
 		"{generated}", "a.attgenerated::text", "{prokind}", "p.prokind IN ('f', 'p', 'w')", "{aggregate}", "p.prokind = 'a'",
-		"{conparent}", "con.conparentid = 0", "{tgparent}", "t.tgparentid = 0",
+		"{conparent}", "con.conparentid = 0", "{tgparent}", "t.tgparentid = 0", "{kindcolumn}", "prokind",
 	}
 	if major < 13 {
 		r[9] = "NOT t.tgisinternal" // clones were internal
@@ -129,7 +129,7 @@ func inventoryOf(major int) string {
 		r[1] = "''"
 	}
 	if major < 11 {
-		r[3], r[5], r[7] = "NOT p.proisagg", "p.proisagg", "true"
+		r[3], r[5], r[7], r[11] = "NOT p.proisagg", "p.proisagg", "true", "proisagg"
 	}
 	return quotedCall.ReplaceAllString(strings.NewReplacer(r...).Replace(inventorySQL), `('"' || replace($1::text, '"', '""') || '"')`)
 }

@@ -3,7 +3,7 @@ package dump
 // inventorySQL gives class, oid, relation, kind, name and digest of every definition. quoted(x) is x as
 // pgx.Identifier writes it. Definitions have qualified names because search_path is pg_catalog in our
 // sessions. A table's columns are sorted by name:
-// their order may differ on two servers that hold the same.
+// their order may differ on two servers that hold the same. Before 12 the oid is no column that * gives.
 const inventorySQL = `
 WITH ns AS (
   SELECT n.oid, quoted(n.nspname) AS name FROM pg_namespace n WHERE n.nspname !~ '^pg_' AND n.nspname NOT IN ('information_schema', 'pgrunbook')
@@ -15,10 +15,10 @@ WITH ns AS (
     FROM pg_class c JOIN ns ON ns.oid = c.relnamespace
    WHERE c.relkind IN ('r', 'p', 'v', 'm', 'S', 'f', 'c') AND NOT EXISTS (SELECT FROM ext WHERE classid = 'pg_class'::regclass AND objid = c.oid)
 ), fn AS (
-  SELECT p.*, ns.name || '.' || quoted(p.proname) || '(' || pg_get_function_identity_arguments(p.oid) || ')' AS name
+  SELECT p.oid, p.{kindcolumn}, p.prorettype, p.proowner, p.proacl, ns.name || '.' || quoted(p.proname) || '(' || pg_get_function_identity_arguments(p.oid) || ')' AS name
     FROM pg_proc p JOIN ns ON ns.oid = p.pronamespace WHERE NOT EXISTS (SELECT FROM ext WHERE classid = 'pg_proc'::regclass AND objid = p.oid)
 ), ty AS (
-  SELECT t.*, ns.name || '.' || quoted(t.typname) AS name
+  SELECT t.oid, t.typtype, t.typbasetype, t.typtypmod, t.typnotnull, t.typdefault, ns.name || '.' || quoted(t.typname) AS name
     FROM pg_type t JOIN ns ON ns.oid = t.typnamespace WHERE t.typtype IN ('e', 'd', 'r') AND NOT EXISTS (SELECT FROM ext WHERE classid = 'pg_type'::regclass AND objid = t.oid)
 ), con AS (
   SELECT con.oid, con.conrelid, con.contypid, con.contype::text AS contype, con.conname, con.conindid, pg_get_constraintdef(con.oid) AS def

@@ -1,0 +1,65 @@
+package dump
+
+import (
+	"fmt"
+	"testing"
+
+	"github.com/pgrunbook/pgrunbook/internal/testpg"
+)
+
+// TestInventoryOnEveryMajor: catalogs differ; each definition is found on the oldest as on the newest.
+func TestInventoryOnEveryMajor(t *testing.T) {
+	majors := []int{10, 12, 15, 18}
+	if testpg.Full() {
+		majors = []int{10, 11, 12, 13, 14, 15, 16, 17, 18}
+	}
+	for _, major := range majors {
+		t.Run(fmt.Sprint(major), func(t *testing.T) {
+			conn := connect(t, server(t, major, "source"))
+			run(t, conn, `CREATE SCHEMA s;
+CREATE TYPE s.mood AS ENUM ('sad', 'glad');
+CREATE DOMAIN s.small AS int CHECK (VALUE < 100);
+CREATE TYPE s.span AS RANGE (subtype = int);
+CREATE TYPE s.pair AS (a int, b text);
+CREATE FUNCTION s.one(n int) RETURNS int LANGUAGE sql AS 'SELECT n';
+CREATE AGGREGATE s.total(int) (sfunc = int4pl, stype = int, initcond = '0');
+CREATE TABLE s.t (id int PRIMARY KEY, v s.mood, note text COLLATE "C", CHECK (id > 0));
+CREATE TABLE s.tree (id int, d int) PARTITION BY LIST (d);
+CREATE TABLE s.leaf PARTITION OF s.tree FOR VALUES IN (1);
+CREATE TABLE s.child (id int REFERENCES s.t);
+CREATE VIEW s.seen AS SELECT id FROM s.t;
+CREATE MATERIALIZED VIEW s.kept AS SELECT id FROM s.t;
+CREATE INDEX by_v ON s.t (v);
+CREATE SEQUENCE s.n;
+CREATE STATISTICS s.both ON id, d FROM s.leaf;
+CREATE FUNCTION s.touch() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN new; END';
+CREATE TRIGGER touch BEFORE UPDATE ON s.t FOR EACH ROW EXECUTE PROCEDURE s.touch();
+CREATE RULE quiet AS ON DELETE TO s.child DO INSTEAD NOTHING;
+CREATE POLICY mine ON s.t USING (id > 5);
+CREATE OPERATOR s.=== (leftarg = int, rightarg = int, procedure = int4eq);
+CREATE COLLATION s.plain (locale = 'C');
+COMMENT ON TABLE s.t IS 'rows'; COMMENT ON FUNCTION s.one(int) IS 'one'; GRANT SELECT ON s.t TO PUBLIC`)
+			items, err := Inventory(testContext(t), conn, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, id := range []string{
+				`schema "s"`, `enum "s"."mood"`, `domain "s"."small"`, `type "s"."span"`, `type "s"."pair"`, `function "s"."one"(n integer)`,
+				`object aggregate "s"."total"(integer)`, `table "s"."t"`, `table "s"."tree"`, `partition "s"."leaf"`, `view "s"."seen"`,
+				`materialized view "s"."kept"`, `index "s"."by_v"`, `sequence "s"."n"`, `statistics "s"."both"`, `trigger "touch" on "s"."t"`,
+				`rule "quiet" on "s"."child"`, `policy "mine" on "s"."t"`, `constraint "t_pkey" on "s"."t"`, `check constraint "t_id_check" on "s"."t"`,
+				`foreign key "child_id_fkey" on "s"."child"`, `domain constraint "small_check" on "s"."small"`, `owner "s"."one"(n integer)`,
+				`grant "s"."t"`, `comment "s"."t"`, `comment "s"."one"(n integer)`, `options "s"."t"`, `object collation s.plain`, `object operator s.===(integer,integer)`,
+			} {
+				if _, ok := items[id]; !ok {
+					t.Errorf("%s is missing", id)
+				}
+			}
+			if t.Failed() {
+				for id := range items {
+					t.Log(id)
+				}
+			}
+		})
+	}
+}
