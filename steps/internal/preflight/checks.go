@@ -56,6 +56,7 @@ var checks = []Check{
 	{"PRE152", "extensions", extensions},
 	{"PRE153", "large objects", largeObjects},
 	{"PRE154", "collations", collations},
+	{"PRE155", "keys of the target", stricterKeys},
 
 	{"PRE160", "publications", publications},
 	{"PRE161", "subscriptions", subscriptions},

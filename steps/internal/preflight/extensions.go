@@ -42,15 +42,22 @@ func (f *Facts) offers(ctx context.Context) (map[string]offer, error) {
 
 // installedSQL gives the source's extensions, and whether something that is no part of one needs a part of
 // it: names in definitions are qualified, so that it must be found in the same schema. Row and array types
-// are no members themselves.
+// are no members themselves, nor are rules (which views are), constraints, triggers, policies and defaults of members.
 const installedSQL = `
 WITH named AS (SELECT classid, objid, refobjid AS ext FROM pg_depend WHERE refclassid = 'pg_extension'::regclass AND deptype = 'e'),
 typed AS (SELECT * FROM named UNION ALL SELECT 'pg_type'::regclass, t.oid, e.ext FROM named e JOIN pg_type t ON t.typrelid = e.objid AND e.classid = 'pg_class'::regclass),
-member AS (SELECT * FROM typed UNION ALL SELECT 'pg_type'::regclass, t.oid, e.ext FROM typed e JOIN pg_type t ON t.typelem = e.objid AND e.classid = 'pg_type'::regclass)
+member AS (SELECT * FROM typed UNION ALL SELECT 'pg_type'::regclass, t.oid, e.ext FROM typed e JOIN pg_type t ON t.typelem = e.objid AND e.classid = 'pg_type'::regclass),
+part (classid, objid, whole, of) AS (
+  SELECT 'pg_rewrite'::regclass, oid, 'pg_class'::regclass, ev_class FROM pg_rewrite
+  UNION ALL SELECT 'pg_constraint'::regclass, oid, CASE conrelid WHEN 0 THEN 'pg_type'::regclass ELSE 'pg_class'::regclass END, CASE conrelid WHEN 0 THEN contypid ELSE conrelid END FROM pg_constraint
+  UNION ALL SELECT 'pg_trigger'::regclass, oid, 'pg_class'::regclass, tgrelid FROM pg_trigger
+  UNION ALL SELECT 'pg_policy'::regclass, oid, 'pg_class'::regclass, polrelid FROM pg_policy
+  UNION ALL SELECT 'pg_attrdef'::regclass, oid, 'pg_class'::regclass, adrelid FROM pg_attrdef)
 SELECT x.extname::text AS name, x.extversion AS version, n.nspname::text AS schema,
        EXISTS (SELECT FROM member m JOIN pg_depend d ON d.refclassid = m.classid AND d.refobjid = m.objid AND d.deptype = 'n'
-                WHERE m.ext = x.oid AND d.classid IN ('pg_class'::regclass, 'pg_type'::regclass, 'pg_proc'::regclass, 'pg_attrdef'::regclass)
-                  AND NOT EXISTS (SELECT FROM member o WHERE o.classid = d.classid AND o.objid = d.objid)) AS needed
+                 LEFT JOIN part p ON p.classid = d.classid AND p.objid = d.objid
+                WHERE m.ext = x.oid AND (p.objid IS NOT NULL OR d.classid IN ('pg_class'::regclass, 'pg_type'::regclass, 'pg_proc'::regclass, 'pg_operator'::regclass, 'pg_opclass'::regclass, 'pg_cast'::regclass))
+                  AND NOT EXISTS (SELECT FROM member o WHERE o.classid = coalesce(p.whole, d.classid) AND o.objid = coalesce(p.of, d.objid))) AS needed
   FROM pg_extension x JOIN pg_namespace n ON n.oid = x.extnamespace WHERE x.extname <> 'plpgsql' ORDER BY 1`
 
 type installed struct {

@@ -127,10 +127,20 @@ func (s *Side) list(ctx context.Context, sql string, args ...any) ([]string, err
 }
 
 // relations gives the oids on the source of all tables in scope; members too when asked for.
-func (f *Facts) relations(members bool) []uint32 {
+func (f *Facts) relations(members bool) []uint32 { return f.relationsOf(everyTable, members) }
+
+// withRows tells tables whose rows are carried from those that are created empty.
+func withRows(t *scope.Table) bool { return t.Data != scope.NoData }
+
+func everyTable(*scope.Table) bool { return true }
+
+func (f *Facts) relationsOf(wanted func(*scope.Table) bool, members bool) []uint32 {
 	var out []uint32
 	for i := range f.Scope.Tables {
 		t := &f.Scope.Tables[i]
+		if !wanted(t) {
+			continue
+		}
 		out = append(out, t.OID)
 		if !members {
 			continue

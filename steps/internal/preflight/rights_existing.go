@@ -2,7 +2,6 @@ package preflight
 
 import (
 	"context"
-	"fmt"
 
 	"github.com/jackc/pgx/v5"
 
@@ -38,18 +37,21 @@ func existingTableRights(ctx context.Context, f *Facts) ([]engine.Finding, error
 	if !f.existing() {
 		return nil, nil
 	}
-	tables, err := f.existingTables(ctx)
+	tables, err := f.existingTables(ctx, everyTable)
 	if err != nil {
 		return nil, err
 	}
 	return tableRights(ctx, &f.To, tables)
 }
 
-// existingTables gives the oids on the target of all tables in scope, with their members.
-func (f *Facts) existingTables(ctx context.Context) ([]uint32, error) {
+// existingTables gives the oids on the target of the tables in scope that are wanted, with their members.
+func (f *Facts) existingTables(ctx context.Context, wanted func(*scope.Table) bool) ([]uint32, error) {
 	var names []scope.Name
 	for i := range f.Scope.Tables {
 		t := &f.Scope.Tables[i]
+		if !wanted(t) {
+			continue
+		}
 		names = append(names, t.Name)
 		for _, m := range t.Members {
 			if !m.Foreign {
@@ -72,17 +74,21 @@ func targetRowSecurity(ctx context.Context, f *Facts) ([]engine.Finding, error) 
 	var err error
 	if f.existing() {
 		var tables []uint32
-		if tables, err = f.existingTables(ctx); err == nil {
+		if tables, err = f.existingTables(ctx, withRows); err == nil {
 			filtered, err = s.list(ctx, filteredSQL, tables, s.Role)
 		}
 	} else {
-		filtered, err = f.From.list(ctx, `SELECT n.nspname || '.' || c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
- WHERE c.oid = ANY ($1::oid[]) AND c.relrowsecurity AND c.relforcerowsecurity ORDER BY 1`, f.relations(true))
+		filtered, err = f.From.list(ctx, `SELECT format('%I.%I', n.nspname, c.relname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+ WHERE c.oid = ANY ($1::oid[]) AND c.relrowsecurity AND c.relforcerowsecurity ORDER BY 1`, f.relationsOf(withRows, true))
 	}
 	if err != nil || len(filtered) == 0 {
 		return nil, err
 	}
-	return one(finding(engine.SeverityError, engine.Target, filtered[0], fmt.Sprintf("ALTER ROLE %s BYPASSRLS;", ident(s.Role)),
+	owner := "as the owner of each table, on the target"
+	if !f.existing() {
+		owner = "as the owner of each table, on the source, before the structure is carried"
+	}
+	return one(finding(engine.SeverityError, engine.Target, filtered[0], bypass(s.Role, owner, filtered[0]),
 		"Row-level security would keep %s from loading and following tables: %s.", s.Role, some(filtered))), nil
 }
 

@@ -35,10 +35,10 @@ SELECT n.nspname::text, pg_get_userbyid(n.nspowner)::text, coalesce(has_schema_p
        coalesce(has_schema_privilege($2::name, n.oid, 'USAGE'), true), pg_has_role($2::name, n.nspowner, 'USAGE')
   FROM pg_namespace n WHERE n.nspname = ANY ($1::text[]) ORDER BY 1`
 
-func (f *Facts) shared(ctx context.Context) ([]shared, error) {
-	made, err := f.restored(ctx)
-	if err != nil {
-		return nil, err
+// shared gives what the restore makes, and the schemas of the target that the source has as well.
+func (f *Facts) shared(ctx context.Context) (made []dump.Owned, there []shared, err error) {
+	if made, err = f.restored(ctx); err != nil {
+		return nil, nil, err
 	}
 	names := []string{"public"}
 	for _, o := range made {
@@ -46,9 +46,10 @@ func (f *Facts) shared(ctx context.Context) ([]shared, error) {
 	}
 	rows, err := f.To.conn.Query(ctx, sharedSQL, names, f.To.Role)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return pgx.CollectRows(rows, pgx.RowToStructByPos[shared])
+	there, err = pgx.CollectRows(rows, pgx.RowToStructByPos[shared])
+	return made, there, err
 }
 
 // sharedSchemas: a schema that is on the target already stays its owner's. What is made there, the role
@@ -58,11 +59,11 @@ func sharedSchemas(ctx context.Context, f *Facts) ([]engine.Finding, error) {
 	if ours, err := f.runGoesOn(ctx); err != nil || ours || f.existing() || f.moved || !f.To.RoleKnown || f.To.Super {
 		return nil, err
 	}
-	made, err := f.restored(ctx)
+	made, there, err := f.shared(ctx)
 	if err != nil {
 		return nil, err
 	}
-	there, err := f.shared(ctx)
+	homeless, named, err := f.homeless(ctx, made, there)
 	if err != nil {
 		return nil, err
 	}
@@ -70,12 +71,13 @@ func sharedSchemas(ctx context.Context, f *Facts) ([]engine.Finding, error) {
 	for _, s := range there {
 		filled := slices.ContainsFunc(made, func(o dump.Owned) bool { return o.Schema == s.Name && !o.Self })
 		if filled && !(s.Creates && s.Uses) {
+			named[granted{f.To.Role, "CREATE", s.Name}], named[granted{f.To.Role, "USAGE", s.Name}] = true, true
 			creating.lacks(fmt.Sprintf("GRANT CREATE, USAGE ON SCHEMA %s TO %s;", ident(s.Name), ident(f.To.Role)), s.Name)
 		}
 		if s.Own {
 			continue
 		}
-		if err := f.ungranted(ctx, s, &granting); err != nil {
+		if err := f.ungranted(ctx, s, named, &granting); err != nil {
 			return nil, err
 		}
 	}
@@ -84,9 +86,11 @@ func sharedSchemas(ctx context.Context, f *Facts) ([]engine.Finding, error) {
 		out = append(out, finding(engine.SeverityWarning, engine.Target, granting.objects[statement][0], statement,
 			"The schema is there already and another role's: %s cannot carry this right on it, which the source has.", f.To.Role))
 	}
-	homeless, err := f.homeless(ctx, made, there)
-	return append(out, homeless...), err
+	return append(out, homeless...), nil
 }
+
+// granted is a right on a schema.
+type granted struct{ Grantee, Right, Schema string }
 
 // grantedSQL gives the rights that others than its owner have on a schema.
 const grantedSQL = `
@@ -94,8 +98,9 @@ SELECT CASE e.grantee WHEN 0 THEN 'public' ELSE pg_get_userbyid(e.grantee)::text
   FROM pg_namespace n CROSS JOIN LATERAL aclexplode(coalesce(n.nspacl, acldefault('n', n.nspowner))) e
  WHERE n.nspname = $1 AND e.grantee <> n.nspowner AND NOT (n.nspname = 'public' AND e.grantee = 0) ORDER BY 1, 2`
 
-// ungranted finds rights on a schema that its roles have on the source and not on the target.
-func (f *Facts) ungranted(ctx context.Context, s shared, lacking *rights) error {
+// ungranted finds rights on a schema that its roles have on the source and not on the target, but for those that
+// other findings name.
+func (f *Facts) ungranted(ctx context.Context, s shared, named map[granted]bool, lacking *rights) error {
 	rows, err := f.From.conn.Query(ctx, grantedSQL, s.Name)
 	if err != nil {
 		return err
@@ -112,7 +117,7 @@ func (f *Facts) ungranted(ctx context.Context, s shared, lacking *rights) error 
 		if err != nil {
 			return err
 		}
-		if len(lacks) > 0 {
+		if len(lacks) > 0 && !named[granted{grantee, g.Right, s.Name}] {
 			who := "PUBLIC"
 			if grantee != "public" {
 				who = ident(grantee)
@@ -137,7 +142,7 @@ SELECT x.nsp, x.owner FROM unnest($1::text[], $2::text[], $3::text[]) AS x (nsp,
 
 // homeless: a role that is no superuser can give an object only to who may create in its schema, and
 // rights on a schema that the restore makes come last (https://www.postgresql.org/docs/current/sql-altertable.html).
-func (f *Facts) homeless(ctx context.Context, made []dump.Owned, there []shared) ([]engine.Finding, error) {
+func (f *Facts) homeless(ctx context.Context, made []dump.Owned, there []shared) ([]engine.Finding, map[granted]bool, error) {
 	masters := map[string]string{}
 	for _, o := range made {
 		if o.Self {
@@ -156,20 +161,25 @@ func (f *Facts) homeless(ctx context.Context, made []dump.Owned, there []shared)
 	}
 	rows, err := f.To.conn.Query(ctx, mayCreateSQL, schemas, owners, of)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	var out []engine.Finding
+	named := map[granted]bool{}
 	var schema, owner string
 	_, err = pgx.ForEachRow(rows, []any{&schema, &owner}, func() error {
+		if named[granted{owner, "CREATE", schema}] {
+			return nil // owners may be mapped to the same one
+		}
+		named[granted{owner, "CREATE", schema}] = true
 		fix := fmt.Sprintf("GRANT CREATE ON SCHEMA %s TO %s;", ident(schema), ident(owner))
-		if !present[schema] {
-			fix = fmt.Sprintf("CREATE SCHEMA %s AUTHORIZATION %s; %s", ident(schema), ident(masters[schema]), fix)
+		if !present[schema] { // by the first statement it is
+			fix, present[schema] = fmt.Sprintf("CREATE SCHEMA %s AUTHORIZATION %s; %s", ident(schema), ident(masters[schema]), fix), true
 		}
 		out = append(out, finding(engine.SeverityError, engine.Target, schema, fix,
 			"%s owns objects in the schema %s and may not create there: the role %s, which is no superuser, cannot give them to it.", owner, schema, f.To.Role))
 		return nil
 	})
-	return out, err
+	return out, named, err
 }
 
 // targetOwners: objects are created for their owners, and only a member may give a table to a role
@@ -179,11 +189,7 @@ func targetOwners(ctx context.Context, f *Facts) ([]engine.Finding, error) {
 	if !s.RoleKnown || f.existing() {
 		return nil, nil
 	}
-	made, err := f.restored(ctx)
-	if err != nil {
-		return nil, err
-	}
-	there, err := f.shared(ctx)
+	made, there, err := f.shared(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -62,6 +62,51 @@ func TestTargetWithSchemasOfItsOwn(t *testing.T) {
 	p.want()
 }
 
+// Each right on a schema is asked for once, and so is a schema that two owners need.
+func TestRightsOnSchemasAreAskedForOnce(t *testing.T) {
+	p := newPair(t)
+	role, block := p.mover()
+	p.made(role)
+	var owners []string
+	for _, name := range []string{"one_", "two_"} {
+		owner := name + database(t, p.from)
+		owners = append(owners, owner)
+		for _, side := range []func(...string){p.source, p.target} {
+			side("CREATE ROLE " + owner)
+			t.Cleanup(func() { side("DROP OWNED BY "+owner+" CASCADE", "DROP ROLE "+owner) })
+		}
+	}
+	p.source("CREATE SCHEMA fresh; CREATE SCHEMA there", "GRANT CREATE, USAGE ON SCHEMA fresh, there TO "+owners[0]+", "+owners[1])
+	for i, owner := range owners {
+		p.source(fmt.Sprintf("CREATE TABLE fresh.t%d (id int PRIMARY KEY); ALTER TABLE fresh.t%[1]d OWNER TO %s; CREATE TABLE there.t%[1]d (id int PRIMARY KEY); ALTER TABLE there.t%[1]d OWNER TO %[2]s", i, owner))
+	}
+	p.target("CREATE SCHEMA there")
+	p.blocks = block("")
+	seen := map[string]int{}
+	for _, f := range p.findings() {
+		if f.Code != "PRE135" {
+			continue
+		}
+		for _, statement := range strings.Split(f.Fix, ";") {
+			if statement = strings.TrimSpace(statement); statement != "" && !strings.HasPrefix(statement, "--") {
+				seen[statement]++
+			}
+		}
+	}
+	for statement, n := range seen {
+		if n > 1 {
+			t.Errorf("%d times: %s", n, statement)
+		}
+	}
+	for _, owner := range owners {
+		for _, schema := range []string{"fresh", "there"} {
+			if grant := fmt.Sprintf("GRANT CREATE ON SCHEMA %s TO %s", ident(schema), ident(owner)); seen[grant] != 1 {
+				t.Errorf("%d times: %s", seen[grant], grant)
+			}
+		}
+	}
+}
+
 // right is a row of the table of rights, as statements that give it and take it away, %[1]s being the role
 // that applies, %[2]s the owner and %[3]s the database.
 type right struct {

@@ -33,6 +33,7 @@ const (
 	CodeKeyNotUsable  = "PRE010" // a primary key that is deferrable or not valid
 	CodeTempFileLimit = "PRE011" // row triggers because of a temp_file_limit
 	CodeParent        = "PRE012" // a table inherits from one that is not in scope
+	CodeWide          = "PRE013" // a table with so many columns that its changed rows have no room beside their keys
 )
 
 // resolver holds one resolution.
@@ -157,10 +158,16 @@ func covered(list []runbook.Pattern, rel *relation) bool {
 // change its rows and fire the parent's statement triggers only, so its gate would not stop them.
 func (r *resolver) parents(rel *relation) {
 	for _, oid := range rel.parents {
-		if p := r.cat.byOID[oid]; p.decision == runbook.Out {
-			r.find(CodeParent, engine.SeverityError, rel.String(), fmt.Sprintf("It inherits from %s, which is not in scope: UPDATE and DELETE of %s change its rows too, and no gate stops them.", p, p),
-				fmt.Sprintf("Include %s, or ALTER TABLE %s NO INHERIT %s first.", p, rel, p))
+		p := r.cat.byOID[oid]
+		if p.decision != runbook.Out {
+			continue
 		}
+		why, fix := "is not in scope", fmt.Sprintf("Include %s, ", p)
+		if p.extension != "" {
+			why, fix = fmt.Sprintf("belongs to the extension %s and is never in scope", p.extension), ""
+		}
+		leave := fmt.Sprintf("%sALTER TABLE %s NO INHERIT %s first, or leave the table out: tables { exclude = [%q] }.", fix, rel, p, rel.String())
+		r.find(CodeParent, engine.SeverityError, rel.String(), fmt.Sprintf("It inherits from %s, which %s: UPDATE and DELETE of %s change its rows too, and no gate stops them.", p, why, p), leave)
 	}
 }
 

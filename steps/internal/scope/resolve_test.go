@@ -253,6 +253,48 @@ func TestGeneratedColumns(t *testing.T) {
 	}
 }
 
+// Changed rows are staged beside their keys, in a table of at most 1,600 columns.
+func TestTablesWithTooManyColumns(t *testing.T) {
+	wide := func(name, key string, columns int) string {
+		var b strings.Builder
+		fmt.Fprintf(&b, "CREATE TABLE %s (", name)
+		for i := range columns {
+			fmt.Fprintf(&b, "c%d bool%s, ", i, strings.Repeat(" NOT NULL", max(0, 2-i)))
+		}
+		return b.String() + key + ")"
+	}
+	conn, _ := source(t, 18, wide("fits", "PRIMARY KEY (c0)", 1598), wide("wide", "PRIMARY KEY (c0)", 1599), wide("wider", "PRIMARY KEY (c0, c1)", 1598),
+		wide("generated", "g int GENERATED ALWAYS AS (1) STORED, PRIMARY KEY (c0)", 1598))
+	_, findings := resolve(t, conn, "")
+	if diff := cmp.Diff([]string{"PRE013 public.wide", "PRE013 public.wider"}, codes(findings, engine.SeverityError)); diff != "" {
+		t.Error(diff)
+	}
+	for _, f := range findings {
+		if f.Code == CodeWide && (!strings.Contains(f.Text, "1601 columns") || !strings.Contains(f.Fix, `exclude = ["`+f.Object+`"]`)) {
+			t.Errorf("%+v", f)
+		}
+	}
+	for _, way := range []string{`data = "at_freeze"`, `identity = "full_row"`, `data = "none"`} {
+		_, findings = resolve(t, conn, fmt.Sprintf("tables { include = [\"public.wide\"] }\ntable \"public.wide\" { %s }", way))
+		if got := codes(findings, engine.SeverityError); len(got) > 0 {
+			t.Errorf("with %s: %v", way, got)
+		}
+	}
+}
+
+// A parent that an extension owns cannot be included.
+func TestParentOfAnExtension(t *testing.T) {
+	conn, _ := source(t, 18, "CREATE TABLE mother (id int PRIMARY KEY)", "CREATE TABLE daughter (PRIMARY KEY (id)) INHERITS (mother)", "CREATE EXTENSION citext", "ALTER EXTENSION citext ADD TABLE mother")
+	_, findings := resolve(t, conn, "")
+	if len(findings) != 1 || findings[0].Code != CodeParent || !strings.Contains(findings[0].Text, "extension citext") ||
+		strings.Contains(findings[0].Fix, "Include") || !strings.Contains(findings[0].Fix, `exclude = ["public.daughter"]`) {
+		t.Errorf("%+v", findings)
+	}
+	if _, findings = resolve(t, conn, `tables { exclude = ["public.daughter"] }`); len(codes(findings, engine.SeverityError)) != 1 || findings[0].Code != CodeEmptyScope {
+		t.Errorf("%+v", findings)
+	}
+}
+
 var partitioned = []string{
 	"CREATE TABLE tree (id int, at date, PRIMARY KEY (id, at)) PARTITION BY RANGE (at)",
 	"CREATE TABLE tree_25 PARTITION OF tree FOR VALUES FROM ('2025-01-01') TO ('2026-01-01')",

@@ -44,6 +44,7 @@ func (r *resolver) table(rel *relation) (Table, bool) {
 	}
 	why := r.data(rel, &t, rule)
 	r.method(rel, &t, rule)
+	r.wide(&t)
 	t.Chunks = r.chunks(rel, &t)
 	captureWhy := r.capture(&t, foreign, subscribed)
 	t.Why = strings.Join(append(why, captureWhy), "; ")
@@ -133,6 +134,27 @@ func (r *resolver) method(rel *relation, t *Table, rule runbook.TableRule) {
 			"Leave method out of its table block: it is streamed, whatever the copy block says.")
 	}
 	t.Method = Stream
+}
+
+// mostColumns is PostgreSQL's limit of one table (MaxHeapAttributeNumber in access/htup_details.h).
+const mostColumns = 1600
+
+// wide refuses tables whose changed rows a pass could not stage: a row is there beside its key, and beside
+// whether it is still there. Whichever way such a table is loaded, passes follow it.
+func (r *resolver) wide(t *Table) {
+	if t.Data != Live || t.Identity != ByKey || t.Key == nil {
+		return
+	}
+	need := len(t.Key.Columns) + 1
+	for _, c := range t.Columns {
+		if !c.Generated {
+			need++
+		}
+	}
+	if need > mostColumns {
+		r.find(CodeWide, engine.SeverityError, t.Display(), fmt.Sprintf("A changed row of it is staged with its key in %d columns, and a table may have %d.", need, mostColumns),
+			fmt.Sprintf("Choose in a block table %q: data = \"at_freeze\" (reloaded inside the freeze) or identity = \"full_row\" (whole rows are recorded). Or leave it out: tables { exclude = [%q] }.", t.Name, t.Display()))
+	}
 }
 
 func keyWhy(k *Key) string {
