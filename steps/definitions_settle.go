@@ -154,7 +154,7 @@ func (d difference) stop(byRule bool) error {
 	case byRule:
 		e.Hint = "Undo the change, or make the same one on the target, then run the same command again."
 	default:
-		e.Hint = "Make the same change on the target, or undo it, then run the same command again. If it cannot be made there, abort the run and start over."
+		e.Hint = "Make the same change on the target, or undo it, then run the same command again. If it cannot be made there, begin again: pgrunbook abort --drop-target, then pgrunbook plan."
 	}
 	return e
 }

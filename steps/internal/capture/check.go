@@ -231,13 +231,19 @@ func FileNodes(ctx context.Context, conn *pgx.Conn, t scope.Table) (map[string]i
 	return nodes, nil
 }
 
+// What to do about a change that no rule carries.
+const (
+	beginAgain  = "Or begin again with what is now: pgrunbook abort --drop-target, then pgrunbook plan and apply."
+	undoOrBegin = "Undo the change on this side, and run the same command again. " + beginAgain
+)
+
 func newChange(t scope.Table, what What, rule Rule, text string) Change {
 	c := Change{ID: t.ID, Table: t.Name, What: what, Rule: rule, Text: pg.Name(t.Schema, t.Name.Name) + ": " + text}
 	switch {
 	case rule == Stop && strings.HasPrefix(string(what), "column"):
-		c.Hint = "Undo the change on this side, or abort the run and start over with the new shape."
+		c.Hint = undoOrBegin
 	case rule == Stop:
-		c.Hint = "Undo the change, or abort the run and start over."
+		c.Hint = "Undo the change, and run the same command again. " + beginAgain
 	}
 	return c
 }

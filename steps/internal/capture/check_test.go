@@ -2,6 +2,7 @@ package capture
 
 import (
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -9,6 +10,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/jackc/pgx/v5"
 
+	"github.com/pgrunbook/pgrunbook/engine"
 	"github.com/pgrunbook/pgrunbook/internal/testpg"
 	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
 )
@@ -119,6 +121,29 @@ func TestF36W7CheckNamesWhatFiresNoTrigger(t *testing.T) {
 			if (Err(changes) != nil) != slices.ContainsFunc(c.want, func(s string) bool { return strings.HasPrefix(s, "stop") }) {
 				t.Errorf("%d: %s: Err says %v", major, c.name, Err(changes))
 			}
+		}
+	}
+}
+
+// The statement that the stop names takes another expression of a generated column back.
+func TestF40OtherExpressionIsTakenBack(t *testing.T) {
+	d := newDB(t, 18, `CREATE TABLE plain (id int PRIMARY KEY, "G" int GENERATED ALWAYS AS (id + 1) STORED, virt int GENERATED ALWAYS AS (id + 2) VIRTUAL)`)
+	table := d.table(1, "plain", scope.Statement, scope.ByKey)
+	d.install(table)
+	for _, column := range []string{`"G"`, "virt"} {
+		d.run(d.ours, "ALTER TABLE public.plain ALTER "+column+" SET EXPRESSION AS (id * 2)")
+		changes, err := Check(d.ctx, d.ours, testRun, []scope.Table{table})
+		if err != nil {
+			t.Fatal(err)
+		}
+		hint := engine.HintOf(Err(changes))
+		statement := regexp.MustCompile(`ALTER TABLE [^;]* SET EXPRESSION AS [^;]*;`).FindString(hint)
+		if statement == "" || !strings.Contains(hint, "pgrunbook abort --drop-target") {
+			t.Fatalf("%s: the hint is %q", column, hint)
+		}
+		d.run(d.ours, statement)
+		if changes, err = Check(d.ctx, d.ours, testRun, []scope.Table{table}); err != nil || Err(changes) != nil {
+			t.Errorf("%s, taken back by %s: %v, %v", column, statement, describe(changes), err)
 		}
 	}
 }
