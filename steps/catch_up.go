@@ -71,6 +71,13 @@ func (r *recopy) Error() string {
 	return fmt.Sprintf("%s: the table is loaded again", r.changes[0].Text)
 }
 
+// unfit asks for another load of a table whose captured images do not fit any more: the load reads rows
+// as they are now, and the images from before it are left out.
+func unfit(e *pass.UnfitError) *recopy {
+	t := e.Table
+	return &recopy{tables: []scope.Table{t}, changes: []capture.Change{{ID: t.ID, Table: t.Name, Rule: capture.Recopy, Text: e.Error()}}}
+}
+
 // Apply drains and follows. Tables that were rewritten or swapped are loaded again in between.
 func (s *catchUpStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Checkpoint) error {
 	ctx, limits, err := watchLimits(ctx, s.env, cp)
@@ -81,6 +88,7 @@ func (s *catchUpStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Ch
 	if err := s.env.silentTarget(ctx); err != nil {
 		return err
 	}
+	reloaded := map[int32]bool{} // because of images that do not fit
 	for recopies := 0; recopies < recopiesMax; {
 		err := s.definitions(ctx, cp)
 		if err == nil {
@@ -100,6 +108,11 @@ func (s *catchUpStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Ch
 				continue
 			}
 			err = again
+		}
+		var images *pass.UnfitError
+		if errors.As(err, &images) && !reloaded[images.Table.ID] { // once: images of the second load fit, or another load is no help
+			reloaded[images.Table.ID] = true
+			err = unfit(images)
 		}
 		if !errors.As(err, &again) {
 			if ctx.Err() != nil && err != nil {
