@@ -24,10 +24,7 @@ func (s *armStep) Phase() engine.Phase { return engine.PhaseCutover }
 // Fingerprint covers which tables are gated; the messages may change.
 func (s *armStep) Fingerprint() string {
 	h := sha256.New()
-	for _, t := range s.env.Scope.Tables {
-		if t.Joined {
-			continue
-		}
+	for _, t := range ofPlan(s.env.Scope) {
 		_, _ = fmt.Fprintf(h, "%q %q\n", t.Schema, t.Name.Name) // a hash takes everything
 	}
 	return "arm/1 " + hex.EncodeToString(h.Sum(nil))

@@ -24,8 +24,8 @@ func (s *captureStep) Phase() engine.Phase { return engine.PhaseCapture }
 // Fingerprint covers which tables are captured, how, and by which key.
 func (s *captureStep) Fingerprint() string {
 	h := sha256.New()
-	for _, t := range capturedTables(s.env.Scope) {
-		if t.Joined {
+	for _, t := range ofPlan(s.env.Scope) {
+		if !isCaptured(t) {
 			continue
 		}
 		key := ""
@@ -44,11 +44,15 @@ func (s *captureStep) Fingerprint() string {
 func capturedTables(s *scope.Scope) []scope.Table {
 	var list []scope.Table
 	for _, t := range s.Tables {
-		if t.Data == scope.Live && (t.Capture == scope.Statement || t.Capture == scope.Row) {
+		if isCaptured(t) {
 			list = append(list, t)
 		}
 	}
 	return list
+}
+
+func isCaptured(t scope.Table) bool {
+	return t.Data == scope.Live && (t.Capture == scope.Statement || t.Capture == scope.Row)
 }
 
 // Plan lists every statement on the source.

@@ -48,6 +48,9 @@ func checkCatalog(ctx context.Context, env *Env, conn *pgx.Conn, side engine.Sid
 	if err != nil || len(changes) == 0 {
 		return err
 	}
+	if err := leaving(env, changes); err != nil {
+		return &engine.Error{Op: "following", Err: err, Hint: "Run the same command again: catch_up drops it on the target too and goes on without it."}
+	}
 	if err := capture.Err(changes); err != nil {
 		return err
 	}

@@ -89,10 +89,14 @@ func (s *catchUpStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Ch
 		return err
 	}
 	reloaded := map[int32]bool{} // because of images that do not fit
+	failed := ""
 	for recopies := 0; recopies < recopiesMax; {
 		err := s.definitions(ctx, cp)
-		if err == nil {
-			err = s.explained(ctx, s.follow(ctx, limits, cp))
+		switch {
+		case err == nil:
+			failed, err = "", s.explained(ctx, s.follow(ctx, limits, cp))
+		case err.Error() != failed: // what it was about may be gone already
+			failed, err = err.Error(), s.explained(ctx, err)
 		}
 		var again *recopy
 		var ddl *carry
@@ -121,7 +125,7 @@ func (s *catchUpStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Ch
 			return err
 		}
 		recopies++
-		if err := s.recopy(ctx, limits, cp, again); err != nil {
+		if err := s.explained(ctx, s.recopy(ctx, limits, cp, again)); err != nil && !errors.As(err, &redefined) {
 			return err
 		}
 	}
@@ -195,6 +199,9 @@ func (s *catchUpStep) check(ctx context.Context, conn *pgx.Conn) error {
 	if err != nil {
 		return err
 	}
+	if err := leaving(s.env, changes); err != nil {
+		return err
+	}
 	if err := capture.Err(changes); err != nil {
 		return err
 	}
@@ -239,6 +246,9 @@ func (s *catchUpStep) recopy(ctx context.Context, limits *limits, cp engine.Chec
 		return err
 	}
 	defer sides.close(context.WithoutCancel(ctx))
+	if err := dropPartitions(ctx, s.env, cp, sides, again.changes, false); err != nil {
+		return err
+	}
 	affected := func(t scope.Table) bool {
 		return slices.ContainsFunc(again.tables, func(a scope.Table) bool { return a.ID == t.ID })
 	}

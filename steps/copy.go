@@ -33,10 +33,7 @@ func (s *copyStep) Phase() engine.Phase { return engine.PhaseCopy }
 func (s *copyStep) Fingerprint() string {
 	methods := map[string]string{}
 	if s.env.Scope != nil {
-		for _, t := range s.env.Scope.Tables {
-			if t.Joined {
-				continue
-			}
+		for _, t := range ofPlan(s.env.Scope) {
 			methods[t.Schema+"."+t.Name.Name] = string(t.Method) + " " + string(t.Data) + " " + string(t.Identity)
 		}
 	}

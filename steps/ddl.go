@@ -33,6 +33,9 @@ func carryDDL(ctx context.Context, env *Env, cp engine.Checkpoint, c *carry) (ag
 		return nil, err
 	}
 	defer sides.close(context.WithoutCancel(ctx))
+	if err := dropPartitions(ctx, env, cp, sides, c.changes, true); err != nil {
+		return nil, err
+	}
 	again = &recopy{}
 	byTable := map[int32][]capture.Change{}
 	rewritten := map[int32]bool{}
@@ -54,6 +57,13 @@ func carryDDL(ctx context.Context, env *Env, cp engine.Checkpoint, c *carry) (ag
 			ch.SQL += " USING NULL"
 		}
 		cp.Emit(engine.Event{Kind: engine.EventNote, Level: "warn", Object: pg.Name(ch.Table.Schema, ch.Table.Name), Message: fmt.Sprintf("%s: carried to the target: %s", ch.Text, ch.SQL)})
+		if ch.What == capture.ColumnDropped {
+			if err := dropCarried(ctx, env, cp, sides, ch.SQL, []scope.Name{ch.Table}); err != nil {
+				return nil, err
+			}
+			failpoint.Hit("ddl.dropped")
+			continue
+		}
 		var blocked *pg.LockError
 		err := runOn(ctx, sides.target, scope.Name{Schema: ch.Table.Schema, Name: ch.Table.Name}, waiting(cp, engine.Target, "carry a change to the target"), ch.SQL)
 		if errors.As(err, &blocked) {

@@ -102,7 +102,7 @@ func (n news) join(ctx context.Context, env *Env, cp engine.Checkpoint, sides *s
 	if err != nil {
 		return err
 	}
-	next := int32(0)
+	next := env.Scope.LastID
 	for id := range states {
 		next = max(next, id)
 	}

@@ -27,8 +27,8 @@ func (s *reverseStep) Phase() engine.Phase { return engine.PhaseCutover }
 // Fingerprint covers the tables that the way back carries, but for those that joined meanwhile.
 func (s *reverseStep) Fingerprint() string {
 	names := make([]string, 0, len(s.env.Scope.Tables))
-	for _, t := range captured(s.env) {
-		if !t.Joined {
+	for _, t := range ofPlan(s.env.Scope) {
+		if t.Data == scope.Live && t.Capture != scope.NoCapture {
 			names = append(names, pg.Name(t.Schema, t.Name.Name))
 		}
 	}

@@ -28,3 +28,31 @@ func TestF41DeathsWhenTablesJoin(t *testing.T) {
 	r.writing(1)
 	r.balance(r.target)
 }
+
+// TestF41DeathsWhenTablesLeave drops a table and a column, and makes them again, and dies when the
+// target has dropped them and when the run has let go of the table.
+func TestF41DeathsWhenTablesLeave(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.edit("source { url", "schema { on_ddl = \"carry\" }\nsource { url")
+	r.sql(r.source, extra)
+	r.finally("apply", "--auto-approve", "--until", "copy")
+	for _, point := range []string{"leave.dropped", "leave.forgotten"} {
+		r.sql(r.source, "DROP TABLE app.extra, app.heap; "+extra)
+		if !r.killed(point, applyArgs...) {
+			t.Fatalf("the runner did not die at %s", point)
+		}
+		r.sql(r.source, "INSERT INTO app.extra (note) VALUES ('"+point+"')")
+	}
+	r.finally("apply", "--auto-approve", "--until", "catch_up")
+	r.sql(r.source, "ALTER TABLE app.extra DROP COLUMN note; ALTER TABLE app.extra ADD COLUMN note text DEFAULT 'again'")
+	if !r.killed("ddl.dropped", applyArgs...) {
+		t.Fatal("the runner did not die at ddl.dropped")
+	}
+	r.sql(r.source, "UPDATE app.extra SET note = 'late' WHERE id % 7 = 0")
+	r.finally(applyArgs...)
+	r.moved(0, 1)
+	r.sql(r.target, "DO $$ BEGIN ASSERT (SELECT count(*) FROM app.extra) = 201 AND (SELECT count(*) FROM app.heap) = 2; END $$; INSERT INTO app.extra (note) VALUES ('after')")
+	r.writing(1)
+	r.balance(r.target)
+}

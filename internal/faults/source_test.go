@@ -30,6 +30,9 @@ var elsewhere = map[string]string{
 	"join.prepared":     "TestF41DeathsWhenTablesJoin",
 	"join.recorded":     "TestF41DeathsWhenTablesJoin",
 	"join.armed":        "TestF41DeathsWhenTablesJoin",
+	"leave.dropped":     "TestF41DeathsWhenTablesLeave",
+	"leave.forgotten":   "TestF41DeathsWhenTablesLeave",
+	"ddl.dropped":       "TestF41DeathsWhenTablesLeave",
 }
 
 // TestElsewhere: each test that elsewhere names is there, and its file names the failpoint.

@@ -17,10 +17,11 @@ import (
 // Rule says what a change of a captured table asks for.
 type Rule string
 
-// The three rules. Whatever needs none of them is recorded by Check itself.
+// The rules. Whatever needs none of them is recorded by Check itself.
 const (
 	Carry  Rule = "carry"  // run SQL on the other side, InstallOn here, then Accept
 	Recopy Rule = "recopy" // InstallOn here, Accept, then load the table again
+	Leave  Rule = "leave"  // the table is gone: let go of it, or a person must act
 	Stop   Rule = "stop"   // a person must act
 )
 
@@ -30,6 +31,7 @@ type Change struct {
 	Table  scope.Name
 	What   What
 	Member scope.Name // the partition, where it is about one
+	OID    uint32     // of a partition that was removed
 	Column string
 	Rule   Rule
 	Text   string // a sentence
@@ -66,10 +68,10 @@ const (
 	Subscribed       What = "subscribed" // by a subscription that came later than its triggers
 )
 
-// Err makes an error of the changes whose rule is Stop, or nil.
+// Err makes an error of the changes whose rule is Stop or Leave, or nil.
 func Err(changes []Change) error {
 	for _, c := range changes {
-		if c.Rule == Stop {
+		if c.Rule == Stop || c.Rule == Leave {
 			return &engine.Error{Class: engine.ClassStale, Op: "following", Object: pg.Name(c.Table.Schema, c.Table.Name), Err: errors.New(c.Text), Hint: c.Hint}
 		}
 	}
@@ -242,6 +244,8 @@ func newChange(t scope.Table, what What, rule Rule, text string) Change {
 	switch {
 	case rule == Stop && strings.HasPrefix(string(what), "column"):
 		c.Hint = undoOrBegin
+	case rule == Leave:
+		c.Hint = `Set schema { on_ddl = "carry" } in the runbook and run the same command again: it is dropped on the target too, and the run goes on without it. ` + beginAgain
 	case rule == Stop:
 		c.Hint = "Undo the change, and run the same command again. " + beginAgain
 	}

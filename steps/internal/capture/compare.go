@@ -14,7 +14,7 @@ import (
 // difference is harmless.
 func compare(t scope.Table, was, now fingerprint) []Change {
 	if len(now.Relations) == 0 {
-		return []Change{newChange(t, Dropped, Stop, "it was dropped")}
+		return []Change{newChange(t, Dropped, Leave, "it was dropped")}
 	}
 	old, root := was.Relations[0], now.Relations[0]
 	if root.Schema != old.Schema || root.Name != old.Name {
@@ -54,7 +54,7 @@ func members(t scope.Table, was, now fingerprint) []Change {
 	for _, r := range was.Relations {
 		if !left[r.OID] {
 			c := newChange(t, PartitionRemoved, Recopy, "the partition "+pg.Name(r.Schema, r.Name)+" was detached or dropped")
-			c.Member = scope.Name{Schema: r.Schema, Name: r.Name}
+			c.Member, c.OID = scope.Name{Schema: r.Schema, Name: r.Name}, r.OID
 			changes = append(changes, c)
 		}
 	}
@@ -179,8 +179,12 @@ func columnChanges(t scope.Table, r relPrint, was, now colPrint, key bool) []Cha
 		changes = append(changes, c)
 	}
 	switch {
-	case now.Dropped:
+	case now.Dropped && (key || t.Identity != scope.ByKey): // images are whole rows
 		add(ColumnDropped, Stop, "was dropped", "")
+		return changes
+	case now.Dropped:
+		add(ColumnDropped, Carry, "was dropped", "")
+		changes[0].SQL = "ALTER TABLE " + pg.Name(r.Schema, r.Name) + " DROP COLUMN IF EXISTS " + column + " CASCADE"
 		return changes
 	case was.Name != now.Name:
 		add(ColumnRenamed, Stop, fmt.Sprintf("is now %q", now.Name), "")

@@ -6,6 +6,10 @@ type Scope struct {
 	Tables     []Table    `json:"tables"`
 	Sequences  []Sequence `json:"sequences"`
 	NotCarried []string   `json:"not_carried,omitempty"` // one sentence each
+	// Left are tables of the plan that were dropped on the source since; LastID is the highest ID of those
+	// that left: no table gets one a second time.
+	Left   []Table `json:"left,omitempty"`
+	LastID int32   `json:"last_id,omitempty"`
 	// ExcludePatterns name what pg_dump leaves out, as --exclude-table and --exclude-schema arguments.
 	ExcludedTables  []Name   `json:"excluded_tables,omitempty"`
 	ExcludedSchemas []string `json:"excluded_schemas,omitempty"`

@@ -1,0 +1,222 @@
+package steps
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pgrunbook/pgrunbook/engine"
+	"github.com/pgrunbook/pgrunbook/internal/failpoint"
+	"github.com/pgrunbook/pgrunbook/internal/pg"
+	"github.com/pgrunbook/pgrunbook/steps/internal/capture"
+	"github.com/pgrunbook/pgrunbook/steps/internal/dump"
+	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
+)
+
+// ofPlan are the tables that the accepted plan holds, in its order, those that left since included:
+// what a step that is done was fingerprinted by.
+func ofPlan(s *scope.Scope) []scope.Table {
+	list := slices.DeleteFunc(slices.Concat(s.Tables, s.Left), func(t scope.Table) bool { return t.Joined })
+	slices.SortFunc(list, func(a, b scope.Table) int { return cmp.Compare(a.ID, b.ID) })
+	return list
+}
+
+// left gives the tables of the run that were dropped on the source. One that was made again under the
+// same name is among them: it is another table, whose rows are others.
+func left(ctx context.Context, env *Env, source *pgx.Conn, changes []capture.Change) ([]scope.Table, error) {
+	var oids []uint32
+	for _, t := range env.Scope.Tables {
+		oids = append(oids, t.OID)
+	}
+	rows, err := source.Query(ctx, "SELECT o FROM unnest($1::oid[]) AS u (o) WHERE NOT EXISTS (SELECT FROM pg_class c WHERE c.oid = o)", oids)
+	if err != nil {
+		return nil, fmt.Errorf("looking for tables that were dropped: %w", err)
+	}
+	missing, err := pgx.CollectRows(rows, pgx.RowTo[uint32])
+	if err != nil {
+		return nil, fmt.Errorf("looking for tables that were dropped: %w", err)
+	}
+	var list []scope.Table
+	for _, t := range env.Scope.Tables {
+		followed := t.Data == scope.Live && t.Capture != scope.NoCapture
+		gone := false
+		for _, c := range changes {
+			gone = gone || c.ID == t.ID && c.What == capture.Dropped
+			followed = followed && (c.ID != t.ID || c.What != capture.NotCaptured) // of what was never captured only the scope knows which it was
+		}
+		if gone || !followed && slices.Contains(missing, t.OID) {
+			list = append(list, t)
+		}
+	}
+	return list, nil
+}
+
+// leave drops on the target what the source has dropped, and lets go of it. Whatever comes again
+// under the same name joins the run as a new table.
+func leave(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sideConns) error {
+	if env.Runbook.Schema.OnDDL != "carry" {
+		return nil // named by the checks
+	}
+	changes, err := capture.Check(ctx, sides.source, env.Run, captured(env))
+	if err != nil {
+		return err
+	}
+	if err := dropPartitions(ctx, env, cp, sides, changes, true); err != nil { // before others take their place
+		return err
+	}
+	tables, err := left(ctx, env, sides.source, changes)
+	if err != nil || len(tables) == 0 {
+		return err
+	}
+	back, err := wayBack(ctx, env, sides.target)
+	if err != nil {
+		return err
+	}
+	var names []scope.Name
+	for _, t := range tables {
+		names = append(names, t.Name)
+		cp.Emit(engine.Event{Kind: engine.EventNote, Level: "warn", Object: pg.Name(t.Schema, t.Name.Name), Message: pg.Name(t.Schema, t.Name.Name) + " was dropped on the source: dropped on the target too, and no longer part of the run"})
+	}
+	if err := dropCarried(ctx, env, cp, sides, "DROP TABLE IF EXISTS "+quotedNames(names)+" CASCADE", names); err != nil {
+		return err
+	}
+	failpoint.Hit("leave.dropped")
+	for _, t := range tables {
+		for _, side := range []engine.Side{engine.Source, engine.Target} {
+			if t.Data != scope.Live || side == engine.Target && !back {
+				continue
+			}
+			if err := capture.Forget(ctx, sides.of(side), env.Run, t, waiting(cp, side, "remove capture of a dropped table")); err != nil {
+				return err
+			}
+		}
+		env.Scope.LastID = max(env.Scope.LastID, t.ID)
+		env.Scope.Tables = slices.DeleteFunc(env.Scope.Tables, func(o scope.Table) bool { return o.ID == t.ID })
+		if !t.Joined {
+			env.Scope.Left = append(env.Scope.Left, t)
+		}
+	}
+	failpoint.Hit("leave.forgotten")
+	return recordScope(ctx, env)
+}
+
+func quotedNames(names []scope.Name) string {
+	list := make([]string, len(names))
+	for i, n := range names {
+		list[i] = pg.Name(n.Schema, n.Name)
+	}
+	return strings.Join(list, ", ")
+}
+
+// dropCarried drops on the target what the source has dropped, with what depends on it there: on the
+// source that went too, or was made anew since. What this run did not bring is a person's: with such
+// an object in the way nothing is dropped. What went is recorded with it, so that a definition that
+// the source has is made again.
+func dropCarried(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sideConns, sql string, names []scope.Name) error {
+	known, err := restoredDefinitions(ctx, env)
+	if err != nil {
+		return err
+	}
+	var cursor catchUpCursor
+	if _, err := cp.Load(ctx, &cursor); err != nil {
+		return err
+	}
+	cursor.Handled = maps.Clone(cursor.Handled)
+	if cursor.Handled == nil {
+		cursor.Handled = map[string]string{}
+	}
+	if known == nil {
+		known = map[string]string{}
+	}
+	maps.Copy(known, cursor.Handled)
+	e := pg.Etiquette{Object: quotedNames(names), Mode: pg.AccessExclusive, Report: waiting(cp, engine.Target, "carry a change to the target")}
+	for _, n := range names {
+		var oid uint32
+		if err := sides.target.QueryRow(ctx, "SELECT coalesce(to_regclass($1)::oid, 0::oid)", pg.Name(n.Schema, n.Name)).Scan(&oid); err != nil {
+			return fmt.Errorf("looking at %s on the target: %w", pg.Name(n.Schema, n.Name), err)
+		}
+		e.Relations = append(e.Relations, oid)
+	}
+	err = pg.WithLock(ctx, sides.target, e, func(ctx context.Context, tx pgx.Tx) error {
+		before, err := dump.Inventory(ctx, tx.Conn(), nil)
+		if err != nil {
+			return err
+		}
+		if _, err := tx.Exec(ctx, sql); err != nil {
+			return err
+		}
+		after, err := dump.Inventory(ctx, tx.Conn(), nil)
+		if err != nil {
+			return err
+		}
+		for id, i := range before {
+			now, there := after[id]
+			of := slices.Contains(e.Relations, i.Rel)
+			switch {
+			case there && (of || now.Def == i.Def):
+				continue
+			case there:
+				return fmt.Errorf("%s would change with it", id)
+			case !of && !ownWords(i.Kind) && i.Kind != dump.ItemComment && (known[id] == "" || known[id] == gone):
+				return fmt.Errorf("%s depends on it, and is none that this run brought", id)
+			}
+			cursor.Handled[id] = gone
+		}
+		return cp.Save(ctx, tx, cursor)
+	})
+	var blocked *pg.LockError
+	if errors.As(err, &blocked) {
+		return sided(engine.Target, err)
+	}
+	if err != nil {
+		return &engine.Error{
+			Op: "carrying a change to the target", Object: quotedNames(names), Err: fmt.Errorf("%s: %w", sql, err),
+			Hint: "Drop what depends on it on the target by hand, or make the same change there, then run the same command again.",
+		}
+	}
+	return nil
+}
+
+// dropPartitions drops partitions on the target that were dropped on the source, so that others may
+// take their place there; with replaced, also where the source has another table of that name, which
+// is made afterwards. Their table is loaded again.
+func dropPartitions(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sideConns, changes []capture.Change, replaced bool) error {
+	for _, c := range changes {
+		if c.What != capture.PartitionRemoved || env.Runbook.Schema.OnDDL != "carry" {
+			continue
+		}
+		name := pg.Name(c.Member.Schema, c.Member.Name)
+		var detached, again, there bool
+		if err := sides.source.QueryRow(ctx, "SELECT EXISTS (SELECT FROM pg_class WHERE oid = $1), to_regclass($2) IS NOT NULL", c.OID, name).Scan(&detached, &again); err != nil {
+			return fmt.Errorf("looking for %s: %w", name, err)
+		}
+		if err := sides.target.QueryRow(ctx, "SELECT to_regclass($1) IS NOT NULL", name).Scan(&there); err != nil {
+			return fmt.Errorf("looking for %s on the target: %w", name, err)
+		}
+		if detached || !there || again && !replaced {
+			continue
+		}
+		cp.Emit(engine.Event{Kind: engine.EventNote, Level: "warn", Object: name, Message: name + " was dropped on the source: dropped on the target too"})
+		if err := dropCarried(ctx, env, cp, sides, "DROP TABLE IF EXISTS "+name+" CASCADE", []scope.Name{c.Member}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// leaving reports that a captured table was dropped and may leave the run; catch_up lets it go.
+func leaving(env *Env, changes []capture.Change) error {
+	if env.Runbook.Schema.OnDDL != "carry" {
+		return nil
+	}
+	if i := slices.IndexFunc(changes, func(c capture.Change) bool { return c.Rule == capture.Leave }); i >= 0 {
+		return &errRedefined{pg.Name(changes[i].Table.Schema, changes[i].Table.Name) + " was dropped"}
+	}
+	return nil
+}

@@ -1,0 +1,78 @@
+package steps
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/pgrunbook/pgrunbook/engine"
+)
+
+// leaves are tables and columns that go, one after the other in one run, and come again.
+var leaves = []stage{
+	{"F41 a table that came is dropped", `CREATE TABLE shop.product (id serial PRIMARY KEY, v text CHECK (v <> 'x')); CREATE INDEX product_v ON shop.product (v); INSERT INTO shop.product (v) VALUES ('a')`, `"shop"."product" is new`},
+	{"F41 and dropped", `UPDATE shop.product SET v = 'b'; DROP TABLE shop.product`, `"shop"."product" was dropped`},
+	{"F41 and made again", `CREATE TABLE shop.product (id serial PRIMARY KEY, v text CHECK (v <> 'x')); CREATE INDEX product_v ON shop.product (v); INSERT INTO shop.product (v) VALUES ('c'), ('d')`, `"shop"."product" is new`},
+	{"F41 dropped and made again between two passes", `UPDATE shop.product SET v = 'lost'; DROP TABLE shop.product; CREATE TABLE shop.product (id serial PRIMARY KEY, v text CHECK (v <> 'x'), w int);
+		CREATE INDEX product_v ON shop.product (v); INSERT INTO shop.product (v) VALUES ('e'); INSERT INTO shop.product VALUES (77, 'f', 1)`, `"shop"."product" was dropped`},
+	{"F41 a view over it", `CREATE VIEW shop.seen AS SELECT v FROM shop.product; CREATE MATERIALIZED VIEW shop.sum AS SELECT count(*) AS n FROM shop.seen;
+		CREATE TABLE shop.part (id int PRIMARY KEY, product int REFERENCES shop.product, customer int REFERENCES shop.customer); INSERT INTO shop.part VALUES (1, 77, 1)`, `"shop"."part" is new`},
+	{"F41 dropped with what depends on it", `DROP TABLE shop.product CASCADE; UPDATE shop.part SET product = 78`, `"shop"."product" was dropped`},
+	{"F41 a table of the plan", `DROP TABLE shop.customer CASCADE; INSERT INTO shop.invoice (customer) VALUES (999)`, `"shop"."customer" was dropped`},
+	{"F41 a table of the plan made anew", `DROP TABLE shop.event; CREATE TABLE shop.event (at timestamptz, id int, PRIMARY KEY (at, id)) PARTITION BY RANGE (at);
+		CREATE TABLE shop.event_2026 PARTITION OF shop.event FOR VALUES FROM ('2026-01-01') TO ('2027-01-01'); INSERT INTO shop.event VALUES ('2026-05-05', 1)`, `"shop"."event" was dropped`},
+	{"F41 one that is reloaded in the freeze", `DROP TABLE shop.log`, `"shop"."log" was dropped`},
+	{"F40 a column is dropped", `CREATE VIEW shop.totals AS SELECT total FROM shop.invoice; CREATE INDEX invoice_total ON shop.invoice (total, customer)`, ""},
+	{"F40 with what depends on it", `ALTER TABLE shop.invoice DROP COLUMN total CASCADE; INSERT INTO shop.invoice (customer) VALUES (1000)`, `column "total" was dropped`},
+	{"F40 and made again, of another type", `ALTER TABLE shop.invoice ADD COLUMN total int DEFAULT 5; ALTER TABLE shop.invoice DROP COLUMN customer; ALTER TABLE shop.invoice ADD COLUMN customer text; UPDATE shop.invoice SET customer = 'c' || id WHERE id < 10`, `column "customer" was dropped`},
+	{"F40 dropped and made again between two passes", `UPDATE shop.invoice SET total = 6 WHERE id < 5; ALTER TABLE shop.invoice DROP COLUMN total; ALTER TABLE shop.invoice ADD COLUMN total bigint DEFAULT 7; UPDATE shop.invoice SET total = 8 WHERE id < 3`, `column "total" was dropped`},
+}
+
+// Tables and columns that are dropped on the source are dropped on the target, with on_ddl = "carry",
+// and whatever comes again under the same name is carried again. A cutover ends it.
+func TestF41DroppedAndMadeAgain(t *testing.T) {
+	r := following(t, `schema { on_ddl = "carry" }
+cutover {
+  max_write_block = "60s"
+  attempts = 3
+}`)
+	for _, s := range leaves {
+		if !t.Run(s.name, func(t *testing.T) { r.carries(t, s) }) {
+			t.FailNow()
+		}
+	}
+	r.want(r.target, "SELECT concat(to_regclass('shop.product'), to_regclass('shop.seen'), to_regclass('shop.sum'), to_regclass('shop.customer'), to_regclass('shop.log'), to_regclass('shop.totals'))", "")
+	r.env.Journal.Close(t.Context())
+	r.open() // the tables that left are no drift of the steps that are done
+	r.must(r.walk(t.Context(), newSchema(r.env), newCapture(r.env), newCopy(r.env), newCatchUp(r.env), newConstraints(r.env), newVerify(r.env), newReverse(r.env), newArm(r.env)))
+	t.Run("F41 when the gates stand", func(t *testing.T) {
+		r.carries(t, stage{"", `DROP TABLE shop.part; CREATE TABLE shop.part (id int PRIMARY KEY, v text); INSERT INTO shop.part VALUES (5, 'five')`, `"shop"."part" was dropped`})
+	})
+	r.must(r.walk(t.Context(), newConstraints(r.env), newVerify(r.env), newReverse(r.env), newArm(r.env), newFreeze(r.env, nil)))
+	r.sameTables(t)
+	r.exec(r.target, "INSERT INTO shop.part VALUES (6, 'six'); INSERT INTO shop.event VALUES ('2026-06-06', 1)")
+}
+
+// What somebody else made on the target is not dropped with a table; the run stops and names it.
+func TestF41DroppedBesideOthers(t *testing.T) {
+	r := following(t, `schema { on_ddl = "carry" }`)
+	r.exec(r.target, "CREATE VIEW shop.mine AS SELECT count(*) AS n FROM shop.customer; COMMENT ON VIEW shop.mine IS 'a person made it'")
+	r.exec(r.source, "DROP TABLE shop.customer CASCADE")
+	if err := r.catchUp(); err == nil || !strings.Contains(err.Error(), "shop\".\"mine") || engine.HintOf(err) == "" {
+		t.Fatalf("%v, hint %q", err, engine.HintOf(err))
+	}
+	r.want(r.target, "SELECT n::text FROM shop.mine", "20")
+	r.exec(r.target, "DROP VIEW shop.mine")
+	r.must(r.catchUp())
+	r.want(r.target, "SELECT coalesce(to_regclass('shop.customer')::text, '')", "")
+}
+
+// By default a dropped table stops the run, named, with what to do.
+func TestF41DroppedStops(t *testing.T) {
+	r := following(t, "")
+	r.exec(r.source, "DROP TABLE shop.invoice")
+	err := r.catchUp()
+	if err == nil || !strings.Contains(err.Error(), "was dropped") || !strings.Contains(engine.HintOf(err), "on_ddl") {
+		t.Fatalf("%v, hint %q", err, engine.HintOf(err))
+	}
+	r.want(r.target, "SELECT (to_regclass('shop.invoice') IS NOT NULL)::text", "true")
+}
