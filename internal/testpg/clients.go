@@ -132,6 +132,23 @@ var skipPackage = regexp.MustCompile(`^(perl|libperl|netbase|libdb5|libgdbm|post
 // aptDownload has apt fetch a package of a suite and all that it depends on, as
 // if nothing were installed, and returns the files.
 func aptDownload(ctx context.Context, dir, suite, pkg string) ([]string, error) {
+	apt, err := aptIn(ctx, dir, "deb", suite)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := run(ctx, dir, "apt-get", append(apt, "install", "--download-only", pkg)...); err != nil {
+		return nil, err
+	}
+	debs, err := filepath.Glob(filepath.Join(dir, "cache/archives/*.deb"))
+	if err == nil && len(debs) == 0 {
+		err = errors.New("apt-get downloaded no package")
+	}
+	return debs, err
+}
+
+// aptIn gives the options with which apt-get knows nothing but one suite of Debian, packages (deb) or
+// sources (deb-src), and keeps all that it writes in a directory. The suite's lists are there.
+func aptIn(ctx context.Context, dir, kind, suite string) ([]string, error) {
 	mirror, err := debianMirror()
 	if err != nil {
 		return nil, err
@@ -141,7 +158,7 @@ func aptDownload(ctx context.Context, dir, suite, pkg string) ([]string, error) 
 			return nil, err
 		}
 	}
-	source := fmt.Sprintf("deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] %s %s main\n", mirror, suite)
+	source := fmt.Sprintf("%s [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] %s %s main\n", kind, mirror, suite)
 	for name, text := range map[string]string{"sources.list": source, "state/status": ""} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
 			return nil, err
@@ -164,17 +181,8 @@ func aptDownload(ctx context.Context, dir, suite, pkg string) ([]string, error) 
 		"-o", "Acquire::Retries=3",
 		"-o", "Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false",
 	}
-	if _, err := run(ctx, dir, "apt-get", append(slices.Clone(options), "update")...); err != nil {
-		return nil, err
-	}
-	if _, err := run(ctx, dir, "apt-get", append(slices.Clone(options), "install", "--download-only", pkg)...); err != nil {
-		return nil, err
-	}
-	debs, err := filepath.Glob(filepath.Join(dir, "cache/archives/*.deb"))
-	if err == nil && len(debs) == 0 {
-		err = errors.New("apt-get downloaded no package")
-	}
-	return debs, err
+	_, err = run(ctx, dir, "apt-get", append(slices.Clone(options), "update")...)
+	return options, err
 }
 
 // debianMirror is the mirror in the machine's own sources, so that a site's

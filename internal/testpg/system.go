@@ -28,6 +28,7 @@ func systemNeeds(ctx context.Context) []need {
 		{"gcc", onPath("gcc"), []string{"gcc", "libc6-dev"}}, // the race detector needs cgo
 		{"npm", onPath("npm"), []string{"npm"}},
 		{"pgbench", func() bool { _, err := PgbenchPath(ctx); return err == nil }, []string{"postgresql"}},
+		{"isolationtester", func() bool { _, err := IsolationTester(ctx); return err == nil }, []string{"postgresql"}},
 		bouncerNeed,
 	}
 }

@@ -55,5 +55,13 @@ func ensure(ctx context.Context, args []string) error {
 		return err
 	}
 	logf("clients           %s", clients)
+	if !testpg.Full() {
+		return nil
+	}
+	suites, err := testpg.Suites(ctx)
+	if err != nil {
+		return err
+	}
+	logf("PostgreSQL's tests %s", suites)
 	return nil
 }
