@@ -68,7 +68,7 @@ func newProgram(t *testing.T, example string, env ...string) *program {
 	if err := os.CopyFS(dir, os.DirFS(example)); err != nil {
 		t.Fatalf("copying the example: %v", err)
 	}
-	env = append(env, "PATH="+clients(t)+":"+os.Getenv("PATH"), "HOME="+t.TempDir(), "LANG=C.UTF-8", "PGRUNBOOK_PG_BIN_DIRS="+clients(t), "PGRUNBOOK_INPUT=0")
+	env = append(env, "PATH="+clients(t)+":"+os.Getenv("PATH"), "HOME="+t.TempDir(), "TMPDIR="+os.TempDir(), "LANG=C.UTF-8", "PGRUNBOOK_PG_BIN_DIRS="+clients(t), "PGRUNBOOK_INPUT=0")
 	return &program{t: t, path: path, dir: dir, runbook: example + ".runbook.hcl", env: env}
 }
 

@@ -41,8 +41,13 @@ func (t tests) Run() int {
 	return code
 }
 
+// checked looks for what the tests left behind.
+type checked struct{ tests }
+
+func (c checked) Run() int { return testpg.Run(c.tests) }
+
 func TestMain(m *testing.M) {
-	testscript.Main(tests{m}, map[string]func(){"pgrunbook": scripted})
+	testscript.Main(checked{tests{m}}, map[string]func(){"pgrunbook": scripted})
 }
 
 func TestScripts(t *testing.T) { runScripts(t, "testdata/script") }

@@ -102,7 +102,6 @@ func newIdleRig(t *testing.T) *rig {
 func newPairRig(t *testing.T) *rig {
 	t.Helper()
 	source, target := testpg.Pair(t)
-	testpg.NoLeaks(t, source, target)
 	_, newest, err := testpg.PairMajors()
 	if err != nil {
 		t.Fatal(err)

@@ -109,7 +109,6 @@ func newRig(t *testing.T) *rig {
 func newRigOn(t *testing.T, source, target string) *rig {
 	t.Helper()
 	r := &rig{t: t, dir: t.TempDir(), source: source, target: target, ledger: testpg.NewLedger(testpg.LedgerOptions{Accounts: 100, Pause: 60 * time.Millisecond, TxTimeout: 20 * time.Second})}
-	testpg.NoLeaks(t, r.source, r.target)
 	major, _, err := testpg.PairMajors()
 	r.must(err)
 	r.clients, err = testpg.ClientBinDir(t.Context(), major)

@@ -41,6 +41,10 @@ func relationsOnce(ctx context.Context, url, kind string) ([]string, error) {
 		return nil, fmt.Errorf("listing relations: %w", err)
 	}
 	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
+	return relationsOf(ctx, conn, kind)
+}
+
+func relationsOf(ctx context.Context, conn *pgx.Conn, kind string) ([]string, error) {
 	rows, err := conn.Query(ctx, tablesQuery, kind)
 	if err != nil {
 		return nil, fmt.Errorf("listing relations: %w", err)
@@ -60,15 +64,24 @@ type Sequence struct {
 
 // Sequences reads every sequence of an application, by quoted name.
 func Sequences(ctx context.Context, url string) (map[string]Sequence, error) {
-	names, err := relations(ctx, url, "S")
-	if err != nil {
-		return nil, err
-	}
+	var out map[string]Sequence
+	err := notEnded(func() (err error) {
+		out, err = sequencesOnce(ctx, url)
+		return err
+	})
+	return out, err
+}
+
+func sequencesOnce(ctx context.Context, url string) (map[string]Sequence, error) {
 	conn, err := pgx.Connect(ctx, url)
 	if err != nil {
 		return nil, fmt.Errorf("reading sequences: %w", err)
 	}
 	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
+	names, err := relationsOf(ctx, conn, "S")
+	if err != nil {
+		return nil, err
+	}
 	out := make(map[string]Sequence, len(names))
 	for _, name := range names {
 		var s Sequence

@@ -63,12 +63,13 @@ func DiffAt(ctx context.Context, sourceURL, targetURL, targetSnapshot string, ta
 	return diffs, err
 }
 
-// notEnded does something again whose session was ended from outside: a flip does that on the side
-// that it leaves.
+// notEnded does something again whose session was ended from outside, whether or not the server could
+// say so: a flip does that on the side that it leaves.
 func notEnded(do func() error) error {
 	const times = 3
 	for n := 1; ; n++ {
-		if err := do(); err == nil || n == times || sqlState(err) != "57P01" {
+		err := do()
+		if err == nil || n == times || sqlState(err) != "57P01" && sqlState(err) != "" {
 			return err
 		}
 	}

@@ -66,10 +66,7 @@ func dialSampler(ctx context.Context, url string) *pgx.Conn {
 func (s *Sides) sample(ctx context.Context, conns [2]*pgx.Conn, first int) {
 	var ok [2]bool
 	for _, i := range [2]int{first, 1 - first} {
-		_, err := conns[i].Exec(ctx, "BEGIN")
-		if err == nil {
-			_, err = conns[i].Exec(ctx, s.Probe)
-		}
+		_, err := conns[i].Exec(ctx, "BEGIN; "+s.Probe)
 		ok[i] = err == nil
 		switch sqlState(err) {
 		case readOnlyState:
@@ -82,8 +79,8 @@ func (s *Sides) sample(ctx context.Context, conns [2]*pgx.Conn, first int) {
 		}
 	}
 	for _, c := range conns {
-		if !c.IsClosed() {
-			_, _ = c.Exec(ctx, "ROLLBACK") // where nothing is open it only warns
+		if !c.IsClosed() && c.PgConn().TxStatus() != 'I' {
+			_, _ = c.Exec(ctx, "ROLLBACK")
 		}
 	}
 	s.mu.Lock()

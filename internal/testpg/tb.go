@@ -43,8 +43,7 @@ var shared struct {
 
 // Shared returns this test binary's cluster of a major, started on first use.
 // Tests that stop, pause or reconfigure a server start their own instead.
-// Main removes it; without Main it dies with the process and its files are
-// swept by the next run.
+// Main removes it.
 func Shared(t TB, major int) *Cluster {
 	t.Helper()
 	shared.Lock()
@@ -64,22 +63,6 @@ func Shared(t TB, major int) *Cluster {
 	}
 	shared.clusters[major] = c
 	return c
-}
-
-// Main runs the tests of a package and removes the shared clusters:
-//
-//	func TestMain(m *testing.M) { testpg.Main(m) }
-func Main(m interface{ Run() int }) {
-	code := m.Run()
-	shared.Lock()
-	defer shared.Unlock()
-	for _, c := range shared.clusters {
-		if err := c.Remove(); err != nil {
-			fmt.Fprintln(os.Stderr, "removing a test cluster:", err)
-			code = max(code, 1)
-		}
-	}
-	os.Exit(code)
 }
 
 // StartT starts a cluster of the test's own and removes it at its end. The
@@ -149,8 +132,8 @@ func Pair(t TB) (sourceURL, targetURL string) {
 
 var dbCount atomic.Int64
 
-// NewDB makes a fresh database and returns the superuser's URL. It is dropped,
-// with whoever is still connected, when the test ends.
+// NewDB makes a fresh database and returns the superuser's URL. When the test ends it must have no
+// session or lock of ours; it is dropped with whoever is still connected.
 func NewDB(t TB, c *Cluster) string {
 	t.Helper()
 	name := fmt.Sprintf("t%d_%s", dbCount.Add(1), simpleName(t.Name()))
@@ -167,6 +150,13 @@ func NewDB(t TB, c *Cluster) string {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
 		endIdle(ctx, c.URL(name, c.Superuser))
+		left, err := c.leaks(ctx, name, 5*time.Second)
+		if err != nil {
+			t.Errorf("%v", err)
+		}
+		if len(left) > 0 {
+			t.Errorf("left behind in database %s:\n  %s", name, strings.Join(left, "\n  "))
+		}
 		if err := c.DropDB(ctx, name); err != nil {
 			t.Errorf("dropping a test database: %v", err)
 		}

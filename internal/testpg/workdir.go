@@ -46,6 +46,9 @@ func workBase() (string, error) {
 
 var sweepOnce sync.Once
 
+// claimed are the directories that this process made and has not removed.
+var claimed sync.Map
+
 func newWorkdir(acc account) (*workdir, error) {
 	base, err := workBase()
 	if err != nil {
@@ -57,6 +60,7 @@ func newWorkdir(acc account) (*workdir, error) {
 		return nil, err
 	}
 	w := &workdir{path: path, locks: []*os.File{lock}}
+	claimed.Store(path, true)
 	if err := acc.mkdir(path, 0o755); err != nil {
 		return nil, errors.Join(fmt.Errorf("making a cluster's directory: %w", err), w.remove())
 	}
@@ -94,6 +98,9 @@ func (w *workdir) noteData(dir string) error {
 // remove deletes the directory, then lets its locks go.
 func (w *workdir) remove() error {
 	err := os.RemoveAll(w.path)
+	if err == nil {
+		claimed.Delete(w.path)
+	}
 	for _, f := range w.locks {
 		err = errors.Join(err, ignoreClosed(os.Remove(f.Name())), ignoreClosed(f.Close()))
 	}
