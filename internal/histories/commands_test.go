@@ -75,6 +75,7 @@ func (w *world) command(c Command) {
 	if flips && !w.failed() {
 		w.owner = cond(c.Args == "apply", 1, 0)
 		w.admitted()
+		w.comparing.Wait() // the next flip would end its sessions, and the one that holds the snapshot
 	}
 }
 
@@ -102,7 +103,7 @@ func (w *world) verdict(e ended, hurt bool, pending []Event) string {
 const firingSQL = `SELECT coalesce(string_agg(format('ALTER TABLE %s DISABLE TRIGGER %I;', tgrelid::regclass, tgname), ''), ''),
 	coalesce(string_agg(format('ALTER TABLE %s ENABLE %s TRIGGER %I;', tgrelid::regclass, CASE tgenabled WHEN 'A' THEN 'ALWAYS' ELSE 'REPLICA' END, tgname), ''), '')
 	FROM pg_trigger WHERE tgenabled IN ('A', 'R') AND NOT tgisinternal AND tgname !~ 'pgrunbook'
-	AND tgrelid NOT IN (SELECT oid FROM pg_class WHERE relnamespace = 'pgrunbook'::regnamespace)`
+	AND tgrelid NOT IN (SELECT oid FROM pg_class WHERE relnamespace = to_regnamespace('pgrunbook'))`
 
 // silence does what a refusal asks for: triggers that fire in any role are disabled where rows are
 // carried to. On the source they get their mode back once it takes writes.

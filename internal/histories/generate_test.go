@@ -41,7 +41,7 @@ func generate(seed uint64, source int, own bool) History {
 		h.Writers = append(h.Writers, g.writer(shapes))
 	}
 	h.Commands = g.commands()
-	if g.IntN(2) == 0 {
+	if g.IntN(4) > 0 {
 		g.faults(&h)
 	}
 	if g.IntN(2) == 0 {
@@ -54,7 +54,7 @@ func (g *gen) writer(shapes []shape) Writer {
 	var w Writer
 	replica := g.IntN(8) == 0
 	for range 8 + g.IntN(16) {
-		op := Op{Think: 4 + g.IntN(24), Replica: replica, End: "commit"}
+		op := Op{Think: 15 + g.IntN(60), Replica: replica, End: "commit"}
 		for range g.IntN(4) {
 			sub := cond(g.IntN(2) == 0, "keep", cond(g.IntN(4) == 0, "undo", ""))
 			for i, s := range shapes[g.IntN(len(shapes))].change(g) {
@@ -116,25 +116,26 @@ func (g *gen) commands() []Command {
 	return list
 }
 
+// faults are few in one history: each makes the program begin again, which is what a history costs. A
+// later attempt has one only where an earlier one may have failed by one.
 func (g *gen) faults(h *History) {
-	for i := range h.Commands {
-		c := &h.Commands[i]
+	for range 2 + g.IntN(4) {
+		c := &h.Commands[g.IntN(len(h.Commands))]
 		verb := strings.Fields(c.Args)[0]
-		for range g.IntN(4) {
-			ft := Fault{Kind: g.pick(faultKinds...), Try: g.IntN(2), After: g.IntN(3000), Side: g.IntN(2), N: g.IntN(30)}
-			names := points[verb]
-			switch {
-			case ft.Kind == "point" && len(names) == 0:
-				ft.Kind = "kill"
-			case ft.Kind == "point":
-				ft.Point = names[g.IntN(len(names))]
-			case ft.Kind == "restart" && !h.Own:
-				ft.Kind = "kill"
-			case ft.Kind == "restart": // never the side that the command may open: the comparison reads there
-				ft.Side = cond(verb == "rollback", 1, 0)
-			}
-			c.Faults = append(c.Faults, ft)
+		lasts := cond(verb == "apply" || verb == "rollback", 4000, 800)
+		ft := Fault{Kind: g.pick(faultKinds...), Try: g.IntN(1 + len(c.Faults)), After: g.IntN(lasts), Side: g.IntN(2), N: g.IntN(30)}
+		names := points[verb]
+		switch {
+		case ft.Kind == "point" && len(names) == 0:
+			ft.Kind = "kill"
+		case ft.Kind == "point":
+			ft.Point = names[g.IntN(len(names))]
+		case ft.Kind == "restart" && !h.Own:
+			ft.Kind = "kill"
+		case ft.Kind == "restart": // never the side that the command may open: the comparison reads there
+			ft.Side = cond(verb == "rollback", 1, 0)
 		}
+		c.Faults = append(c.Faults, ft)
 	}
 }
 

@@ -202,8 +202,7 @@ func (w *world) open() {
 		rule(t.Name, t.Rule)
 	}
 	w.must(os.WriteFile(filepath.Join(w.dir, "history.runbook.hcl"), []byte(text), 0o600))
-	w.sql(w.source, setup)
-	w.sql(w.source, "ANALYZE")
+	w.sql(w.source, setup+"ANALYZE")
 	urls := [2]string{w.source, w.target}
 	for i := range w.ways {
 		w.ways[i], err = testpg.NewTurnstile(urls[i], urls[1-i], probeSQL, i == 0)
@@ -235,7 +234,6 @@ func (w *world) servers() {
 		w.clusters = [2]*testpg.Cluster{testpg.Shared(w, from), testpg.Shared(w, to)}
 	}
 	w.source, w.target = testpg.NewDB(w, w.clusters[0]), testpg.NewDB(w, w.clusters[1])
-	testpg.NoLeaks(w, w.source, w.target)
 	for i, c := range w.clusters {
 		w.proxies[i] = testpg.ListenT(w, c)
 	}

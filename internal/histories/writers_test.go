@@ -26,6 +26,10 @@ type client struct {
 
 const span = 10_000_000 // numbers of one writer
 
+// refusedPause is what a client waits before it asks the other server: while neither takes writes, each
+// question is a new session.
+const refusedPause = 100 * time.Millisecond
+
 func (c *client) run(ctx context.Context) {
 	defer c.drop()
 	for i := 0; ctx.Err() == nil && len(c.ops) > 0; i++ {
@@ -47,6 +51,7 @@ func (c *client) note(err error, op Op) {
 	if state == "" || state == "25006" || strings.HasPrefix(state, "57") {
 		c.drop()
 		c.at = 1 - c.at
+		time.Sleep(refusedPause)
 	}
 	var e *pgconn.PgError
 	if errors.As(err, &e) && state != "25006" && strings.Contains(e.Where+e.Message+e.SchemaName, "pgrunbook") && !c.w.keyRenamed.Load() {
@@ -111,7 +116,7 @@ func (c *client) transaction(ctx context.Context, op Op, r *record) error {
 	}
 	for _, k := range op.Lists {
 		var v string
-		if err := c.conn.QueryRow(ctx, fmt.Sprintf("UPDATE h.list SET v = v || '%d,' WHERE k = %d RETURNING v", r.number, k)).Scan(&v); err != nil {
+		if err := c.conn.QueryRow(ctx, fmt.Sprintf("UPDATE h.list SET v = v || '%d,' WHERE k = %d RETURNING v", r.number, k), pgx.QueryExecModeSimpleProtocol).Scan(&v); err != nil {
 			return err
 		}
 		seen, err := numbers(v)
