@@ -147,15 +147,15 @@ func shrink(h History, deadline time.Time, fails func(History) bool) History {
 	return h
 }
 
-// valid keeps cuts from making another problem: a rollback needs a flip before it, a transfer a list
-// that says whether it was made.
+// valid keeps cuts from making another problem: a rollback needs a flip before it, a step to stop after
+// must be there, a transfer needs a list that says whether it was made.
 func valid(h History) bool {
 	owner := 0
 	for _, c := range h.Commands {
 		switch verb, _, _ := strings.Cut(c.Args, " "); {
 		case c.Args == "apply":
 			owner = 1
-		case verb == "rollback" && owner == 0, verb == "finish" && owner == 0, verb == "rehearse" && owner == 1, verb == "abort" && owner == 1:
+		case c.Args == "apply --until verify" && h.NoVerify, verb == "rollback" && owner == 0, verb == "finish" && owner == 0, verb == "rehearse" && owner == 1, verb == "abort" && owner == 1:
 			return false
 		case verb == "rollback":
 			owner = 0
