@@ -2,9 +2,11 @@ package preflight
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/pgrunbook/pgrunbook/engine"
 )
@@ -26,7 +28,17 @@ type offer struct {
 }
 
 func (f *Facts) offers(ctx context.Context) (map[string]offer, error) {
-	rows, err := f.To.conn.Query(ctx, offersSQL)
+	return f.offered(ctx, offersSQL)
+}
+
+// installed gives what the target has, where one control file that it cannot read, of whatever extension, ends
+// the list of those that it could make.
+func (f *Facts) installed(ctx context.Context) (map[string]offer, error) {
+	return f.offered(ctx, `SELECT x.extname::text, x.extversion, false, n.nspname::text, x.extrelocatable FROM pg_extension x JOIN pg_namespace n ON n.oid = x.extnamespace`)
+}
+
+func (f *Facts) offered(ctx context.Context, sql string) (map[string]offer, error) {
+	rows, err := f.To.conn.Query(ctx, sql)
 	if err != nil {
 		return nil, err
 	}
@@ -84,12 +96,20 @@ func extensions(ctx context.Context, f *Facts) ([]engine.Finding, error) {
 		return nil, err
 	}
 	offers, err := f.offers(ctx)
+	var unread *pgconn.PgError
+	if errors.As(err, &unread) && unread.Code == "42601" {
+		offers, err = f.installed(ctx)
+	}
 	if err != nil {
 		return nil, err
 	}
 	var out []engine.Finding
 	for _, h := range have {
 		offer, known := offers[h.Name]
+		if !known && unread != nil {
+			out = append(out, finding(engine.SeverityWarning, engine.Target, h.Name, h.creates()+" -- on the target, to see whether it can; mend the file that the error names", "Whether the target has the extension %s cannot be said: its list of extensions cannot be read: %v.", h.Name, unread))
+			continue
+		}
 		if !known {
 			out = append(out, finding(engine.SeverityError, engine.Target, h.Name, "Install its package on the target's server, or drop it on the source if nothing uses it.", "The extension %s %s is not available on the target.", h.Name, h.Version))
 			continue

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/pgrunbook/pgrunbook/engine"
+	"github.com/pgrunbook/pgrunbook/internal/testpg"
 )
 
 // A key that only the target has is named with the statement that drops it; one that follows from a key of
@@ -104,5 +105,26 @@ func TestWhatNeedsAnExtension(t *testing.T) {
 	p.source("CREATE TRIGGER uses BEFORE DELETE ON public.use FOR EACH ROW EXECUTE FUNCTION ext.lo_manage(o)")
 	if got := severity("lo"); got != engine.SeverityError {
 		t.Errorf("lo, which a trigger calls: %s", got)
+	}
+}
+
+// One control file that the target cannot read, here that of the packages for 10, ends its list of extensions.
+// What it has is known still, and nothing else is left unchecked on the oldest major.
+func TestExtensionsThatCannotBeListed(t *testing.T) {
+	server := testpg.Shared(t, 10)
+	p := &pair{t: t, from: testpg.NewDB(t, server), to: testpg.NewDB(t, server)}
+	p.source("CREATE TABLE public.t (id int PRIMARY KEY)", "CREATE EXTENSION citext", "CREATE EXTENSION pgcrypto")
+	p.target("CREATE EXTENSION pgcrypto")
+	var got []string
+	for _, f := range p.findings() {
+		if strings.Contains(f.Text, "could not be checked") {
+			t.Errorf("%+v", f)
+		}
+		if f.Code == "PRE152" {
+			got = append(got, string(f.Severity)+" "+f.Object)
+		}
+	}
+	if !slices.Equal(got, []string{"warning citext"}) {
+		t.Errorf("found %q", got)
 	}
 }
