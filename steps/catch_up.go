@@ -61,23 +61,6 @@ func (s *catchUpStep) Plan(context.Context) (engine.StepPlan, error) {
 	return p, nil
 }
 
-// recopy says that tables must be loaded again: something happened that leaves no keys.
-type recopy struct {
-	tables  []scope.Table
-	changes []capture.Change
-}
-
-func (r *recopy) Error() string {
-	return fmt.Sprintf("%s: the table is loaded again", r.changes[0].Text)
-}
-
-// unfit asks for another load of a table whose captured images do not fit any more: the load reads rows
-// as they are now, and the images from before it are left out.
-func unfit(e *pass.UnfitError) *recopy {
-	t := e.Table
-	return &recopy{tables: []scope.Table{t}, changes: []capture.Change{{ID: t.ID, Table: t.Name, Rule: capture.Recopy, Text: e.Error()}}}
-}
-
 // Apply drains and follows. Tables that were rewritten or swapped are loaded again in between.
 func (s *catchUpStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Checkpoint) error {
 	ctx, limits, err := watchLimits(ctx, s.env, cp)
@@ -113,6 +96,14 @@ func (s *catchUpStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Ch
 			}
 			err = again
 		}
+		var wide *widen
+		if errors.As(err, &wide) {
+			if err := (&copyStep{env: s.env}).widenTarget(ctx, cp, wide.changes); err != nil {
+				return err
+			}
+			recopies++
+			continue
+		}
 		var images *pass.UnfitError
 		if errors.As(err, &images) && !reloaded[images.Table.ID] { // once: images of the second load fit, or another load is no help
 			reloaded[images.Table.ID] = true
@@ -125,7 +116,7 @@ func (s *catchUpStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Ch
 			return err
 		}
 		recopies++
-		if err := s.explained(ctx, s.recopy(ctx, limits, cp, again)); err != nil && !errors.As(err, &redefined) {
+		if err := s.explained(ctx, startAgain(ctx, s.env, limits, cp, again)); err != nil && !errors.As(err, &redefined) {
 			return err
 		}
 	}
@@ -139,7 +130,10 @@ func (s *catchUpStep) follow(ctx context.Context, limits *limits, cp engine.Chec
 	if err := s.loadLeft(ctx, limits, cp); err != nil {
 		return err
 	}
-	return s.drain(ctx, limits, cp)
+	if err := s.drain(ctx, limits, cp); err != nil {
+		return err
+	}
+	return afterRows(ctx, s.env, cp)
 }
 
 // loadLeft ends the load of tables that a dead runner had begun to load again: the copy step is done
@@ -237,57 +231,6 @@ func (s *catchUpStep) check(ctx context.Context, conn *pgx.Conn) error {
 		return again
 	}
 	return nil
-}
-
-// recopy loads tables once more. The fingerprint is accepted before the rows are read.
-func (s *catchUpStep) recopy(ctx context.Context, limits *limits, cp engine.Checkpoint, again *recopy) error {
-	sides, err := openSides(ctx, s.env, "recopy")
-	if err != nil {
-		return err
-	}
-	defer sides.close(context.WithoutCancel(ctx))
-	if err := dropPartitions(ctx, s.env, cp, sides, again.changes, false); err != nil {
-		return err
-	}
-	affected := func(t scope.Table) bool {
-		return slices.ContainsFunc(again.tables, func(a scope.Table) bool { return a.ID == t.ID })
-	}
-	if err := refreshTables(ctx, s.env, sides.source, affected); err != nil { // a partition may be no member any more
-		return err
-	}
-	loader, err := (&copyStep{env: s.env}).loader(ctx, limits, cp)
-	if err != nil {
-		return err
-	}
-	for _, t := range s.env.Scope.Tables {
-		if !affected(t) {
-			continue
-		}
-		if err := s.env.Journal.Reopen(ctx, verifyID, true); err != nil { // what it proved of this table is no more
-			return err
-		}
-		cp.Emit(engine.Event{Kind: engine.EventNote, Level: "warn", Object: t.Schema + "." + t.Name.Name, Message: again.Error()})
-		if err := capture.InstallOn(ctx, sides.source, s.env.Run, t, nil); err != nil {
-			return err
-		}
-		if err := loader.StartOver(ctx, t); err != nil {
-			return err
-		}
-		var seen []capture.Change
-		for _, c := range again.changes {
-			if c.ID == t.ID {
-				seen = append(seen, c)
-			}
-		}
-		if err := capture.Accept(ctx, sides.source, t, seen...); err != nil {
-			return err
-		}
-		failpoint.Hit("catch_up.accepted")
-	}
-	if err := refilled(ctx, s.env, sides, again.tables); err != nil {
-		return err
-	}
-	return loader.Run(ctx)
 }
 
 // reopenCatchUp makes each walk that comes by catch_up do it again, as long as writes are on the

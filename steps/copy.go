@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"slices"
 	"sync"
 	"time"
 
@@ -14,7 +13,6 @@ import (
 
 	"github.com/pgrunbook/pgrunbook/engine"
 	"github.com/pgrunbook/pgrunbook/internal/pg"
-	"github.com/pgrunbook/pgrunbook/steps/internal/capture"
 	"github.com/pgrunbook/pgrunbook/steps/internal/dump"
 	"github.com/pgrunbook/pgrunbook/steps/internal/load"
 	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
@@ -44,8 +42,8 @@ func (s *copyStep) Fingerprint() string {
 	return fmt.Sprintf("copy/%x", sha256.Sum256(b))
 }
 
-// definitionsMax bounds how often a load goes on after the target refused a row whose definition was
-// behind the source's.
+// definitionsMax bounds, beside the number of tables, how often a load goes on after the source's tables or
+// definitions changed under it.
 const definitionsMax = 20
 
 // externalApproval is what a person says when the tables of method external are loaded.
@@ -61,32 +59,36 @@ func (s *copyStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Check
 		return err
 	}
 	defer limits.close()
+	for rounds := 0; ; rounds++ {
+		err := s.load(ctx, limits, cp)
+		if err == nil {
+			return nil
+		}
+		if cause := context.Cause(ctx); cause != nil && ctx.Err() != nil {
+			return cause
+		}
+		if rounds == definitionsMax+len(s.env.Scope.Tables) {
+			return &engine.Error{Op: "loading", Err: fmt.Errorf("the source's tables changed %d times under the load: %w", rounds, err), Hint: "Run the same command again: it goes on from here."}
+		}
+		mended, why := s.mend(ctx, limits, cp, err)
+		if why != nil {
+			return errors.Join(why, err)
+		}
+		if !mended {
+			return err
+		}
+	}
+}
+
+// load runs until all tables follow, or one asks for more than a load can do. Passes over what is loaded end
+// with it: what mend changes they must not see half.
+func (s *copyStep) load(ctx context.Context, limits *limits, cp engine.Checkpoint) error {
 	loader, err := s.loader(ctx, limits, cp)
 	if err != nil {
 		return err
 	}
 	defer followLoaded(ctx, s.env, limits, cp)()
-	err = loader.Run(ctx)
-	for range definitionsMax {
-		if !refusedRow(err) {
-			break
-		}
-		mended, why := mendRefused(ctx, s.env, cp)
-		if why != nil {
-			return errors.Join(why, err)
-		}
-		if !mended {
-			break
-		}
-		err = loader.Run(ctx)
-	}
-	if err != nil {
-		if cause := context.Cause(ctx); cause != nil && ctx.Err() != nil {
-			return cause
-		}
-		return err
-	}
-	return nil
+	return loader.Run(ctx)
 }
 
 // loader puts a load together from the runbook, the journal and the source's definitions.
@@ -109,7 +111,7 @@ func (s *copyStep) loader(ctx context.Context, limits *limits, cp engine.Checkpo
 	return load.New(load.Config{
 		From: s.env.Source, To: s.env.Target, Run: s.env.Run, Journal: s.env.Journal, Step: s.ID(), Tables: s.env.Scope.Tables,
 		Builder: &dump.Builder{Target: s.env.Target, Objects: objects, Waiting: waiting(cp, engine.Target, "build on the target"), Hold: s.env.betweenParts(cp.Emit)},
-		Control: limits.control, Rate: limits.rate, Bulk: s.bulk(cp), Loaded: s.loaded, Check: s.check,
+		Control: limits.control, Rate: limits.rate, Bulk: s.bulk(cp), Loaded: s.loaded, Emptied: s.emptied, Check: s.check, Explain: s.explain,
 		Progress: progress.table, Emit: cp.Emit, Log: s.env.Log,
 	}), nil
 }
@@ -131,28 +133,6 @@ func NewWorker(env *Env, cp engine.Checkpoint) func(ctx context.Context) error {
 	}
 }
 
-// check compares a table's fingerprint when its last chunk is done. What a re-copy mends starts
-// the table over; what can be carried is carried by the passes.
-func (s *copyStep) check(ctx context.Context, conn *pgx.Conn, t scope.Table) (accept func(context.Context) error, err error) {
-	if t.Capture == scope.NoCapture {
-		return nil, nil
-	}
-	changes, err := capture.Check(ctx, conn, s.env.Run, []scope.Table{t})
-	if err != nil {
-		return nil, err
-	}
-	if err := capture.Err(changes); err != nil {
-		return nil, err
-	}
-	if !slices.ContainsFunc(changes, func(c capture.Change) bool { return c.Rule == capture.Recopy }) {
-		return nil, nil
-	}
-	if err := capture.InstallOn(ctx, conn, s.env.Run, t, nil); err != nil {
-		return nil, err
-	}
-	return func(ctx context.Context) error { return capture.Accept(ctx, conn, t, changes...) }, nil
-}
-
 // loaded asks whether the tables of method external are there.
 func (s *copyStep) loaded(ctx context.Context, tables []scope.Table) error {
 	_, found, err := s.env.Journal.Approval(ctx, externalApproval, s.env.Journal.Digest)
@@ -167,6 +147,14 @@ func (s *copyStep) loaded(ctx context.Context, tables []scope.Table) error {
 		Class: engine.ClassApproval, Op: externalWait, Object: joinSome(names), Err: errors.New("nobody has said that it is done"),
 		Hint: fmt.Sprintf("Load these tables now, from a snapshot that is taken after this message, in sessions with PGOPTIONS=\"-c session_replication_role=replica -c pgrunbook.mark=%s\", which pass the target's closed gate. Then: pgrunbook approve %s --by WHO, and run the same command again.", s.env.Run.Mark, externalApproval),
 	}
+}
+
+// emptied makes a person say anew that a table of method external is loaded, once what was loaded is gone.
+func (s *copyStep) emptied(ctx context.Context, tx pgx.Tx, t scope.Table) error {
+	if t.Method != scope.External {
+		return nil
+	}
+	return s.env.Journal.UseUp(ctx, tx, externalApproval)
 }
 
 // bulk loads whole tables with pg_dump and pg_restore.

@@ -4,8 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"regexp"
 	"slices"
+	"strings"
 
 	"github.com/jackc/pgx/v5"
 
@@ -25,8 +25,7 @@ func (c *carry) Error() string {
 
 // carryDDL makes the target like the source, table by table: the change there, triggers for a new
 // partition on both sides, then the record that it was handled. Each part may be done already.
-// Tables whose new column has a default that is no constant come back: its values were made on the
-// source when the column was, so their rows are read again.
+// Tables that must be loaded again come back; of them nothing is recorded yet.
 func carryDDL(ctx context.Context, env *Env, cp engine.Checkpoint, c *carry) (again *recopy, err error) {
 	sides, err := openSidesToDefine(ctx, env, "ddl")
 	if err != nil {
@@ -34,6 +33,9 @@ func carryDDL(ctx context.Context, env *Env, cp engine.Checkpoint, c *carry) (ag
 	}
 	defer sides.close(context.WithoutCancel(ctx))
 	if err := dropPartitions(ctx, env, cp, sides, c.changes, true); err != nil {
+		return nil, err
+	}
+	if err := detachRemoved(ctx, env, cp, sides, c.changes); err != nil {
 		return nil, err
 	}
 	again = &recopy{}
@@ -56,24 +58,16 @@ func carryDDL(ctx context.Context, env *Env, cp engine.Checkpoint, c *carry) (ag
 			}
 			ch.SQL += " USING NULL"
 		}
-		cp.Emit(engine.Event{Kind: engine.EventNote, Level: "warn", Object: pg.Name(ch.Table.Schema, ch.Table.Name), Message: fmt.Sprintf("%s: carried to the target: %s", ch.Text, ch.SQL)})
 		if ch.What == capture.ColumnDropped {
+			cp.Emit(engine.Event{Kind: engine.EventNote, Level: "warn", Object: pg.Name(ch.Table.Schema, ch.Table.Name), Message: fmt.Sprintf("%s: carried to the target: %s", ch.Text, ch.SQL)})
 			if err := dropCarried(ctx, env, cp, sides, ch.SQL, []scope.Name{ch.Table}); err != nil {
 				return nil, err
 			}
 			failpoint.Hit("ddl.dropped")
 			continue
 		}
-		var blocked *pg.LockError
-		err := runOn(ctx, sides.target, scope.Name{Schema: ch.Table.Schema, Name: ch.Table.Name}, waiting(cp, engine.Target, "carry a change to the target"), ch.SQL)
-		if errors.As(err, &blocked) {
-			return nil, sided(engine.Target, err)
-		}
-		if err != nil && !slices.Contains([]string{"42701", "42P07"}, pg.SQLState(err)) { // there already
-			return nil, &engine.Error{
-				Op: "carrying a change to the target", Object: pg.Name(ch.Table.Schema, ch.Table.Name), Err: fmt.Errorf("%s: %w", ch.SQL, err),
-				Hint: "Make the same change on the target by hand, then run the same command again.",
-			}
+		if err := carryChange(ctx, cp, sides, ch); err != nil {
+			return nil, err
 		}
 		failpoint.Hit("ddl.changed")
 	}
@@ -88,7 +82,7 @@ func carryDDL(ctx context.Context, env *Env, cp engine.Checkpoint, c *carry) (ag
 		if err := rearm(ctx, env, cp, sides, t); err != nil {
 			return nil, err
 		}
-		if i := slices.IndexFunc(changes, func(c capture.Change) bool { return c.Rule == capture.Recopy || madeValues(c) }); i >= 0 {
+		if i := slices.IndexFunc(changes, loadedAgain); i >= 0 {
 			again.tables, again.changes = append(again.tables, t), slices.Concat(again.changes, changes[i:i+1], slices.Delete(slices.Clone(changes), i, i+1))
 			continue // accepted when the table is read again
 		}
@@ -99,6 +93,26 @@ func carryDDL(ctx context.Context, env *Env, cp engine.Checkpoint, c *carry) (ag
 		failpoint.Hit("ddl.accepted")
 	}
 	return again, nil
+}
+
+// carryChange runs a change's statement on the target, which may have it already.
+func carryChange(ctx context.Context, cp engine.Checkpoint, sides *sideConns, ch capture.Change) error {
+	name := pg.Name(ch.Table.Schema, ch.Table.Name)
+	cp.Emit(engine.Event{Kind: engine.EventNote, Level: "warn", Object: name, Message: fmt.Sprintf("%s: carried to the target: %s", ch.Text, ch.SQL)})
+	var blocked *pg.LockError
+	err := runOn(ctx, sides.target, ch.Table, waiting(cp, engine.Target, "carry a change to the target"), ch.SQL)
+	switch {
+	case errors.As(err, &blocked):
+		return sided(engine.Target, err)
+	case ch.What == capture.ColumnNull && pg.SQLState(err) == "23502":
+		return nil // rows that passes have still to bring hold a NULL there: see afterRows
+	case err != nil && !slices.Contains([]string{"42701", "42P07"}, pg.SQLState(err)): // there already
+		return &engine.Error{
+			Op: "carrying a change to the target", Object: name, Err: fmt.Errorf("%s: %w", ch.SQL, err),
+			Hint: "Make the same change on the target by hand, then run the same command again.",
+		}
+	}
+	return nil
 }
 
 // runOn runs statements about a relation in one transaction, under the lock etiquette of internal/pg.
@@ -118,12 +132,10 @@ func runOn(ctx context.Context, conn *pgx.Conn, rel scope.Name, onWait capture.O
 	})
 }
 
-// constant is a default that has the same value on both sides whenever it is evaluated.
-var constant = regexp.MustCompile(`^(('([^']|'')*'|-?[0-9.]+|true|false|NULL)(::[a-z][a-z0-9 ."()\[\]]*)?|\(-[0-9.]+\))$`)
-
-// madeValues reports whether a change gave old rows values that the target cannot know.
-func madeValues(c capture.Change) bool {
-	return c.What == capture.ColumnAdded && c.Default != "" && !constant.MatchString(c.Default)
+// loadedAgain reports whether a change takes a new load: rows changed that left no key, or old rows got
+// values that no statement makes on the target.
+func loadedAgain(c capture.Change) bool {
+	return c.Rule == capture.Recopy || c.What == capture.ColumnAdded && c.Unlike
 }
 
 // rearm puts our triggers on what is new: tables and partitions, on both sides.
@@ -160,10 +172,40 @@ func refreshScope(ctx context.Context, env *Env) error {
 	if err != nil {
 		return err
 	}
-	return refreshTables(ctx, env, conn, func(t scope.Table) bool {
+	err = refreshTables(ctx, env, conn, func(t scope.Table) bool {
 		s, ok := shapes[t.ID]
-		return ok && !slices.Equal(s.Columns, columnTypes(t)) || ok && len(s.Members) != len(t.Members)
+		return ok && (!slices.Equal(s.Columns, columnTypes(t)) || !sameNames(s.Members, memberNames(t)))
 	})
+	if err != nil {
+		return err
+	}
+	for i := range env.Scope.Tables {
+		t := &env.Scope.Tables[i]
+		if s, ok := shapes[t.ID]; ok {
+			recordedOnly(t, s)
+		}
+	}
+	return nil
+}
+
+// recordedOnly takes out of a table what came since its last change was handled: the target has none of it.
+func recordedOnly(t *scope.Table, s capture.Shape) {
+	t.Columns = slices.DeleteFunc(t.Columns, func(c scope.Column) bool {
+		return !slices.ContainsFunc(s.Columns, func(known string) bool { return strings.HasPrefix(known, c.Name+" ") })
+	})
+	t.Members = slices.DeleteFunc(t.Members, func(m scope.Member) bool { return !slices.Contains(s.Members, m.Name) })
+}
+
+func memberNames(t scope.Table) []scope.Name {
+	list := make([]scope.Name, len(t.Members))
+	for i, m := range t.Members {
+		list[i] = m.Name
+	}
+	return list
+}
+
+func sameNames(a, b []scope.Name) bool {
+	return len(a) == len(b) && !slices.ContainsFunc(a, func(n scope.Name) bool { return !slices.Contains(b, n) })
 }
 
 func columnTypes(t scope.Table) []string {

@@ -70,7 +70,11 @@ func mendRefused(ctx context.Context, env *Env, cp engine.Checkpoint) (bool, err
 func (d difference) carry(ctx context.Context, cp engine.Checkpoint, sides *sideConns) error {
 	cp.Emit(engine.Event{Kind: engine.EventNote, Level: "warn", Object: d.item.ID(), Message: fmt.Sprintf("%s: carried to the target%s", d.text(), d.how())})
 	for _, sql := range d.sql {
-		if err := d.politely(ctx, cp, sides, sql); err != nil {
+		err := d.politely(ctx, cp, sides, sql)
+		if d.item.Kind == dump.ItemCheck && pg.SQLState(err) == "23514" { // rows that passes have still to bring; see afterRows
+			err = d.politely(ctx, cp, sides, sql+" NOT VALID")
+		}
+		if err != nil {
 			return &engine.Error{
 				Op: "carrying a change to the target", Object: d.item.ID(), Err: fmt.Errorf("%s: %w", sql, err),
 				Hint: "Make the same change on the target by hand, then run the same command again.",

@@ -164,17 +164,9 @@ SELECT n.nspname, p.relname FROM pg_inherits h JOIN pg_class p ON p.oid = h.inhp
 // prepareNew takes a partition that was detached on the source off its tree on the target, and looks
 // that the table is there as it must be.
 func prepareNew(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sideConns, t scope.Table) error {
-	var parent scope.Name
 	name := pg.Name(t.Schema, t.Name.Name)
-	err := sides.target.QueryRow(ctx, parentSQL, name).Scan(&parent.Schema, &parent.Name)
-	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
-		return fmt.Errorf("looking at %s on the target: %w", name, err)
-	}
-	if err == nil {
-		sql := "ALTER TABLE " + pg.Name(parent.Schema, parent.Name) + " DETACH PARTITION " + name + "; DELETE FROM ONLY " + name
-		if err := runOn(ctx, sides.target, t.Name, waiting(cp, engine.Target, "detach a partition on the target"), sql, parent); err != nil {
-			return fmt.Errorf("detaching %s on the target: %w", name, err)
-		}
+	if _, err := detach(ctx, cp, sides, t.Name); err != nil {
+		return err
 	}
 	one := *env.Scope
 	one.Tables = []scope.Table{t}
@@ -186,6 +178,24 @@ func prepareNew(ctx context.Context, env *Env, cp engine.Checkpoint, sides *side
 		Op: "following the new table", Object: name, Err: errors.New(joinSome(differences)),
 		Hint: "Make it on the target as it is on the source, without rows, then run the same command again.",
 	}
+}
+
+// detach takes a table off its tree on the target, without rows. It is false where it is in none.
+func detach(ctx context.Context, cp engine.Checkpoint, sides *sideConns, table scope.Name) (bool, error) {
+	var parent scope.Name
+	name := pg.Name(table.Schema, table.Name)
+	err := sides.target.QueryRow(ctx, parentSQL, name).Scan(&parent.Schema, &parent.Name)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("looking at %s on the target: %w", name, err)
+	}
+	sql := "ALTER TABLE " + pg.Name(parent.Schema, parent.Name) + " DETACH PARTITION " + name + "; DELETE FROM ONLY " + name
+	if err := runOn(ctx, sides.target, table, waiting(cp, engine.Target, "detach a partition on the target"), sql, parent); err != nil {
+		return false, fmt.Errorf("detaching %s on the target: %w", name, err)
+	}
+	return true, nil
 }
 
 // leave lets go of tables that joined this run and became partitions of another table: their rows go

@@ -45,6 +45,19 @@ func (r *Run) Approve(ctx context.Context, a engine.Approval) error {
 	return nil
 }
 
+// UseUp makes the approvals of this name count for nothing: what they spoke of is to be done anew. They are
+// kept. It fences.
+func (r *Run) UseUp(ctx context.Context, tx pgx.Tx, name string) error {
+	err := Fence(ctx, tx, r.ID, r.Epoch)
+	if err == nil {
+		_, err = tx.Exec(ctx, "UPDATE pgrunbook.approval SET plan_digest = plan_digest || ' (used up)' WHERE run = $1::text AND name = $2::text AND plan_digest NOT LIKE '% (used up)'", r.ID, name)
+	}
+	if err != nil {
+		return fmt.Errorf("using up the approval %q: %w", name, err)
+	}
+	return nil
+}
+
 // Approvals lists every approval of the run, oldest first.
 func (r *Run) Approvals(ctx context.Context) ([]engine.Approval, error) {
 	var out []engine.Approval

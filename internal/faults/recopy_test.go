@@ -22,7 +22,7 @@ func TestF01DeathsInSecondLoad(t *testing.T) {
 	r.finally("apply", "--auto-approve", "--until", "copy")
 	r.sql(r.source, rewrite)
 	caughtUp := []string{"apply", "--auto-approve", "--until", "catch_up"}
-	r.die(caughtUp, []string{"load.again", "load.claimed", "load.marked", "load.scrubbing", "load.keyed"})
+	r.die(caughtUp, []string{"load.emptied", "load.again", "load.claimed", "load.marked", "load.scrubbing", "load.keyed"})
 	r.sql(r.source, rewrite) // once more: the death above has left the rest of catch_up's part to the load
 	r.die(caughtUp, []string{"catch_up.accepted"})
 	r.finally(applyArgs...)

@@ -15,6 +15,7 @@ import (
 var elsewhere = map[string]string{
 	"dump.concurrently": "TestF01DeathInConcurrentBuild",
 	"load.again":        "TestF01DeathsInSecondLoad",
+	"load.emptied":      "TestF01DeathsInSecondLoad",
 	"alone.locked":      "TestRollbackWithoutTarget",
 	"alone.switched":    "TestRollbackWithoutTarget",
 	"alone.repointed":   "TestRollbackWithoutTarget",

@@ -38,11 +38,16 @@ type Change struct {
 	Hint   string // what to type or change next
 	// SQL is what makes the other side alike, of Carry only.
 	SQL string
-	// Default is the default expression of an added column.
-	Default string
+	// NotNull says which way ColumnNull goes.
+	NotNull bool
+	// Unlike says that rows from before an added column hold different values, which SQL does not make.
+	Unlike bool
 
 	seen fingerprint
 }
+
+// Checked reports whether Check found the change in the catalog: Accept then compares with what it saw.
+func (c Change) Checked() bool { return len(c.seen.Relations) > 0 }
 
 // What happened to a table.
 type What string

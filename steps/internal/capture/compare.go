@@ -2,7 +2,9 @@ package capture
 
 import (
 	"fmt"
+	"regexp"
 	"slices"
+	"strings"
 
 	"github.com/jackc/pgx/v5"
 
@@ -20,7 +22,7 @@ func compare(t scope.Table, was, now fingerprint) []Change {
 	if root.Schema != old.Schema || root.Name != old.Name {
 		return []Change{newChange(t, Renamed, Stop, "it is now "+pg.Name(root.Schema, root.Name))}
 	}
-	changes := columns(t, old, root)
+	changes := columns(t, was, now)
 	if was.KeyFits && !now.KeyFits {
 		changes = append(changes, newChange(t, KeyChanged, Stop, "no valid unique index over its key's columns is left"))
 	}
@@ -124,7 +126,8 @@ func armed(t scope.Table, r relPrint) bool {
 }
 
 // columns compares the root's columns.
-func columns(t scope.Table, was, now relPrint) []Change {
+func columns(t scope.Table, before, after fingerprint) []Change {
+	was, now := before.Relations[0], after.Relations[0]
 	var changes []Change
 	inKey := map[string]bool{}
 	if t.Identity == scope.ByKey {
@@ -135,7 +138,7 @@ func columns(t scope.Table, was, now relPrint) []Change {
 	for i, c := range now.Columns {
 		if i >= len(was.Columns) {
 			if !c.Dropped {
-				changes = append(changes, addedColumn(t, now, c))
+				changes = append(changes, addedColumn(t, before, after, c))
 			}
 			continue
 		}
@@ -146,25 +149,89 @@ func columns(t scope.Table, was, now relPrint) []Change {
 	return changes
 }
 
-func addedColumn(t scope.Table, r relPrint, c colPrint) Change {
+// addedColumn makes the column with the value that rows from before it have on this side, then gives it the
+// default that it has by now. NOT NULL comes at once only where such a value is known: else the rows got
+// theirs by an UPDATE that a pass has still to carry.
+func addedColumn(t scope.Table, was, now fingerprint, c colPrint) Change {
+	r := now.Relations[0]
 	ch := newChange(t, ColumnAdded, Carry, fmt.Sprintf("it has a new column %q", c.Name))
-	ch.Column, ch.Default = c.Name, c.Default
+	ch.Column = c.Name
 	if c.Generated || c.Identity != "" || t.Identity != scope.ByKey {
 		ch.Rule, ch.Hint = Stop, undoOrBegin
 		ch.Text += ", generated, of an identity, or in a table without a key: such a column is not carried"
 		return ch
 	}
-	ch.SQL = fmt.Sprintf("ALTER TABLE %s ADD COLUMN %s %s", pg.Name(r.Schema, r.Name), pgx.Identifier{c.Name}.Sanitize(), c.Type)
+	missing, alike := missingValue(was, now, c.Name)
+	ch.Unlike = !alike
+	table, column, then := pg.Name(r.Schema, r.Name), pgx.Identifier{c.Name}.Sanitize(), ""
+	first := c.Default
+	switch {
+	case rewrittenSince(was, now) || missing != nil && plainly(c.Default) == *missing:
+	case missing != nil:
+		first, then = pg.Literal(*missing)+"::"+c.Type, c.Default
+	default:
+		first, then = "", c.Default
+	}
+	ch.SQL = fmt.Sprintf("ALTER TABLE %s ADD COLUMN ", table)
+	if first != c.Default {
+		ch.SQL += "IF NOT EXISTS "
+	}
+	ch.SQL += column + " " + c.Type
 	if c.Collation != "" {
 		ch.SQL += " COLLATE " + c.Collation
 	}
-	if c.Default != "" {
-		ch.SQL += " DEFAULT " + c.Default
+	if first != "" {
+		ch.SQL += " DEFAULT " + first
 	}
-	if c.NotNull {
+	if c.NotNull && missing != nil {
 		ch.SQL += " NOT NULL"
 	}
+	switch {
+	case first == c.Default:
+	case then == "":
+		ch.SQL += fmt.Sprintf("; ALTER TABLE %s ALTER COLUMN %s DROP DEFAULT", table, column)
+	default:
+		ch.SQL += fmt.Sprintf("; ALTER TABLE %s ALTER COLUMN %s SET DEFAULT %s", table, column, then)
+	}
 	return ch
+}
+
+// missingValue is what rows from before a column hold, in every member with rows that was there then; alike is
+// false where members differ.
+func missingValue(was, now fingerprint, column string) (value *string, alike bool) {
+	found := false
+	for _, r := range now.Relations {
+		i := slices.IndexFunc(r.Columns, func(c colPrint) bool { return c.Name == column && !c.Dropped })
+		if r.Kind != "r" || i < 0 || !slices.ContainsFunc(was.Relations, func(o relPrint) bool { return o.OID == r.OID }) {
+			continue
+		}
+		is := r.Columns[i].Missing
+		if found && (is == nil) != (value == nil) || found && is != nil && *is != *value {
+			return nil, false
+		}
+		value, found = is, true
+	}
+	return value, true
+}
+
+// rewrittenSince reports whether a member got another file node: its rows hold their values themselves, and
+// are read again.
+func rewrittenSince(was, now fingerprint) bool {
+	return slices.ContainsFunc(now.Relations, func(r relPrint) bool {
+		return slices.ContainsFunc(was.Relations, func(o relPrint) bool { return o.OID == r.OID && o.Node != r.Node })
+	})
+}
+
+// literal is a default that is plainly a value.
+var literal = regexp.MustCompile(`^(?:'((?:[^'\\]|'')*)'(?:::[a-z][a-z0-9 ."()\[\]]*)?|(-?[0-9.]+)|\((-[0-9.]+)\))$`)
+
+// plainly gives the text of a default that is a literal; of any other what is no value's text.
+func plainly(def string) string {
+	m := literal.FindStringSubmatch(def)
+	if m == nil {
+		return "\x00"
+	}
+	return strings.ReplaceAll(m[1], "''", "'") + m[2] + m[3]
 }
 
 func columnChanges(t scope.Table, r relPrint, was, now colPrint, key bool) []Change {
@@ -209,6 +276,7 @@ func columnChanges(t scope.Table, r relPrint, was, now colPrint, key bool) []Cha
 			rule = Stop
 		}
 		add(ColumnNull, rule, verb+" NOT NULL", verb+" NOT NULL")
+		changes[len(changes)-1].NotNull = now.NotNull
 	}
 	switch {
 	case was.Default == now.Default || was.Generated != now.Generated:

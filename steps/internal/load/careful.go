@@ -47,8 +47,8 @@ func (w *worker) insertStaged(ctx context.Context, t scope.Table, staged int64) 
 	if err != nil || key == nil {
 		return err
 	}
-	if w.l.cfg.Check != nil { // what fired no trigger explains it too: then the table is loaded once more at its end
-		if accept, why := w.l.cfg.Check(ctx, w.from, t); why != nil || accept != nil {
+	if w.l.cfg.Check != nil { // what fired no trigger explains it too: then the table is loaded once more
+		if why := w.l.cfg.Check(ctx, w.from, t); why != nil {
 			return why
 		}
 	}

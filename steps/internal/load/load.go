@@ -43,10 +43,15 @@ type Config struct {
 	// Loaded says whether somebody else has loaded the tables of method external; an error is the
 	// reason why the load cannot go on.
 	Loaded func(ctx context.Context, tables []scope.Table) error
-	// Check compares a table's fingerprint on From after its last chunk. An accept that is not nil
-	// asks for the table to be loaded once more; it is called when the table has started over, never
-	// before: a death in between must find the difference again.
-	Check func(ctx context.Context, conn *pgx.Conn, t scope.Table) (accept func(ctx context.Context) error, err error)
+	// Emptied is called in the transaction that takes the rows of a table which starts over.
+	Emptied func(ctx context.Context, tx pgx.Tx, t scope.Table) error
+	// Check compares a table's fingerprint on From after its last chunk, and when a relation of it is another one
+	// than was cut. An error ends the load: whoever runs it makes the table right, starts it over and
+	// runs the load again.
+	Check func(ctx context.Context, conn *pgx.Conn, t scope.Table) error
+	// Explain looks for changes of a table on From that keep its rows from being written. An error
+	// ends the load, as that of Check.
+	Explain func(ctx context.Context, conn *pgx.Conn, t scope.Table) error
 	// Progress is told of every table that moved, at most twice a second each.
 	Progress func(Progress)
 	Emit     func(engine.Event)

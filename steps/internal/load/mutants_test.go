@@ -3,12 +3,17 @@
 package load
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"testing"
+
+	"github.com/jackc/pgx/v5"
 
 	"github.com/pgrunbook/pgrunbook/engine"
 	"github.com/pgrunbook/pgrunbook/internal/failpoint"
 	"github.com/pgrunbook/pgrunbook/internal/pg"
+	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
 )
 
 // How a scenario ended.
@@ -89,6 +94,21 @@ var mutants = []struct {
 		},
 	},
 	{
+		// It dies before it has emptied the table, and what asked for that is gone.
+		name: "load.forget_first", ddl: oneTable, clean: equal, dirty: differs,
+		play: func(p *pair) error {
+			p.beforeCapture(`INSERT INTO t SELECT g, 'v', g FROM generate_series(1, 100) g`)
+			p.load()
+			p.exec(p.source, `TRUNCATE t; INSERT INTO t VALUES (1, 'new', 1)`)
+			died := errors.New("died")
+			p.cfg.Emptied = func(context.Context, pgx.Tx, scope.Table) error { return died }
+			if err := New(p.cfg).StartOver(p.ctx, p.tables[0]); !errors.Is(err, died) {
+				return fmt.Errorf("it did not die: %w", err)
+			}
+			return p.follow()
+		},
+	},
+	{
 		name: "journal.no_fence", ddl: oneTable, clean: refused, dirty: differs,
 		play: func(p *pair) error {
 			p.beforeCapture(`INSERT INTO t SELECT g, 'v', g FROM generate_series(1, 100) g`)
@@ -126,4 +146,29 @@ func TestMutants(t *testing.T) {
 			})
 		}
 	}
+}
+
+// A death between the emptying of a table and its new chunks: the next run cuts them, though nothing else asks
+// for it any more.
+func TestF42MutantsOfTheSecondLoad(t *testing.T) {
+	p := newPair(t, `CREATE TABLE t (id int PRIMARY KEY, v text); CREATE TABLE k (a int, v text)`, chunks(16<<10), func(t *scope.Table) {
+		if t.Key == nil {
+			t.Identity = scope.AppendOnly
+		}
+	})
+	p.beforeCapture(`INSERT INTO t SELECT g, 'v' FROM generate_series(1, 100) g; INSERT INTO k SELECT g, 'v' FROM generate_series(1, 100) g`)
+	p.load()
+	p.exec(p.source, `INSERT INTO k SELECT g, 'w' FROM generate_series(1, 100) g; TRUNCATE t; INSERT INTO t VALUES (1, 'new')`)
+	for _, table := range p.tables {
+		ctx, cancel := context.WithCancel(p.ctx)
+		t.Cleanup(failpoint.On("load.emptied", cancel))
+		if err := New(p.cfg).StartOver(ctx, table); err == nil {
+			t.Fatal("it did not die")
+		}
+	}
+	if n := p.one(p.target, "SELECT count(*)::text FROM pgrunbook.item"); n != "0" {
+		t.Fatalf("%s chunks are there: this proves nothing", n)
+	}
+	p.load()
+	p.synced()
 }

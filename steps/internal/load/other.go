@@ -10,10 +10,12 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/pgrunbook/pgrunbook/engine/journal"
+	"github.com/pgrunbook/pgrunbook/internal/failpoint"
+	"github.com/pgrunbook/pgrunbook/steps/internal/capture"
 	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
 )
 
-// unloaded lists the tables of a method that are still loading, in the order of their ids.
+// unloaded lists the tables of a method that are not loaded yet, in the order of their ids, and all states.
 func (l *Loader) unloaded(ctx context.Context, m scope.Method) ([]scope.Table, map[int32]journal.TableState, error) {
 	states, err := l.cfg.Journal.TableStates(ctx, nil)
 	if err != nil {
@@ -23,6 +25,15 @@ func (l *Loader) unloaded(ctx context.Context, m scope.Method) ([]scope.Table, m
 	for _, id := range slices.Sorted(maps.Keys(l.tables)) {
 		if t := l.tables[id]; t.Method == m && states[id].State == journal.Loading {
 			list = append(list, t)
+		}
+	}
+	progress, err := l.cfg.Journal.Progress(ctx, l.stepOf(scope.Table{Method: m}))
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, p := range progress {
+		if p.DoneItems == p.Items {
+			list = slices.DeleteFunc(list, func(t scope.Table) bool { return t.ID == p.Table })
 		}
 	}
 	return list, states, nil
@@ -35,15 +46,6 @@ func (l *Loader) bulk(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	progress, err := l.cfg.Journal.Progress(ctx, l.stepOf(scope.Table{Method: scope.PgDump}))
-	if err != nil {
-		return err
-	}
-	for _, p := range progress {
-		if p.DoneItems == p.Items {
-			tables = slices.DeleteFunc(tables, func(t scope.Table) bool { return t.ID == p.Table })
-		}
-	}
 	if len(tables) == 0 {
 		return nil
 	}
@@ -55,26 +57,71 @@ func (l *Loader) bulk(ctx context.Context) error {
 		return err
 	}
 	defer s.close()
+	before := map[int32]map[string]int64{}
 	for _, t := range tables {
+		if err := l.explained(ctx, s, t); err != nil { // what a dump would have that the target has not
+			return err
+		}
+		if before[t.ID], err = capture.FileNodes(ctx, s.from, t); err != nil {
+			return err
+		}
 		if err := pgx.BeginFunc(ctx, s.to, func(tx pgx.Tx) error { return empty(ctx, tx, t) }); err != nil {
 			return err
 		}
 		l.report.stage(t, Copying)
 	}
 	if err := l.cfg.Bulk(ctx, tables); err != nil {
+		for _, t := range tables {
+			if why := l.explained(ctx, s, t); why != nil {
+				return why
+			}
+		}
 		return err
 	}
+	again := false
 	for _, t := range tables {
-		if err := l.markWhole(ctx, s, t, states[t.ID]); err != nil {
+		now, err := capture.FileNodes(ctx, s.from, t)
+		if err != nil {
 			return err
 		}
+		if changed(before[t.ID], now) && !failpoint.Mutant("load.no_filenode") {
+			again = true
+			if err := l.rewritten(ctx, t, states[t.ID].Generation); err != nil {
+				return err
+			}
+			continue
+		}
+		if err := l.markWhole(ctx, s, t); err != nil {
+			return err
+		}
+	}
+	if again {
+		return l.bulk(ctx)
 	}
 	return nil
 }
 
-// markWhole marks the one item of a table that was loaded by other means, unless the table was
-// rewritten meanwhile.
-func (l *Loader) markWhole(ctx context.Context, s sides, t scope.Table, state journal.TableState) error {
+// changed compares file nodes from before a dump with those after it: pg_dump takes its snapshot before
+// its locks, and reads nothing of a table that was rewritten in between. Partitions that are not in both are
+// the fingerprint's affair.
+func changed(before, now map[string]int64) bool {
+	for name, node := range before {
+		if is, ok := now[name]; ok && is != node {
+			return true
+		}
+	}
+	return false
+}
+
+func (l *Loader) explained(ctx context.Context, s sides, t scope.Table) error {
+	if l.cfg.Explain == nil {
+		return nil
+	}
+	return l.cfg.Explain(ctx, s.from, t)
+}
+
+// markWhole marks the one item of a table that was loaded by other means.
+func (l *Loader) markWhole(ctx context.Context, s sides, t scope.Table) error {
 	if _, err := s.from.Exec(ctx, "UPDATE pgrunbook.heartbeat SET at = clock_timestamp()"); err != nil {
 		return fmt.Errorf("writing the heartbeat: %w", err)
 	}
@@ -111,7 +158,7 @@ func (l *Loader) external(ctx context.Context) error {
 	}
 	defer s.close()
 	for _, t := range tables {
-		if err := l.markWhole(ctx, s, t, states[t.ID]); err != nil {
+		if err := l.markWhole(ctx, s, t); err != nil {
 			return err
 		}
 	}

@@ -27,6 +27,7 @@ type overview struct {
 	mu    sync.Mutex
 	seen  []journal.TableProgress
 	state map[int32]journal.TableState
+	bare  map[int32]bool // emptied, and without new chunks
 	busy  map[int32]bool // being finished
 	done  chan int32     // finished
 }
@@ -55,9 +56,19 @@ func (o *overview) look(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	cut := map[int32]bool{}
+	for _, p := range seen {
+		cut[p.Table] = true
+	}
+	bare := map[int32]bool{}
+	for id := range o.l.tables {
+		if !cut[id] {
+			bare[id], seen = true, append(seen, journal.TableProgress{Table: id, Items: 1})
+		}
+	}
 	slices.SortFunc(seen, func(a, b journal.TableProgress) int { return int(min(max(b.Size-a.Size, -1), 1)) })
 	o.mu.Lock()
-	o.seen, o.state = seen, state
+	o.seen, o.state, o.bare = seen, state, bare
 	o.mu.Unlock()
 	copied := true
 	for _, p := range seen {
@@ -114,12 +125,18 @@ func (o *overview) finishAll(ctx context.Context) error {
 				continue
 			}
 			open = true
-			if p.DoneItems < p.Items || o.busy[p.Table] {
+			work := o.l.finish
+			if o.bare[p.Table] { // whoever emptied it goes on, or lost its sessions
+				work = o.l.cutAgain
+			} else if p.DoneItems < p.Items {
+				continue
+			}
+			if o.busy[p.Table] {
 				continue
 			}
 			o.busy[p.Table] = g.TryGo(func() error {
 				defer func() { o.done <- t.ID }()
-				return o.l.finish(ctx, t)
+				return work(ctx, t)
 			})
 		}
 		if !open {

@@ -2,7 +2,6 @@ package load
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -54,15 +53,37 @@ func (l *Loader) Prepare(ctx context.Context) error {
 		return err
 	}
 	defer s.close()
+	cut, err := l.cutTables(ctx)
+	if err != nil {
+		return err
+	}
 	for _, id := range slices.Sorted(maps.Keys(l.tables)) {
-		if _, ok := states[id]; ok {
-			continue
+		switch state, ok := states[id]; {
+		case !ok:
+			err = l.prepare(ctx, s, l.tables[id])
+		case emptied(state, cut[id]): // a process died when it had emptied it
+			err = l.refill(ctx, s, l.tables[id], state.Generation)
 		}
-		if err := l.prepare(ctx, s, l.tables[id]); err != nil {
+		if err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// cutTables are those that have chunks.
+func (l *Loader) cutTables(ctx context.Context) (map[int32]bool, error) {
+	cut := map[int32]bool{}
+	for _, step := range l.steps() {
+		progress, err := l.cfg.Journal.Progress(ctx, step)
+		if err != nil {
+			return nil, err
+		}
+		for _, p := range progress {
+			cut[p.Table] = true
+		}
+	}
+	return cut, nil
 }
 
 func (l *Loader) prepare(ctx context.Context, s sides, t scope.Table) error {
@@ -78,16 +99,36 @@ func (l *Loader) prepare(ctx context.Context, s sides, t scope.Table) error {
 			}
 		}
 	}
+	return l.fill(ctx, s, t, 1)
+}
+
+const bareSQL = `
+SELECT NOT EXISTS (SELECT FROM pgrunbook.item WHERE run = $1 AND step = $2 AND tbl = $3)
+   AND NOT EXISTS (SELECT FROM pgrunbook.table_state WHERE run = $1 AND tbl = $3 AND generation > $4)`
+
+// fill gives an empty table its chunks, unless somebody else has. What was captured before they are read
+// goes.
+func (l *Loader) fill(ctx context.Context, s sides, t scope.Table, generation int) error {
 	nodes, items, err := l.cut(ctx, s.from, t)
 	if err != nil {
 		return err
 	}
 	failpoint.Hit("load.cut")
 	return pgx.BeginFunc(ctx, s.to, func(tx pgx.Tx) error {
-		if err := l.cfg.Journal.SetTableState(ctx, tx, t.ID, journal.Loading, 1, nodes); err != nil {
+		if _, err := tx.Exec(ctx, "SELECT FROM pgrunbook.table_state WHERE run = $1 AND tbl = $2 FOR UPDATE", l.cfg.Journal.ID, t.ID); err != nil {
 			return err
 		}
-		return l.cfg.Journal.AddItems(ctx, tx, l.stepOf(t), items)
+		var bare bool
+		if err := tx.QueryRow(ctx, bareSQL, l.cfg.Journal.ID, string(l.stepOf(t)), t.ID, generation).Scan(&bare); err != nil || !bare {
+			return err
+		}
+		if err := l.cfg.Journal.SetTableState(ctx, tx, t.ID, journal.Loading, generation, nodes); err != nil {
+			return err
+		}
+		if err := l.cfg.Journal.AddItems(ctx, tx, l.stepOf(t), items); err != nil {
+			return err
+		}
+		return forget(ctx, s.from, t)
 	})
 }
 
@@ -100,77 +141,6 @@ func (l *Loader) cut(ctx context.Context, from *pgx.Conn, t scope.Table) (map[st
 	items, err := Chunks(ctx, from, t)
 	return nodes, items, err
 }
-
-// StartOver empties a table on the target and gives it new chunks, in the next generation. A load
-// must run afterwards.
-func (l *Loader) StartOver(ctx context.Context, t scope.Table) error {
-	state, _, err := l.cfg.Journal.TableState(ctx, nil, t.ID)
-	if err != nil {
-		return err
-	}
-	return l.startOver(ctx, t, state.Generation)
-}
-
-// startOver does nothing if somebody else has started the table over since generation. Chunks are
-// locked before the state, in the order in which a chunk's transaction takes them.
-func (l *Loader) startOver(ctx context.Context, t scope.Table, generation int) error {
-	s, err := l.connect(ctx, "load again")
-	if err != nil {
-		return err
-	}
-	defer s.close()
-	nodes, items, err := l.cut(ctx, s.from, t)
-	if err != nil {
-		return err
-	}
-	var forget func() error
-	err = pgx.BeginFunc(ctx, s.to, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, "SELECT FROM pgrunbook.item WHERE run = $1 AND step = $2 AND tbl = $3 ORDER BY no FOR UPDATE", l.cfg.Journal.ID, string(l.stepOf(t)), t.ID); err != nil {
-			return err
-		}
-		var now int
-		if err := tx.QueryRow(ctx, "SELECT generation FROM pgrunbook.table_state WHERE run = $1 AND tbl = $2 FOR UPDATE", l.cfg.Journal.ID, t.ID).Scan(&now); err != nil {
-			return err
-		}
-		if now != generation {
-			return errMoved
-		}
-		next, err := l.cfg.Journal.Reset(ctx, tx, t.ID)
-		if err != nil {
-			return err
-		}
-		if err := empty(ctx, tx, t); err != nil {
-			return err
-		}
-		if _, err := tx.Exec(ctx, "DELETE FROM pgrunbook.watermark WHERE from_side = $1", l.slot(t)); err != nil {
-			return err
-		}
-		if err := l.cfg.Journal.SetTableState(ctx, tx, t.ID, journal.Loading, next, nodes); err != nil {
-			return err
-		}
-		if err := forgetMarks(ctx, s.from, t); err != nil {
-			return err
-		}
-		if forget, err = forgetImages(ctx, s.from, t); err != nil {
-			return err
-		}
-		return l.cfg.Journal.AddItems(ctx, tx, l.stepOf(t), items)
-	})
-	if errors.Is(err, errMoved) {
-		return nil
-	}
-	if err == nil {
-		failpoint.Hit("load.again")
-		err = forget()
-	}
-	if err != nil {
-		return fmt.Errorf("starting %s over: %w", tableName(t), err)
-	}
-	l.cfg.Emit(engine.Event{Kind: engine.EventNote, At: time.Now(), Level: "warn", Object: tableName(t), Message: tableName(t) + " was rewritten while it was read: it is loaded again from the start"})
-	return nil
-}
-
-var errMoved = errors.New("started over by another worker")
 
 // empty removes every row of t on the target. TRUNCATE is refused where a foreign key points to
 // the table, even from an empty one; where somebody reads the table it is not waited for, since other

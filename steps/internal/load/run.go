@@ -112,18 +112,11 @@ func (l *Loader) finishOnce(ctx context.Context, t scope.Table) (err error) {
 	return l.build(ctx, s, t, state)
 }
 
-// verifyAndScrub is false where the table has to be loaded once more.
+// verifyAndScrub is false where the table was started over.
 func (l *Loader) verifyAndScrub(ctx context.Context, s sides, t scope.Table, state journal.TableState) (bool, error) {
 	if l.cfg.Check != nil {
-		accept, err := l.cfg.Check(ctx, s.from, t)
-		if err != nil {
+		if err := l.cfg.Check(ctx, s.from, t); err != nil {
 			return false, err
-		}
-		if accept != nil {
-			if err := l.startOver(ctx, t, state.Generation); err != nil {
-				return false, err
-			}
-			return false, accept(ctx)
 		}
 	}
 	l.report.stage(t, Scrubbing)

@@ -4,7 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -147,27 +147,43 @@ func (w *worker) once(ctx context.Context) (took bool, err error) {
 	switch {
 	case errors.Is(err, errRewritten):
 		w.rollback(tx)
-		return true, w.l.startOver(ctx, t, state.Generation)
+		return true, w.again(ctx, t, state)
 	case refused != nil && keyed(t) && !w.careful[t.ID]:
 		w.careful[t.ID] = true // the chunk is free again
 		return true, nil
 	case refused != nil:
 		return false, refused
-	case err != nil && w.l.cfg.Check != nil && (strings.HasPrefix(pg.SQLState(err), "22") || strings.HasPrefix(pg.SQLState(err), "42")):
+	case err != nil && w.l.cfg.Explain != nil && slices.Contains([]string{"22", "23", "42"}, class(err)):
 		w.rollback(tx)
 		return false, w.explain(ctx, t, err)
 	}
 	return err == nil, err
 }
 
-// explain asks the fingerprint why values or names do not fit: most often, somebody changed a column.
+// class is the class of an SQLSTATE.
+func class(err error) string {
+	state := pg.SQLState(err)
+	return state[:min(2, len(state))]
+}
+
+// again starts a table over whose relations were rewritten, if that is all that happened to it.
+func (w *worker) again(ctx context.Context, t scope.Table, state journal.TableState) error {
+	if w.l.cfg.Check != nil {
+		if err := w.l.cfg.Check(ctx, w.from, t); err != nil {
+			return err
+		}
+	}
+	return w.l.rewritten(ctx, t, state.Generation)
+}
+
+// explain asks why values or names do not fit: most often, somebody changed a column.
 func (w *worker) explain(ctx context.Context, t scope.Table, err error) error {
 	if w.from.IsClosed() { // the pipe closes the reading session when the writing one fails
 		if connectErr := w.connect(ctx); connectErr != nil {
 			return errors.Join(err, connectErr)
 		}
 	}
-	if _, why := w.l.cfg.Check(ctx, w.from, t); why != nil {
+	if why := w.l.cfg.Explain(ctx, w.from, t); why != nil {
 		return why
 	}
 	return err
@@ -262,11 +278,7 @@ func (w *worker) chunk(ctx context.Context, tx pgx.Tx, t scope.Table, it journal
 // snapshot that the passes go on from; there, the lock comes before the snapshot.
 func (w *worker) begin(ctx context.Context, t scope.Table) (snapshot string, err error) {
 	if t.Identity != scope.FullRow {
-		sql := "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY"
-		if t.Identity == scope.AppendOnly {
-			sql += fmt.Sprintf("; SELECT pg_advisory_xact_lock_shared(%d, %d)", imagesClass, t.ID)
-		}
-		_, err := w.from.PgConn().Exec(ctx, sql).ReadAll()
+		_, err := w.from.Exec(ctx, "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY")
 		return "", err
 	}
 	sql := fmt.Sprintf("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; LOCK TABLE %s, pgrunbook.image_%d IN ACCESS SHARE MODE", relation(t), t.ID)

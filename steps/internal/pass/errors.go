@@ -8,8 +8,9 @@ import (
 	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
 )
 
-// UnfitError says that row images of a table without a key hold values that its columns on the other side
-// do not take: they were written before its types changed, by a label of an enum that has another name now. No
+// UnfitError says that row images of a table without a key cannot be applied: they hold values that its columns
+// on the other side do not take, since they were written before its types changed, or by a label of an enum that
+// has another name now; or a partition was truncated, and they do not say which rows were in it. No
 // later pass can apply them; the table has to be loaded again, which leaves them out.
 type UnfitError struct {
 	Table scope.Table
@@ -17,6 +18,9 @@ type UnfitError struct {
 }
 
 func (e *UnfitError) Error() string {
+	if !unfit(e.Err) {
+		return fmt.Sprintf("row images of %s cannot be applied: %v", tableName(e.Table), e.Err)
+	}
 	return fmt.Sprintf("row images of %s do not fit its columns there: %v", tableName(e.Table), e.Err)
 }
 

@@ -54,8 +54,9 @@ func (j *job) stageImages(ctx context.Context, w *work) error {
 	}
 	if part > last {
 		return &engine.Error{
-			Op: "following", Object: tableName(t), Err: fmt.Errorf("its partition %s was truncated, and images do not say which partition a row was in", member),
-			Hint: "Load this table again.",
+			Op: "following", Object: tableName(t),
+			Err:  &UnfitError{Table: t, Err: fmt.Errorf("its partition %s was truncated, and images do not say which partition a row was in", member)},
+			Hint: "Run the same command again: catch_up loads the table again.",
 		}
 	}
 	w.images.truncated = last > 0
@@ -80,7 +81,7 @@ func appendOnlyBroken(t scope.Table, ops string) error {
 	}
 	return &engine.Error{
 		Op: "following", Object: tableName(t), Err: fmt.Errorf(`its identity is "append_only", but %s`, what),
-		Hint: `Set identity = "full_row" or data = "at_freeze" for this table and load it again.`,
+		Hint: `Begin again with identity = "full_row" or data = "at_freeze" for this table: pgrunbook abort, then plan and apply.`,
 	}
 }
 

@@ -1,0 +1,118 @@
+package steps
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"github.com/pgrunbook/pgrunbook/engine"
+	"github.com/pgrunbook/pgrunbook/engine/journal"
+	"github.com/pgrunbook/pgrunbook/internal/failpoint"
+	"github.com/pgrunbook/pgrunbook/internal/pg"
+	"github.com/pgrunbook/pgrunbook/steps/internal/capture"
+	"github.com/pgrunbook/pgrunbook/steps/internal/load"
+	"github.com/pgrunbook/pgrunbook/steps/internal/pass"
+	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
+)
+
+// recopy says that tables must be loaded again: something happened that leaves no keys.
+type recopy struct {
+	tables  []scope.Table
+	changes []capture.Change
+}
+
+func (r *recopy) Error() string {
+	return fmt.Sprintf("%s: the table is loaded again", r.changes[0].Text)
+}
+
+// of gives the changes of one table.
+func (r *recopy) of(id int32) []capture.Change {
+	return slices.DeleteFunc(slices.Clone(r.changes), func(c capture.Change) bool { return c.ID != id })
+}
+
+// unfit asks for another load of a table whose captured images cannot be applied any more: the load reads
+// rows as they are now, and the images from before it are left out.
+func unfit(e *pass.UnfitError) *recopy {
+	t := e.Table
+	return &recopy{tables: []scope.Table{t}, changes: []capture.Change{{ID: t.ID, Table: t.Name, Rule: capture.Recopy, Text: e.Error()}}}
+}
+
+// startAgain empties tables on the target and gives them new chunks, which the next load reads. What was seen
+// of them is accepted in between, never before: a death must find the difference again. What Check has not
+// seen of a table that is loaded again for another reason stays to be found.
+func startAgain(ctx context.Context, env *Env, limits *limits, cp engine.Checkpoint, again *recopy) error {
+	sides, err := openSides(ctx, env, "recopy")
+	if err != nil {
+		return err
+	}
+	defer sides.close(context.WithoutCancel(ctx))
+	if err := dropPartitions(ctx, env, cp, sides, again.changes, false); err != nil {
+		return err
+	}
+	affected := func(t scope.Table) bool {
+		return slices.ContainsFunc(again.tables, func(a scope.Table) bool { return a.ID == t.ID })
+	}
+	checked := func(t scope.Table) bool { return slices.ContainsFunc(again.of(t.ID), capture.Change.Checked) }
+	if err := refreshTables(ctx, env, sides.source, func(t scope.Table) bool { return affected(t) && checked(t) }); err != nil { // a partition may be no member any more
+		return err
+	}
+	loader, err := (&copyStep{env: env}).loader(ctx, limits, cp)
+	if err != nil {
+		return err
+	}
+	for _, t := range env.Scope.Tables {
+		if affected(t) {
+			if err := startOver(ctx, env, cp, sides, loader, t, again.of(t.ID)); err != nil {
+				return err
+			}
+		}
+	}
+	return refilled(ctx, env, sides, again.tables)
+}
+
+func startOver(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sideConns, loader *load.Loader, t scope.Table, seen []capture.Change) error {
+	if err := env.Journal.Reopen(ctx, verifyID, true); err != nil { // what it proved of this table is no more
+		return err
+	}
+	cp.Emit(engine.Event{Kind: engine.EventNote, Level: "warn", Object: t.Schema + "." + t.Name.Name, Message: (&recopy{changes: seen}).Error()})
+	if err := detachRemoved(ctx, env, cp, sides, seen); err != nil {
+		return err
+	}
+	if err := capture.InstallOn(ctx, sides.source, env.Run, t, waiting(cp, engine.Source, "install capture on the source")); err != nil {
+		return err
+	}
+	if err := loader.StartOver(ctx, t); err != nil {
+		return err
+	}
+	if slices.ContainsFunc(seen, capture.Change.Checked) {
+		if err := capture.Accept(ctx, sides.source, t, seen...); err != nil {
+			return err
+		}
+	}
+	failpoint.Hit("catch_up.accepted")
+	return nil
+}
+
+// detachRemoved takes partitions off their trees on the target that the source's trees have lost, while these are
+// loaded: a key that comes after the rows would not be valid with a partition that has none.
+func detachRemoved(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sideConns, changes []capture.Change) error {
+	states, err := env.Journal.TableStates(ctx, nil)
+	if err != nil {
+		return err
+	}
+	for _, c := range changes {
+		again := func(o capture.Change) bool { return o.What == capture.PartitionAdded && o.Member == c.Member }
+		if c.What != capture.PartitionRemoved || states[c.ID].State != journal.Loading || slices.ContainsFunc(changes, again) {
+			continue
+		}
+		detached, err := detach(ctx, cp, sides, c.Member)
+		if err != nil {
+			return err
+		}
+		if detached {
+			name := pg.Name(c.Member.Schema, c.Member.Name)
+			cp.Emit(engine.Event{Kind: engine.EventNote, Level: "warn", Object: name, Message: name + " was detached on the target and is empty there: drop it where the source has none"})
+		}
+	}
+	return nil
+}
