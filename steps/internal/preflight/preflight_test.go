@@ -268,7 +268,10 @@ func TestSourceRights(t *testing.T) {
 	role := "mover_" + database(t, p.from)
 	p.blocks = fmt.Sprintf("source {\n  url = \"postgresql://source.example.com/x\"\n  apply_role = %q\n}\n", role)
 	p.want("PRE120 error source")
-	p.source("CREATE ROLE "+role+" LOGIN", "CREATE SCHEMA closed", "CREATE TABLE closed.c (id serial PRIMARY KEY)", "REVOKE ALL ON SCHEMA public FROM public")
+	p.source("CREATE ROLE "+role+" LOGIN", "CREATE SCHEMA closed", "CREATE TABLE closed.c (id serial PRIMARY KEY)", "REVOKE ALL ON SCHEMA public FROM public",
+		// A small catalog is read whole, and of each row the cheapest condition is asked first.
+		"CREATE TYPE closed.pair AS (a int)", "DO 'BEGIN FOR i IN 1 .. 40 LOOP EXECUTE ''CREATE SEQUENCE closed.n'' || i; END LOOP; END'",
+		"ALTER DATABASE "+ident(database(t, p.from))+" SET enable_indexscan = off", "ALTER DATABASE "+ident(database(t, p.from))+" SET enable_bitmapscan = off")
 	t.Cleanup(func() {
 		p.source("ALTER DATABASE "+ident(database(t, p.from))+" OWNER TO postgres", "DROP OWNED BY "+role, "DROP ROLE "+role)
 	})
