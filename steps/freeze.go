@@ -15,6 +15,7 @@ import (
 	"github.com/pgrunbook/pgrunbook/internal/pg"
 	"github.com/pgrunbook/pgrunbook/steps/internal/capture"
 	"github.com/pgrunbook/pgrunbook/steps/internal/freeze"
+	"github.com/pgrunbook/pgrunbook/steps/internal/gate"
 	"github.com/pgrunbook/pgrunbook/steps/internal/pass"
 )
 
@@ -91,6 +92,7 @@ type flipper struct {
 	passer  *pass.Passer
 	looks   *sideConns
 	reload  *reloader
+	marks   *gate.Marks // of from's gate, from before the attempt held anything
 	poolers *poolers
 	guard   *guardian
 	atOpen  []string // statements in the hold that opens to
@@ -330,7 +332,7 @@ func pendingRows(ctx context.Context, conn *pgx.Conn) (int64, error) {
 }
 
 func (f *flipper) check(ctx context.Context) error {
-	if err := f.reload.unwritten(ctx, f.looks.of(f.from)); err != nil {
+	if err := f.stillGated(ctx); err != nil {
 		return err
 	}
 	return checkCatalog(ctx, f.env, f.looks.of(f.from), f.from)

@@ -76,12 +76,13 @@ func TestFreezeBesideLocks(t *testing.T) {
 	r.must(r.walk(t.Context(), newSchema(r.env), newCapture(r.env), newCopy(r.env), newCatchUp(r.env), newConstraints(r.env), newReverse(r.env), newArm(r.env)))
 	// The pass has its locks before writers are held: what comes later waits at the table, and not
 	// at the gate with the table in hand.
-	for _, c := range []struct{ name, sql string }{
-		{"R9 TRUNCATE of a table with changes", "TRUNCATE shop.invoice"},
-		{"R9 TRUNCATE of a table that is reloaded", "TRUNCATE shop.log"},
-		{"R9 DDL and then a write", "ALTER TABLE shop.customer ADD COLUMN late int; UPDATE shop.customer SET late = 1"},
+	for _, c := range []struct{ name, sql, says string }{
+		{"R9 TRUNCATE of a table with changes", "TRUNCATE shop.invoice", ""},
+		{"R9 TRUNCATE of a table that is reloaded", "TRUNCATE shop.log", ""},
+		// Once it has its table nobody sees whether it has written already.
+		{"R9 DDL and then a write", "ALTER TABLE shop.customer ADD COLUMN late int; UPDATE shop.customer SET late = 1", "AccessExclusiveLock on shop.customer"},
 	} {
-		t.Run(c.name, func(t *testing.T) { r.rehearsedBeside(t, c.sql) })
+		t.Run(c.name, func(t *testing.T) { r.rehearsedBeside(t, c.sql, c.says) })
 	}
 	t.Run("sessions that an attempt lost are opened again", func(t *testing.T) {
 		f, err := newFreeze(r.env, nil).(*freezeStep).build(t.Context(), r.env.Journal.Checkpoint("freeze", r.env.Sink))
@@ -143,7 +144,12 @@ func (r *rig) latelyChanged() {
 		{
 			"R19 a row that is written past the gate of a table that is reloaded",
 			`BEGIN; ALTER TABLE shop.log DISABLE TRIGGER ALL; INSERT INTO shop.log VALUES ('past the gate'); ALTER TABLE shop.log ENABLE ALWAYS TRIGGER "!pgrunbook_gate"; COMMIT`,
-			"", `the gate of one of them was off`,
+			"", `log: somebody touched its gate`,
+		},
+		{
+			"R19 a row that is written past the gate of a table whose capture stays",
+			`ALTER TABLE shop.customer DISABLE TRIGGER "!pgrunbook_gate"; UPDATE shop.customer SET name = 'past the gate' WHERE id = 2; ALTER TABLE shop.customer ENABLE ALWAYS TRIGGER "!pgrunbook_gate"`,
+			"", `came past the gate after the final pass`,
 		},
 	} {
 		r.t.Run(c.name, func(t *testing.T) {
@@ -172,8 +178,8 @@ func (r *rig) latelyChanged() {
 }
 
 // rehearsedBeside makes a freeze while an application's statements come, which take a strong lock and
-// then want the gate. They are rolled back in the end.
-func (r *rig) rehearsedBeside(t *testing.T, sql string) {
+// then want the gate. They are rolled back in the end. Who may be in the way of the last look is said by its name.
+func (r *rig) rehearsedBeside(t *testing.T, sql, says string) {
 	writer := r.app(r.source)
 	queued := false
 	r.onEvent = func(e engine.Event) {
@@ -187,10 +193,11 @@ func (r *rig) rehearsedBeside(t *testing.T, sql string) {
 	}
 	defer func() { r.onEvent = nil }()
 	done, err := Rehearse(t.Context(), r.env, engine.SinkFunc(r.emit))
-	if err != nil {
+	inTheWay := err != nil && says != "" && strings.Contains(err.Error(), says)
+	if err != nil && !inTheWay {
 		t.Errorf("the freeze: %v", err)
 	}
-	if !queued || done.Rows == 0 {
+	if !queued || done.Rows == 0 && !inTheWay {
 		t.Errorf("queued %v, and the final pass carried %d rows: it proves nothing", queued, done.Rows)
 	}
 	if err := <-writer.done; err != nil {

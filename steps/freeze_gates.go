@@ -12,28 +12,65 @@ import (
 // errMended ends a freeze whose next attempt needs something else first.
 var errMended = errors.New("the gate had to be mended")
 
+// bothGated makes sure of both sides' gates, and remembers the one of the side that takes writes from before
+// it was found right: until the flip it must stay so.
+func (f *flipper) bothGated(ctx context.Context) error {
+	for {
+		marks, err := gate.ReadMarks(ctx, f.looks.of(f.from))
+		if err != nil {
+			return err
+		}
+		again, err := f.gated(ctx, f.from)
+		if err != nil {
+			return err
+		}
+		if again {
+			continue
+		}
+		f.marks = &marks
+		_, err = f.gated(ctx, f.to)
+		return err
+	}
+}
+
+// stillGated refuses where a table's gate was off since, however briefly. What was written past it may be in
+// no delta: that of a table which is reloaded, or has its structure only.
+func (f *flipper) stillGated(ctx context.Context) error {
+	if f.marks == nil {
+		return nil
+	}
+	touched, err := f.marks.Changed(ctx, f.looks.of(f.from))
+	if err != nil || len(touched) == 0 {
+		return err
+	}
+	return &engine.Error{
+		Op: "freezing", Object: joinSome(touched), Err: fmt.Errorf("somebody touched its gate on the %s since the freeze began: what was written past it may not be carried", f.from),
+		Hint: "Find out who alters triggers there (ENABLE TRIGGER ALL does).",
+	}
+}
+
 // gated makes sure that every table of a side has its gate, and mends what somebody took away. On
 // the side that takes writes nothing is lost by that: capture has what was written. On the other
 // one rows may have been written past the gate, so the comparison is made again first.
-func (f *flipper) gated(ctx context.Context, side engine.Side) error {
+func (f *flipper) gated(ctx context.Context, side engine.Side) (mended bool, err error) {
 	conn := f.looks.of(side)
 	missing := gate.Verify(ctx, conn, f.env.Run, f.env.Scope.Tables)
 	if !errors.Is(missing, gate.ErrUngated) { // a look that failed is no reason to compare again
-		return missing
+		return false, missing
 	}
 	f.cp.Emit(engine.Event{Kind: engine.EventDiagnosed, Level: "warn", Message: fmt.Sprintf("mending the %s's gate: %v", side, missing), Finding: &engine.Finding{
 		Code: "CUT002", Severity: engine.SeverityWarning, Side: side, Text: missing.Error(), Fix: "Find out who disables triggers there.",
 	}})
 	if err := gate.InstallOn(ctx, conn, f.env.runAt(side), f.env.Scope.Tables, waiting(f.cp, side, "mend the gate")); err != nil {
-		return err
+		return false, err
 	}
 	if side == f.from || f.to == engine.Source || !f.env.Runbook.Verify.Enabled {
-		return nil
+		return true, nil
 	}
 	if err := f.env.Journal.Reopen(ctx, "verify", false); err != nil {
-		return err
+		return false, err
 	}
-	return &engine.Error{
+	return true, &engine.Error{
 		Op: "cutting over", Err: fmt.Errorf("%w on the %s: %w", errMended, side, missing),
 		Hint: "Run the same command again: it compares both sides before the next attempt, since rows may have been written past the gate.",
 	}

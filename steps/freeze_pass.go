@@ -3,7 +3,6 @@ package steps
 import (
 	"context"
 
-	"github.com/pgrunbook/pgrunbook/engine"
 	"github.com/pgrunbook/pgrunbook/steps/internal/freeze"
 	"github.com/pgrunbook/pgrunbook/steps/internal/pass"
 )
@@ -15,10 +14,8 @@ type finalPass struct {
 }
 
 func (f *flipper) prepare(ctx context.Context) (_ freeze.Pass, err error) {
-	for _, side := range []engine.Side{engine.Source, engine.Target} {
-		if err := f.gated(ctx, side); err != nil {
-			return nil, err
-		}
+	if err := f.bothGated(ctx); err != nil {
+		return nil, err
 	}
 	if err := f.reload.prepare(ctx); err != nil {
 		return nil, err
@@ -39,9 +36,6 @@ func (f *flipper) prepare(ctx context.Context) (_ freeze.Pass, err error) {
 }
 
 func (p *finalPass) Run(ctx context.Context) (freeze.PassResult, error) {
-	if err := p.f.reload.watch(ctx, p.f.looks.of(p.f.from)); err != nil {
-		return freeze.PassResult{}, err
-	}
 	res, err := p.open.Run(ctx, pass.Options{Prove: proveRows})
 	if err != nil {
 		return freeze.PassResult{}, err

@@ -2,17 +2,14 @@ package steps
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 
-	"github.com/pgrunbook/pgrunbook/engine"
 	"github.com/pgrunbook/pgrunbook/internal/failpoint"
 	"github.com/pgrunbook/pgrunbook/internal/pg"
-	"github.com/pgrunbook/pgrunbook/steps/internal/gate"
 	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
 )
 
@@ -24,7 +21,6 @@ type reloader struct {
 	from, to *pgx.Conn
 	open     func(ctx context.Context) error
 	rate     float64 // bytes per second of the last reload
-	gated    *int64  // the gate's triggers on the tables, from before the last reload read them
 }
 
 // assumedRate is what a reload is expected to carry before one was measured.
@@ -77,35 +73,6 @@ func (r *reloader) prepare(ctx context.Context) error {
 		return fmt.Errorf("locking the tables that are reloaded at the freeze: %w", err)
 	}
 	return nil
-}
-
-// watch remembers the gate's triggers on the tables. No capture shows what is written past them.
-func (r *reloader) watch(ctx context.Context, conn *pgx.Conn) error {
-	if len(r.tables) == 0 {
-		return nil
-	}
-	marks, err := gate.Marks(ctx, conn, r.tables)
-	r.gated = &marks
-	return err
-}
-
-// unwritten refuses where one of those triggers was off since, however briefly.
-func (r *reloader) unwritten(ctx context.Context, conn *pgx.Conn) error {
-	if r == nil || r.gated == nil {
-		return nil
-	}
-	marks, err := gate.Marks(ctx, conn, r.tables)
-	if err != nil || marks == *r.gated {
-		return err
-	}
-	names := make([]string, len(r.tables))
-	for i, t := range r.tables {
-		names[i] = pg.Name(t.Schema, t.Name.Name)
-	}
-	return &engine.Error{
-		Op: "reloading", Object: joinSome(names), Err: errors.New("the gate of one of them was off since its rows were read: what was written meanwhile is not among them"),
-		Hint: "Find out who alters triggers there.",
-	}
 }
 
 // run replaces the tables' rows on the target in one transaction.

@@ -42,13 +42,13 @@ type Freeze struct {
 	Switch   []SwitchStep
 	Gates    *Gates // kept for looks and for Resolve; nil: each opens its own
 	// Rehearsal ends an attempt before the switch steps: everything up to there is done for real
-	// and measured, then the hold is let go.
+	// and measured, then comes the last look, then the hold is let go.
 	Rehearsal bool
 
 	Prepare   func(ctx context.Context) (Pass, error)         // before the hold
 	Sequences func(ctx context.Context) (int, error)          // sets to's sequences from from's; returns how many
 	Pending   func(ctx context.Context) (int64, error)        // rows left in from's deltas; must be 0
-	Check     func(ctx context.Context) error                 // fingerprints of from's catalog
+	Check     func(ctx context.Context) error                 // fingerprints of from's catalog, its gate among it
 	Decide    func(ctx context.Context, c *Certificate) error // durable: "flip of epoch e decided", with what is known by then
 	AtOpen    func(ctx context.Context, exec ExecFunc) error  // statements in to's hold, committed with its opening
 	AtClose   func(ctx context.Context, exec ExecFunc) error  // statements in from's hold, committed with its closing; nil is none
@@ -162,10 +162,14 @@ func (f *Freeze) held(ctx context.Context, c *conns, hold, toHold *Hold, pass Pa
 		return f.why(ctx, err)
 	}
 	if f.Rehearsal {
+		err := f.lastLook(ctx, c)
+		if err != nil {
+			err = f.why(ctx, err)
+		}
 		hold.Release(ctx)
 		cert.Blocked = time.Since(hold.Since)
 		mark("undo", fmt.Sprintf("let go: the %s takes writes again after %s", f.From.Side(), cert.Blocked.Round(time.Millisecond)))
-		return nil
+		return err
 	}
 	// Before any client is sent there: one that waits at the gate holds a lock on its table.
 	if err := f.AtOpen(ctx, toHold.Exec); err != nil {

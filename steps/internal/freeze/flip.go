@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"github.com/pgrunbook/pgrunbook/engine"
 	"github.com/pgrunbook/pgrunbook/internal/failpoint"
 	"github.com/pgrunbook/pgrunbook/internal/pg"
 )
@@ -153,13 +154,21 @@ func (f *Freeze) flip(ctx context.Context, c *conns, hold, toHold *Hold, cert *C
 
 // lastLook proves once more, just before the first COMMIT, that nothing gets past the gate: the final pass,
 // the switch and the decision took their time. Who is at it is named by the first question; what was
-// committed by then shows in the catalog, which is asked after that.
+// committed by then shows in the deltas and in the catalog, which are asked after that. Where the gate alone was
+// off, capture has the rows.
 func (f *Freeze) lastLook(ctx context.Context, c *conns) error {
 	if failpoint.Mutant("freeze.no_last_look") {
 		return nil
 	}
 	if _, err := prove(ctx, c.look, f.Run, c.oids, true); err != nil {
 		return err
+	}
+	if !failpoint.Mutant("freeze.no_last_count") {
+		if left, err := f.Pending(ctx); err != nil {
+			return err
+		} else if left != 0 {
+			return fmt.Errorf("%s came past the gate after the final pass", engine.Plural(int(left), "change"))
+		}
 	}
 	if err := f.Check(ctx); err != nil {
 		return err

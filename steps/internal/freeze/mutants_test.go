@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -135,6 +136,19 @@ var mutants = []struct {
 		writer := p.writerAt("freeze.decided", "ALTER TABLE public.account DISABLE TRIGGER ALL; UPDATE public.account SET balance = 0 WHERE id = 2; ALTER TABLE public.account ENABLE ALWAYS TRIGGER \"!pgrunbook_gate\"")
 		_ = p.attempt(1)
 		p.commit(writer)
+		return ""
+	}},
+	{name: "freeze.no_last_count", dirty: lost, play: func(p *pair) string {
+		p.exec(p.source, `CREATE TABLE pgrunbook.delta (id int);
+			CREATE FUNCTION pgrunbook.capture() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN INSERT INTO pgrunbook.delta VALUES (NEW.id); RETURN NULL; END';
+			CREATE TRIGGER capture AFTER UPDATE ON public.account FOR EACH ROW EXECUTE FUNCTION pgrunbook.capture()`)
+		p.freeze.Pending = func(context.Context) (int64, error) {
+			return strconv.ParseInt(p.one(p.source, "SELECT count(*)::text FROM pgrunbook.delta"), 10, 64)
+		}
+		p.at("freeze.decided", func() { // the row is captured, and no later look at who writes shows it
+			p.exec(p.source, gateOff+"UPDATE public.account SET balance = 0 WHERE id = 2"+gateOn)
+		})
+		_ = p.attempt(1)
 		return ""
 	}},
 	{name: "freeze.flag_outside", dirty: lost, play: func(p *pair) string {

@@ -145,31 +145,52 @@ func Subscribed(ctx context.Context, conn *pgx.Conn, tables []scope.Table) error
 // proofSQL finds, while the gate is held, transactions that wrote without passing it: those that
 // disabled triggers, run in the replica role, are prepared, or created a table of their own. A
 // writer that passed holds the gate's key or has ended. pg_locks is the only place that shows all
-// of them; a transaction id is no proof, since row locks and savepoints have one too. The last look ($3)
-// leaves out who waits at the gate with a table in hand: a TRUNCATE that came meanwhile has done nothing.
+// of them; a transaction id is no proof, since row locks and savepoints have one too.
+//
+// A table that no catalog shows yet is temporary where the transaction has made room for it in no
+// other schema (CREATE TABLE locks the schema) and has no strong lock on anything permanent.
+//
+// The last look ($3) leaves out who waits at the gate with a table in hand and has changed nothing: it has
+// no transaction id, or, since a TRUNCATE gets one with its lock, only tables to truncate, whose indexes
+// it takes when it does. One that disabled a trigger, wrote, and waits at the next gate may take the
+// refusal back to a savepoint and commit.
 const proofSQL = `
-WITH k AS (
-  SELECT virtualtransaction AS vx, granted FROM pg_locks
-   WHERE locktype = 'advisory' AND objsubid = 1
-     AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
-     AND ((classid::int8 << 32) | objid::int8) = $2)
-SELECT l.pid,
-       CASE WHEN c.oid IS NULL THEN 'a transaction that created a table'
-            WHEN l.mode = 'RowExclusiveLock' THEN 'a writer on ' || l.relation::regclass::text || ' that did not pass the gate'
-            ELSE l.mode || ' on ' || l.relation::regclass::text END
-       || CASE WHEN l.pid IS NULL THEN ', prepared' ELSE '' END,
+WITH l AS (
+  SELECT locktype, relation, classid, objid, objsubid, virtualtransaction AS vx, pid, mode, granted FROM pg_locks
+   WHERE locktype = 'transactionid' OR database = (SELECT oid FROM pg_database WHERE datname = current_database())
+), k AS (
+  SELECT vx, granted FROM l WHERE locktype = 'advisory' AND objsubid = 1 AND ((classid::int8 << 32) | objid::int8) = $2
+), r AS (
+  SELECT l.vx, l.pid, l.relation, l.mode, c.relkind, c.relpersistence = 't' AS is_temp, c.oid IS NULL AS unseen, l.relation = ANY ($1::oid[]) AS ours
+    FROM l LEFT JOIN pg_class c ON c.oid = l.relation WHERE l.locktype = 'relation' AND l.granted AND l.relation >= 16384
+), room AS (
+  SELECT l.vx, coalesce(n.nspname ~ '^pg_temp_', false) AS is_temp
+    FROM l LEFT JOIN pg_namespace n ON n.oid = l.objid WHERE l.locktype = 'object' AND l.classid = 'pg_namespace'::regclass
+  UNION ALL
+  SELECT vx, is_temp FROM r
+   WHERE is_temp OR NOT unseen AND mode IN ('ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')
+), scratch AS (
+  SELECT vx FROM room GROUP BY vx HAVING bool_and(is_temp)
+), waits AS (
+  SELECT vx FROM k
+   WHERE $3::bool AND NOT granted
+     AND (NOT EXISTS (SELECT FROM l WHERE l.locktype = 'transactionid' AND l.granted AND l.vx = k.vx)
+          OR NOT EXISTS (SELECT FROM r WHERE r.vx = k.vx
+               AND (ours AND mode IN ('RowExclusiveLock', 'ShareRowExclusiveLock', 'ExclusiveLock')
+                    OR mode = 'AccessExclusiveLock' AND (unseen OR relkind NOT IN ('r', 'p', 'S')))))
+)
+SELECT r.pid,
+       CASE WHEN r.unseen THEN 'a transaction that created a table'
+            WHEN r.mode = 'RowExclusiveLock' THEN 'a writer on ' || r.relation::regclass::text || ' that did not pass the gate'
+            ELSE r.mode || ' on ' || r.relation::regclass::text END
+       || CASE WHEN r.pid IS NULL THEN ', prepared' ELSE '' END,
        coalesce(a.usename, ''), coalesce(a.application_name, ''),
        coalesce(extract(epoch FROM now() - a.xact_start), 0)::float8
-  FROM pg_locks l
-  LEFT JOIN pg_class c ON c.oid = l.relation
-  LEFT JOIN pg_stat_activity a ON a.pid = l.pid
- WHERE l.locktype = 'relation' AND l.granted AND l.relation >= 16384
-   AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-   AND l.pid IS DISTINCT FROM pg_backend_pid()
-   AND (c.oid IS NULL OR l.relation = ANY ($1::oid[]))
-   AND (l.mode IN ('ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')
-          AND NOT ($3::bool AND l.virtualtransaction IN (SELECT vx FROM k WHERE NOT granted))
-        OR l.mode = 'RowExclusiveLock' AND l.virtualtransaction NOT IN (SELECT vx FROM k))
+  FROM r LEFT JOIN pg_stat_activity a ON a.pid = r.pid
+ WHERE r.pid IS DISTINCT FROM pg_backend_pid()
+   AND (r.ours OR r.unseen AND r.vx NOT IN (SELECT vx FROM scratch))
+   AND (r.mode IN ('ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock') AND r.vx NOT IN (SELECT vx FROM waits)
+        OR r.mode = 'RowExclusiveLock' AND r.vx NOT IN (SELECT vx FROM k))
 UNION ALL` + subscribedSQL
 
 // looks is how often the proof is repeated: a clean first look came 52 times of 55 under load,

@@ -2,6 +2,7 @@ package gate
 
 import (
 	"context"
+	"strings"
 	"testing"
 	"time"
 
@@ -40,5 +41,27 @@ func TestVerifyWaitsOutDDL(t *testing.T) {
 	d.run(ddl, "COMMIT")
 	if err := <-looked; err != nil {
 		t.Error(err)
+	}
+}
+
+// A gate that was off for a moment, on whatever table, is another one; so is a function that somebody replaced.
+func TestMarksTellWhoWasTouched(t *testing.T) {
+	d := newDB(t, testpg.Shared(t, 15))
+	d.install()
+	for _, c := range []struct{ sql, want string }{
+		{"SELECT 1", ""},
+		{`BEGIN; ALTER TABLE public.nodata DISABLE TRIGGER ALL; ALTER TABLE public.nodata ENABLE ALWAYS TRIGGER "!pgrunbook_gate"; COMMIT`, "public.nodata"},
+		{`DROP TRIGGER "!pgrunbook_gate" ON public.part_2a`, "public.part_2a"},
+		{"ALTER FUNCTION pgrunbook.gate() SET lock_timeout = 1", "function pgrunbook.gate()"},
+	} {
+		was, err := ReadMarks(d.ctx, d.ours)
+		if err != nil {
+			t.Fatal(err)
+		}
+		d.run(d.ours, c.sql)
+		touched, err := was.Changed(d.ctx, d.ours)
+		if err != nil || strings.Join(touched, " ") != c.want {
+			t.Errorf("after %s these were touched: %q, %v, want %q", c.sql, touched, err, c.want)
+		}
 	}
 }

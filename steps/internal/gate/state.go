@@ -59,24 +59,71 @@ func State(ctx context.Context, conn *pgx.Conn, run scope.Run) (Position, error)
 	return position, nil
 }
 
-// marksSQL sums what tells the gate's triggers from others: one that was off for a moment has another xmin.
+// marksSQL gives a number for each of the gate's triggers, and for its function, that is another one once somebody
+// has touched it: one that was off for a moment has another xmin.
 const marksSQL = `
-SELECT coalesce(sum(t.oid::int8 + t.xmin::text::int8 + ascii(t.tgenabled::text)), 0)::int8
-  FROM pg_trigger t WHERE t.tgname = '!pgrunbook_gate' AND t.tgrelid IN (SELECT to_regclass(n) FROM unnest($1::text[]) n)`
+WITH m AS (
+  SELECT tgrelid AS rel, oid::int8 + xmin::text::int8 + ascii(tgenabled::text) AS mark FROM pg_trigger WHERE tgname = '!pgrunbook_gate'
+  UNION ALL
+  SELECT 0::oid, xmin::text::int8 FROM pg_proc WHERE oid = to_regprocedure('pgrunbook.gate()'))`
 
-// Marks is another number when somebody has changed a gate's trigger on the tables or their members.
-func Marks(ctx context.Context, conn *pgx.Conn, tables []scope.Table) (marks int64, err error) {
-	var names []string
-	for _, t := range tables {
-		names = append(names, pg.Name(t.Schema, t.Name.Name))
-		for _, m := range t.Members {
-			names = append(names, pg.Name(m.Schema, m.Name.Name))
+// Marks tell the gate's triggers and its function as they were once.
+type Marks struct {
+	sum  int64
+	each map[uint32]int64 // by table; the function's is 0
+}
+
+// ReadMarks reads them on every table at once.
+func ReadMarks(ctx context.Context, conn *pgx.Conn) (Marks, error) {
+	m := Marks{each: map[uint32]int64{}}
+	rows, err := conn.Query(ctx, marksSQL+" SELECT rel, mark FROM m")
+	if err != nil {
+		return m, fmt.Errorf("looking at the gate's triggers: %w", err)
+	}
+	var rel uint32
+	var mark int64
+	_, err = pgx.ForEachRow(rows, []any{&rel, &mark}, func() error {
+		m.each[rel] = mark
+		m.sum += mark
+		return nil
+	})
+	if err != nil {
+		return m, fmt.Errorf("looking at the gate's triggers: %w", err)
+	}
+	return m, nil
+}
+
+// Changed names the tables whose gate somebody has touched since, however briefly.
+func (m Marks) Changed(ctx context.Context, conn *pgx.Conn) ([]string, error) {
+	var sum int64
+	err := conn.QueryRow(ctx, marksSQL+" SELECT coalesce(sum(mark), 0)::int8 FROM m").Scan(&sum)
+	if err != nil || sum == m.sum {
+		return nil, err
+	}
+	now, err := ReadMarks(ctx, conn)
+	if err != nil {
+		return nil, err
+	}
+	var rels []uint32
+	for rel, mark := range m.each {
+		if now.each[rel] != mark {
+			rels = append(rels, rel)
 		}
 	}
-	if err := conn.QueryRow(ctx, marksSQL, names).Scan(&marks); err != nil {
-		return 0, fmt.Errorf("looking at the gate's triggers: %w", err)
+	for rel := range now.each {
+		if _, known := m.each[rel]; !known {
+			rels = append(rels, rel)
+		}
 	}
-	return marks, nil
+	rows, err := conn.Query(ctx, "SELECT CASE WHEN rel = 0 THEN 'function pgrunbook.gate()' ELSE rel::regclass::text END FROM unnest($1::oid[]) AS u (rel) ORDER BY 1", rels)
+	if err != nil {
+		return nil, fmt.Errorf("looking at the gate's triggers: %w", err)
+	}
+	names, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return nil, fmt.Errorf("looking at the gate's triggers: %w", err)
+	}
+	return names, nil
 }
 
 // CloseNow closes a gate outside a freeze, in a transaction of its own: for a target in the schema
