@@ -131,6 +131,10 @@ func readDefinitions(ctx context.Context, env *Env, source *pgx.Conn) (map[strin
 	if err != nil {
 		return nil, err
 	}
+	list, err := readWatched(ctx, env, source)
+	if err != nil {
+		return nil, err
+	}
 	fresh, _, err := scope.Resolve(ctx, scope.Input{Source: source, Runbook: env.Runbook})
 	if err != nil {
 		return nil, err
@@ -141,7 +145,7 @@ func readDefinitions(ctx context.Context, env *Env, source *pgx.Conn) (map[strin
 	if err != nil {
 		return nil, sided(engine.Source, err)
 	}
-	env.watch.compared(sums, dump.Fingerprint(items))
+	env.watch.compared(sums, list, dump.Fingerprint(items))
 	return items, nil
 }
 

@@ -3,6 +3,7 @@ package steps
 import (
 	"context"
 	"errors"
+	"reflect"
 	"strconv"
 	"strings"
 	"testing"
@@ -84,6 +85,7 @@ func TestFreezeBesideLocks(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) { r.rehearsedBeside(t, c.sql, c.says) })
 	}
+	t.Run("R19 DDL outside of the scope costs writers no inventory", r.definesElsewhere)
 	t.Run("sessions that an attempt lost are opened again", func(t *testing.T) {
 		f, err := newFreeze(r.env, nil).(*freezeStep).build(t.Context(), r.env.Journal.Checkpoint("freeze", r.env.Sink))
 		r.must(err)
@@ -204,4 +206,31 @@ func (r *rig) rehearsedBeside(t *testing.T, sql, says string) {
 		t.Errorf("the application's %s: %v", sql, err)
 	}
 	r.sameTables(t)
+}
+
+// definesElsewhere lets somebody make a table in another schema while writers are held: it is told by its name
+// that it is none of ours.
+func (r *rig) definesElsewhere(t *testing.T) {
+	f, err := newFreeze(r.env, nil).(*freezeStep).build(t.Context(), r.env.Journal.Checkpoint("freeze", r.env.Sink))
+	r.must(err)
+	defer f.close(context.Background())
+	inventory := func() uintptr {
+		_, items, _ := r.env.watch.last()
+		return reflect.ValueOf(items).Pointer()
+	}
+	var before uintptr
+	sequences := f.Sequences
+	f.Sequences = func(ctx context.Context) (int, error) {
+		before = inventory()
+		r.exec(r.source, "CREATE SCHEMA elsewhere; CREATE TYPE elsewhere.mood AS ENUM ('sad'); CREATE TABLE elsewhere.made (id serial PRIMARY KEY, m elsewhere.mood)")
+		return sequences(ctx)
+	}
+	f.Rehearsal = true
+	if _, err := f.Attempt(t.Context(), 1); err != nil {
+		t.Errorf("the attempt: %v", err)
+	}
+	if before == 0 || inventory() != before {
+		t.Error("the definitions were read anew while writers were held")
+	}
+	r.exec(r.source, "DROP SCHEMA elsewhere CASCADE")
 }

@@ -36,6 +36,7 @@ func (f *flipper) prepare(ctx context.Context) (_ freeze.Pass, err error) {
 }
 
 func (p *finalPass) Run(ctx context.Context) (freeze.PassResult, error) {
+	p.f.env.watch.hold(true)
 	res, err := p.open.Run(ctx, pass.Options{Prove: proveRows})
 	if err != nil {
 		return freeze.PassResult{}, err
@@ -46,6 +47,7 @@ func (p *finalPass) Run(ctx context.Context) (freeze.PassResult, error) {
 }
 
 func (p *finalPass) Close(ctx context.Context) {
+	p.f.env.watch.hold(false)
 	if p.open != nil {
 		p.open.Close(ctx)
 	}

@@ -35,35 +35,49 @@ SELECT array_agg(coalesce(v, 0)::int8 ORDER BY i) FROM n, c, e, k, a, x, unnest(
 type watch struct {
 	mu    sync.Mutex
 	sums  []int64
+	list  []watched // what the sums are of
 	items map[string]string
+	held  bool // writers are: nothing that takes long
 }
 
 func readSums(ctx context.Context, env *Env, conn *pgx.Conn) ([]int64, error) {
 	var sums []int64
-	unfollowed := []string{}
-	for _, t := range env.Scope.Tables {
-		if t.Data != scope.Live {
-			unfollowed = append(unfollowed, pg.Name(t.Schema, t.Name.Name))
-		}
-	}
-	if err := conn.QueryRow(ctx, watchSQL, unfollowed).Scan(&sums); err != nil {
+	if err := conn.QueryRow(ctx, watchSQL, unfollowed(env)).Scan(&sums); err != nil {
 		return nil, fmt.Errorf("looking for new definitions: %w", err)
 	}
 	return sums, nil
 }
 
-// compared records what was compared, with sums from before.
-func (w *watch) compared(sums []int64, items map[string]string) {
+// unfollowed are the tables in scope that no capture follows.
+func unfollowed(env *Env) []string {
+	names := []string{}
+	for _, t := range env.Scope.Tables {
+		if t.Data != scope.Live {
+			names = append(names, pg.Name(t.Schema, t.Name.Name))
+		}
+	}
+	return names
+}
+
+// compared records what was compared, with sums and a list from before.
+func (w *watch) compared(sums []int64, list []watched, items map[string]string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.sums, w.items = sums, items
+	w.sums, w.list, w.items = sums, list, items
+}
+
+// hold says whether writers are held. The definitions were compared just before, when the final pass began.
+func (w *watch) hold(held bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.held = held
 }
 
 // last gives what was compared; nil is nothing yet.
-func (w *watch) last() (sums []int64, items map[string]string) {
+func (w *watch) last() (sums []int64, items map[string]string, held bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.sums, w.items
+	return w.sums, w.items, w.held
 }
 
 // errRedefined says that definitions of the source changed which no captured table shows.
@@ -77,12 +91,19 @@ func (e *errRedefined) Error() string {
 // definitions were compared. What an application makes and drops outside of the scope does not
 // count, nor what captured tables show themselves.
 func checkDefinitions(ctx context.Context, env *Env, conn *pgx.Conn) error {
-	was, items := env.watch.last()
+	was, items, held := env.watch.last()
 	if was == nil {
 		return nil
 	}
 	sums, err := readSums(ctx, env, conn)
 	if err != nil || slices.Equal(was, sums) {
+		return err
+	}
+	if held {
+		return checkHeld(ctx, env, conn, sums)
+	}
+	list, err := readWatched(ctx, env, conn)
+	if err != nil {
 		return err
 	}
 	fresh, _, err := scope.Resolve(ctx, scope.Input{Source: conn, Runbook: env.Runbook})
@@ -96,7 +117,7 @@ func checkDefinitions(ctx context.Context, env *Env, conn *pgx.Conn) error {
 	if what := redefined(env, items, now); what != "" {
 		return &errRedefined{what}
 	}
-	env.watch.compared(sums, dump.Fingerprint(now))
+	env.watch.compared(sums, list, dump.Fingerprint(now))
 	return nil
 }
 
