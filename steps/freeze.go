@@ -287,7 +287,7 @@ func (f *flipper) attempt(ctx context.Context, n int) (err error) {
 // forGood tells errors that another attempt meets again: a missing right, table or function, a
 // comparison that has to come first, or rows that are changed on their way.
 func forGood(err error) bool {
-	return strings.HasPrefix(pg.SQLState(err), "42") || errors.Is(err, errMended) || engine.ClassOf(err) == engine.ClassDifferences
+	return strings.HasPrefix(pg.SQLState(err), "42") || errors.Is(err, errMended) || errors.Is(err, errEmptied) || engine.ClassOf(err) == engine.ClassDifferences
 }
 
 func blockerNames(err error) []string {
@@ -333,6 +333,9 @@ func pendingRows(ctx context.Context, conn *pgx.Conn) (int64, error) {
 
 func (f *flipper) check(ctx context.Context) error {
 	if err := f.stillGated(ctx); err != nil {
+		return err
+	}
+	if err := f.whole(ctx); err != nil {
 		return err
 	}
 	return checkCatalog(ctx, f.env, f.looks.of(f.from), f.from)

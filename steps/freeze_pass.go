@@ -17,6 +17,9 @@ func (f *flipper) prepare(ctx context.Context) (_ freeze.Pass, err error) {
 	if err := f.bothGated(ctx); err != nil {
 		return nil, err
 	}
+	if err := f.whole(ctx); err != nil {
+		return nil, err
+	}
 	if err := f.reload.prepare(ctx); err != nil {
 		return nil, err
 	}

@@ -81,6 +81,9 @@ func Follow(ctx context.Context, env *Env, cp engine.Checkpoint) error {
 		if err := silent(ctx, source, engine.Source, env.Scope); err != nil {
 			return err
 		}
+		if err := emptiedSource(ctx, env, source); err != nil {
+			return err
+		}
 		stray, err := strayWrites(ctx, source)
 		if err != nil {
 			return err

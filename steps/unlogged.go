@@ -2,6 +2,8 @@ package steps
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"slices"
 
 	"github.com/jackc/pgx/v5"
@@ -47,6 +49,19 @@ func emptiedTarget(ctx context.Context, env *Env) (changes []capture.Change, err
 	return changes, err
 }
 
+// errEmptied is for rows that a crash of the source has taken while the target takes writes.
+var errEmptied = errors.New("its rows are on the target alone")
+
+// emptiedSource refuses to go back to a source that has lost rows in a crash: reverse passes carry changed
+// rows only.
+func emptiedSource(ctx context.Context, env *Env, source *pgx.Conn) error {
+	lost, err := emptied(ctx, env, source, engine.Source)
+	if err != nil || len(lost) == 0 {
+		return err
+	}
+	return &engine.Error{Op: "going back", Err: fmt.Errorf("%s: %w", lost[0].Text, errEmptied), Hint: "Stay on the target: pgrunbook finish"}
+}
+
 func unlogged(env *Env) []scope.Table {
 	return slices.DeleteFunc(captured(env), func(t scope.Table) bool { return !t.Unlogged })
 }
@@ -65,4 +80,13 @@ func refilled(ctx context.Context, env *Env, sides *sideConns, again []scope.Tab
 		}
 	}
 	return nil
+}
+
+// whole asks on a way back whether the source has lost rows in a crash. On the way there every pass asks it of
+// both sides.
+func (f *flipper) whole(ctx context.Context) error {
+	if f.to != engine.Source {
+		return nil
+	}
+	return emptiedSource(ctx, f.env, f.looks.source)
 }

@@ -6,10 +6,13 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/pgrunbook/pgrunbook/engine"
+	"github.com/pgrunbook/pgrunbook/engine/journal"
 	"github.com/pgrunbook/pgrunbook/internal/testpg"
 	"github.com/pgrunbook/pgrunbook/runbook"
+	"github.com/pgrunbook/pgrunbook/steps/internal/freeze"
 )
 
 // A crash empties UNLOGGED tables and leaves no key in any delta: without the sentinel the target
@@ -60,6 +63,40 @@ func TestF11W5CrashThatEmptiesUnloggedTables(t *testing.T) {
 	once.Do(func() { t.Error("no other table was loaded again") })
 	r.must(r.catchUp())
 	r.want(r.target, "SELECT count(*)::text FROM shop.session", "0")
+}
+
+// While the target takes writes a crash of the source takes rows that no reverse pass brings back: there is no
+// way back, and nobody goes it.
+func TestF11W5CrashOfTheSourceOnTheWayBack(t *testing.T) {
+	source, target := testpg.Pair(t)
+	r := newRigOn(t, source, target, shopSetup+"CREATE UNLOGGED TABLE shop.session (id int PRIMARY KEY, data text); INSERT INTO shop.session SELECT g, 's' FROM generate_series(1, 50) g", patient)
+	r.must(r.walk(t.Context(), newSchema(r.env), newCapture(r.env), newCopy(r.env), newCatchUp(r.env), newConstraints(r.env), newReverse(r.env), newArm(r.env)))
+	r.flipped()
+	f, err := newRollback(r.env, nil).(*rollbackStep).build(t.Context(), r.env.Journal.Checkpoint("rollback", r.env.Sink))
+	r.must(err)
+	defer f.close(context.Background())
+	decide := f.Decide
+	f.Decide = func(ctx context.Context, cert *freeze.Certificate) error { // later than any look but the last one
+		r.exec(r.source, fmt.Sprintf("SET pgrunbook.mark = '%s'; TRUNCATE shop.session, pgrunbook.sentinel", r.env.Run.Mark)) // what a crash does to them
+		return decide(ctx, cert)
+	}
+	lost := func(err error) bool { return err != nil && strings.Contains(err.Error(), errEmptied.Error()) }
+	if _, err := f.Attempt(t.Context(), 1); !lost(err) || !forGood(err) {
+		t.Errorf("the freeze: %v", err)
+	}
+	owner, err := r.env.Journal.Owner(t.Context())
+	r.must(err)
+	if owner.Side != engine.Target {
+		t.Errorf("the %s takes writes", owner.Side)
+	}
+	if _, err := f.Attempt(t.Context(), 2); !lost(err) {
+		t.Errorf("the next freeze: %v", err)
+	}
+	bounded, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	if err := Follow(bounded, r.env, journal.NewMemory().Checkpoint(followID, r.env.Sink)); !lost(err) {
+		t.Errorf("reverse passes: %v", err)
+	}
 }
 
 // again begins another run, on a new target, from the rig's source.

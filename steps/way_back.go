@@ -95,7 +95,7 @@ func sourceBack(ctx context.Context, env *Env, owner journal.Ownership) Back {
 		if err != nil {
 			return Back{Why: err.Error()}
 		}
-		return Back{Why: lost[0].Text + ": its rows are on the target alone", Hint: "Stay on the target: pgrunbook finish"}
+		return Back{Why: lost[0].Text + ": " + errEmptied.Error(), Hint: "Stay on the target: pgrunbook finish"}
 	}
 	why, hint, err := firing(ctx, source, engine.Source, env.Scope)
 	if err != nil {
