@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/pgrunbook/pgrunbook/engine"
+	"github.com/pgrunbook/pgrunbook/steps/internal/compare"
 	"github.com/pgrunbook/pgrunbook/steps/internal/pass"
 )
 
@@ -88,8 +89,15 @@ func (f *flipper) compared() string {
 		text += fmt.Sprintf(" (the others by their number: their tables have no key, or more than %d changed rows)", proveRows)
 	}
 	text += "; row counts of both ends of every COPY; " + engine.Plural(len(f.reload.tables), "table") + " reloaded"
-	if f.env.Runbook.Verify.Enabled {
+	switch verify := f.env.Runbook.Verify; {
+	case f.to == engine.Source:
+		text += "; no other contents on the way back (pgrunbook verify does that)"
+	case verify.Enabled && verify.Mode == string(compare.Count):
+		text += "; all other tables by their number of rows, in the live verification"
+	case verify.Enabled:
 		text += "; all other contents by the live verification"
+	default:
+		text += "; no other contents: verify { enabled = false }"
 	}
 	return text
 }
