@@ -216,6 +216,11 @@ type Left struct {
 	Remove  string `json:"remove"` // the statement that takes it off, or the command
 }
 
+// NothingLeft is what a source holds that finish has opened, or that never had a run.
+func NothingLeft() *Left {
+	return &Left{Objects: []Ours{}, Back: Back{Why: "neither side knows of a run"}}
+}
+
 const leftOnSourceSQL = `
 SELECT substr(r.remark, length('pgrunbook run ') + 1), to_regclass('pgrunbook.side') IS NULL, to_regclass('pgrunbook.gate_flag') IS NOT NULL
   FROM (SELECT coalesce(obj_description(to_regprocedure('pgrunbook.gate()'), 'pg_proc'),

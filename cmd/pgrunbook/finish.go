@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -90,17 +91,23 @@ func (a *app) finished(ctx context.Context, args []string, cause error) error {
 		return errors.Join(cause, err)
 	}
 	l, err := steps.ReadLeft(ctx, source)
-	if err != nil || l == nil || !l.Finished {
+	var said, next string
+	switch {
+	case err == nil && l == nil && len(onTarget) == 0: // finish { source = "open" }, or somebody took the gate off
+		l, said, next = steps.NothingLeft(), "nothing of ours is left on either side: a run is finished, or there was none", "nothing"
+	case err != nil || l == nil || !l.Finished:
 		return errors.Join(cause, err)
+	default:
+		said, next = fmt.Sprintf("run %s is finished", l.Run), "nothing; this takes the source's gate off: "+l.Remove
 	}
 	if asJSON {
-		return view.WriteLine(a.stdout, view.LineLeft, fmt.Sprintf("run %s is finished", l.Run), struct {
+		return view.WriteLine(a.stdout, view.LineLeft, said, struct {
 			*steps.Left
 			Back     *view.StatusBack `json:"rollback"`
 			OnTarget []steps.Ours     `json:"on_target"`
 		}{l, backView(&l.Back), onTarget}, time.Now())
 	}
-	fmt.Fprintf(a.stdout, "Run %s is finished.\n\n", l.Run)
+	fmt.Fprintf(a.stdout, "%s.\n\n", strings.ToUpper(said[:1])+said[1:])
 	for _, side := range []struct {
 		name string
 		list []steps.Ours
@@ -112,6 +119,6 @@ func (a *app) finished(ctx context.Context, args []string, cause error) error {
 			fmt.Fprintf(a.stdout, "  %s  %s\n", side.name, o)
 		}
 	}
-	_, err = fmt.Fprintf(a.stdout, "\nNext: nothing; this takes the source's gate off: %s\n", l.Remove)
+	_, err = fmt.Fprintf(a.stdout, "\nNext: %s\n", next)
 	return err
 }

@@ -198,5 +198,6 @@ func TestF84FinishKilled(t *testing.T) {
 		t.Errorf("without its gate the source differs:\n%s", firstDifference(schema, now))
 	}
 	r.sql(r.source, "INSERT INTO app.bag VALUES (1, 'writable')")
+	r.says(r.want(0, "finish", "--check"), "target nothing of ours", "source nothing of ours", "Next: nothing")
 	r.balance(r.target)
 }
