@@ -1,10 +1,14 @@
 package steps
 
 import (
+	"context"
 	"strings"
 	"testing"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/pgrunbook/pgrunbook/engine"
+	"github.com/pgrunbook/pgrunbook/internal/testpg"
 )
 
 // leaves are tables and columns that go, one after the other in one run, and come again.
@@ -75,4 +79,35 @@ func TestF41DroppedStops(t *testing.T) {
 		t.Fatalf("%v, hint %q", err, engine.HintOf(err))
 	}
 	r.want(r.target, "SELECT (to_regclass('shop.invoice') IS NOT NULL)::text", "true")
+}
+
+// A partition that a DETACH CONCURRENTLY has left half way has rows that its root does not show: the
+// run stops, named, until the rest of it is done.
+func TestF43HalfDetached(t *testing.T) {
+	source, target := testpg.NewDB(t, testpg.Shared(t, 15)), testpg.NewDB(t, testpg.Shared(t, 18))
+	r := newRigOn(t, source, target, shopSetup, `schema { on_ddl = "carry" }`)
+	r.must(r.walk(t.Context(), newSchema(r.env), newCapture(r.env), newCopy(r.env), newCatchUp(r.env)))
+	var conns [2]*pgx.Conn
+	for i := range conns {
+		conn, err := pgx.Connect(t.Context(), source)
+		r.must(err)
+		conns[i] = conn
+		defer func() { _ = conn.Close(context.Background()) }()
+	}
+	for i, sql := range []string{"BEGIN; SELECT FROM shop.event", "SET statement_timeout = '1s'"} {
+		_, err := conns[i].Exec(t.Context(), sql)
+		r.must(err)
+	}
+	if _, err := conns[1].Exec(t.Context(), "ALTER TABLE shop.event DETACH PARTITION shop.event_2026 CONCURRENTLY"); err == nil || !strings.Contains(err.Error(), "timeout") {
+		t.Fatalf("the DETACH did not stop half way: %v", err)
+	}
+	_, err := conns[0].Exec(t.Context(), "ROLLBACK")
+	r.must(err)
+	if err := r.catchUp(); err == nil || !strings.Contains(err.Error(), "half detached") || !strings.Contains(engine.HintOf(err), "DETACH PARTITION \"shop\".\"event_2026\" FINALIZE") {
+		t.Fatalf("%v, hint %q", err, engine.HintOf(err))
+	}
+	r.exec(source, "ALTER TABLE shop.event DETACH PARTITION shop.event_2026 FINALIZE")
+	r.exec(source, "UPDATE shop.event_2026 SET id = id + 100 WHERE id < 5")
+	r.must(r.catchUp())
+	r.sameTables(t)
 }

@@ -100,13 +100,23 @@ func InstallOn(ctx context.Context, conn *pgx.Conn, run scope.Run, t scope.Table
 	return &engine.Error{Op: "capturing", Object: pg.Name(t.Schema, t.Name.Name), Err: errors.New("its partitions keep changing"), Hint: "Run the same command again."}
 }
 
-// fits refuses what would break the application's writes or log into the wrong delta
+// fits refuses rows that nobody would carry, and what would break the application's writes or log into the wrong delta
 // (transition tables cannot be collected from foreign children; a parent's statement trigger sees
 // the children's rows).
 func fits(t scope.Table, rels []relation) error {
 	name := pg.Name(t.Schema, t.Name.Name)
 	if t.Identity == scope.ByKey && (t.Key == nil || len(t.Key.Columns) == 0) {
 		return &engine.Error{Op: "capturing", Object: name, Err: errors.New("it has no key"), Hint: "Give it a key, identity or data = \"at_freeze\" in a table block."}
+	}
+	for _, r := range rels {
+		if r.Detaching != "" {
+			member := pg.Name(r.Schema, r.Name.Name)
+			return &engine.Error{
+				Class: engine.ClassStale, Op: "capturing", Object: name,
+				Err:  fmt.Errorf("%s is half detached: its rows are not seen through %s and are in no table of their own", member, r.Detaching),
+				Hint: fmt.Sprintf("Where no DETACH CONCURRENTLY is at work: ALTER TABLE %s DETACH PARTITION %s FINALIZE. Then run the same command again.", r.Detaching, member),
+			}
+		}
 	}
 	if t.Capture != scope.Statement {
 		return nil

@@ -17,10 +17,11 @@ import (
 // relation is one member of a captured tree, the root first.
 type relation struct {
 	scope.Name
-	OID      uint32
-	Kind     string // relkind
-	Root     bool
-	Inherits bool // legacy inheritance: parent or child
+	OID       uint32
+	Kind      string // relkind
+	Root      bool
+	Inherits  bool   // legacy inheritance: parent or child
+	Detaching string // the parent that a DETACH CONCURRENTLY, not ended yet, takes it off
 }
 
 // treeSQL finds a table and, below a partitioned one, every member.
@@ -30,7 +31,8 @@ WITH RECURSIVE tree (oid, level) AS (
   UNION ALL
   SELECT i.inhrelid, t.level + 1 FROM tree t JOIN pg_class p ON p.oid = t.oid AND p.relkind = 'p' JOIN pg_inherits i ON i.inhparent = t.oid)
 SELECT n.nspname, c.relname, c.oid, c.relkind::text, t.level = 0,
-       NOT c.relispartition AND c.relkind <> 'p' AND EXISTS (SELECT FROM pg_inherits i WHERE i.inhparent = c.oid OR i.inhrelid = c.oid)
+       NOT c.relispartition AND c.relkind <> 'p' AND EXISTS (SELECT FROM pg_inherits i WHERE i.inhparent = c.oid OR i.inhrelid = c.oid),
+       coalesce((SELECT i.inhparent::regclass::text FROM pg_inherits i WHERE i.inhrelid = c.oid AND (to_jsonb(i) ->> 'inhdetachpending')::bool), '')
   FROM tree t JOIN pg_class c ON c.oid = t.oid JOIN pg_namespace n ON n.oid = c.relnamespace
  ORDER BY t.level, n.nspname, c.relname`
 
@@ -41,7 +43,7 @@ func tree(ctx context.Context, conn *pgx.Conn, t scope.Name) ([]relation, error)
 	}
 	rels, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (relation, error) {
 		var r relation
-		err := row.Scan(&r.Schema, &r.Name.Name, &r.OID, &r.Kind, &r.Root, &r.Inherits)
+		err := row.Scan(&r.Schema, &r.Name.Name, &r.OID, &r.Kind, &r.Root, &r.Inherits, &r.Detaching)
 		return r, err
 	})
 	if err != nil {
