@@ -190,10 +190,20 @@ func refused(err error) bool {
 const placeSQL = `
 SELECT pg_is_in_recovery(), pg_postmaster_start_time()::text`
 
+// spareTries is how often the witness asks for the place that was kept for it.
+const spareTries = 20
+
 // witness opens a new connection to from and makes sure that it is the same server as the hold's.
 func (f *Freeze) witness(ctx context.Context, c *conns) (*pgx.Conn, error) {
 	_ = c.spare.Close(ctx)
-	conn, err := f.From.Connect(ctx, pg.Use{Name: "freeze witness", LockTimeout: drainTimeout, Hold: true})
+	use := pg.Use{Name: "freeze witness", LockTimeout: drainTimeout, Hold: true}
+	conn, err := f.From.Connect(ctx, use)
+	for try := 1; pg.SQLState(err) == "53300" && try < spareTries; try++ { // its process is not gone yet
+		if err := pause(ctx); err != nil {
+			return nil, err
+		}
+		conn, err = f.From.Connect(ctx, use)
+	}
 	if err != nil {
 		return nil, err
 	}
