@@ -41,6 +41,9 @@ func alterEmpty(ctx context.Context, sides *sideConns, t scope.Table) ([]string,
 			return nil, nil
 		case !ok:
 			alter("ADD COLUMN %s %s", c.quoted(), c.typ)
+		case c.special && old.special && c.def != old.def && c.def != "" && old.def != "": // an identity has none
+			alter("ALTER COLUMN %s SET EXPRESSION AS (%s)", c.quoted(), c.def)
+			continue
 		case c.special || old.special:
 			continue
 		case old.typ != c.typ:
