@@ -17,7 +17,7 @@ TEST_TIMEOUT ?= 70m
 SOAK_TIMEOUT ?= 26h
 PKG ?= ./...
 # Packages whose tests run the built program: the race detector would look at the harness alone.
-PROGRAM_TESTS := /(examples|internal/(cutover|docs|faults|histories))$$
+PROGRAM_TESTS := /(examples|internal/(cutover|docs|faults|histories|suites))$$
 # Packages that show, built with the tag failpoint, that their tests notice a broken protocol.
 MUTANT_TESTS := /steps/internal/(freeze|load|pass)$$
 # Its tests come one after the other: they go on beside all else, so that no core waits for them.
@@ -40,7 +40,7 @@ FULL_TESTS := TestApproval|TestThereAndBack|TestTampering|TestDDLStopsByDefault|
   TestSchemaDumpComparesAcrossMajors|TestClientsDumpANewerServer|TestDDLStops|TestF11W5CrashThatEmptiesUnloggedTables|TestF11W5CrashOfTheSourceOnTheWayBack|TestFreezeBesideLocks|TestWholeStory|TestPauseIsHeard|$\
   TestPoolersAstray|TestUndoneInReverse|TestFreezeHeedsPauseAndWindow|TestReaderAtTheOpening|TestUndoThatFails|TestR8SubscribedSource|$\
   TestPgbouncerCutover|TestCopyRate|TestDiffFindsPlantedDifferences|TestLedgerFindsPlantedDamage|TestLedgerMovesToTheOtherServer|TestNewDBIsDroppedThoughInUse|$\
-  TestR2ClosedSurvivesACrash|TestVerifyAfterTheFlip|TestDifferencesTakeBackAnEarlierProof|TestAbortWithoutTheTarget|TestKeyRangesOnOldSources|TestF48Names|TestF41DroppedAndMadeAgain|TestHotTable
+  TestR2ClosedSurvivesACrash|TestVerifyAfterTheFlip|TestDifferencesTakeBackAnEarlierProof|TestAbortWithoutTheTarget|TestKeyRangesOnOldSources|TestF48Names|TestIsolation|TestF41DroppedAndMadeAgain|TestHotTable
 SKIP := $(if $(PGRUNBOOK_FULL)$(PGRUNBOOK_SOAK),,-skip '^($(FULL_TESTS))$$')
 
 .PHONY: help
