@@ -136,12 +136,8 @@ func dropCarried(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sid
 	}
 	maps.Copy(known, cursor.Handled)
 	e := pg.Etiquette{Object: quotedNames(names), Mode: pg.AccessExclusive, Report: waiting(cp, engine.Target, "carry a change to the target")}
-	for _, n := range names {
-		var oid uint32
-		if err := sides.target.QueryRow(ctx, "SELECT coalesce(to_regclass($1)::oid, 0::oid)", pg.Name(n.Schema, n.Name)).Scan(&oid); err != nil {
-			return fmt.Errorf("looking at %s on the target: %w", pg.Name(n.Schema, n.Name), err)
-		}
-		e.Relations = append(e.Relations, oid)
+	if e.Relations, err = treesOf(ctx, sides.target, names); err != nil {
+		return err
 	}
 	err = pg.WithLock(ctx, sides.target, e, func(ctx context.Context, tx pgx.Tx) error {
 		before, err := dump.Inventory(ctx, tx.Conn(), nil)
@@ -181,6 +177,29 @@ func dropCarried(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sid
 		}
 	}
 	return nil
+}
+
+const treesSQL = `
+WITH RECURSIVE tree (oid) AS (
+  SELECT to_regclass(name)::oid FROM unnest($1::text[]) name WHERE to_regclass(name) IS NOT NULL
+  UNION SELECT i.inhrelid FROM tree t JOIN pg_inherits i ON i.inhparent = t.oid JOIN pg_class c ON c.oid = i.inhrelid WHERE c.relispartition)
+SELECT oid FROM tree`
+
+// treesOf gives tables that are there, with their partitions.
+func treesOf(ctx context.Context, conn *pgx.Conn, names []scope.Name) ([]uint32, error) {
+	quoted := make([]string, len(names))
+	for i, n := range names {
+		quoted[i] = pg.Name(n.Schema, n.Name)
+	}
+	rows, err := conn.Query(ctx, treesSQL, quoted)
+	if err != nil {
+		return nil, fmt.Errorf("looking at %s on the target: %w", quotedNames(names), err)
+	}
+	list, err := pgx.CollectRows(rows, pgx.RowTo[uint32])
+	if err != nil {
+		return nil, fmt.Errorf("looking at %s on the target: %w", quotedNames(names), err)
+	}
+	return list, nil
 }
 
 // dropPartitions drops partitions on the target that were dropped on the source, so that others may

@@ -24,6 +24,9 @@ var leaves = []stage{
 	{"F41 a table of the plan", `DROP TABLE shop.customer CASCADE; INSERT INTO shop.invoice (customer) VALUES (999)`, `"shop"."customer" was dropped`},
 	{"F41 a table of the plan made anew", `DROP TABLE shop.event; CREATE TABLE shop.event (at timestamptz, id int, PRIMARY KEY (at, id)) PARTITION BY RANGE (at);
 		CREATE TABLE shop.event_2026 PARTITION OF shop.event FOR VALUES FROM ('2026-01-01') TO ('2027-01-01'); INSERT INTO shop.event VALUES ('2026-05-05', 1)`, `"shop"."event" was dropped`},
+	{"F41 a tree that came", `CREATE TABLE shop.tree (id int PRIMARY KEY, v text) PARTITION BY RANGE (id); CREATE TABLE shop.tree_1 PARTITION OF shop.tree FOR VALUES FROM (0) TO (9); INSERT INTO shop.tree VALUES (1, 'one')`, `"shop"."tree" is new`},
+	{"F41 with a later partition", `CREATE TABLE shop.tree_2 PARTITION OF shop.tree FOR VALUES FROM (10) TO (19); INSERT INTO shop.tree VALUES (11, 'two')`, "new partition"},
+	{"F41 and dropped whole", `DROP TABLE shop.tree`, `"shop"."tree" was dropped`},
 	{"F41 one that is reloaded in the freeze", `DROP TABLE shop.log`, `"shop"."log" was dropped`},
 	{"F40 a column is dropped", `CREATE VIEW shop.totals AS SELECT total FROM shop.invoice; CREATE INDEX invoice_total ON shop.invoice (total, customer)`, ""},
 	{"F40 with what depends on it", `ALTER TABLE shop.invoice DROP COLUMN total CASCADE; INSERT INTO shop.invoice (customer) VALUES (1000)`, `column "total" was dropped`},
