@@ -50,6 +50,9 @@ func (p *Passer) exact(ctx context.Context, opts Options) (Result, error) {
 	}
 	lock := found.ids()
 	for {
+		if err := p.to.makeStages(ctx, tablesOf(tables, lock), from.version); err != nil {
+			return Result{}, err
+		}
 		open, err := p.begin(ctx, from, tables, lock)
 		if err != nil {
 			return Result{}, err
@@ -63,13 +66,17 @@ func (p *Passer) exact(ctx context.Context, opts Options) (Result, error) {
 	}
 }
 
-// prepare connects and compares the fingerprint.
+// prepare connects, tidies up after the last pass and compares the fingerprint.
 func (p *Passer) prepare(ctx context.Context, lockTimeout time.Duration) (*fromSession, error) {
 	from, err := p.connectFrom(ctx, lockTimeout)
 	if err != nil {
 		return nil, err
 	}
-	if _, err := p.connectTo(ctx); err != nil {
+	to, err := p.connectTo(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := to.tidy(ctx); err != nil {
 		return nil, err
 	}
 	if _, err := p.connectBeat(ctx); err != nil {
@@ -102,21 +109,27 @@ func (m *moreTables) Error() string {
 }
 
 // Begin opens a pass over all following tables for the freeze: sessions, transaction, locks and
-// stages are there when it returns, the snapshot is taken by Run.
+// stages, those of tables with changes where there are many, are there when it returns; the snapshot
+// is taken by Run.
 func (p *Passer) Begin(ctx context.Context, opts Options) (*Open, error) {
 	from, err := p.prepare(ctx, opts.LockTimeout)
 	if err != nil {
 		return nil, err
 	}
 	tables := p.following()
-	if len(tables) < maxStages {
-		for _, t := range tables {
-			if _, err := p.to.stageFor(ctx, t, from.version); err != nil {
-				return nil, err
-			}
+	ids := slices.Sorted(maps.Keys(tables))
+	staged := ids
+	if len(tables) > maxStages {
+		found, err := from.look(ctx, tables)
+		if err != nil {
+			return nil, err
 		}
+		staged = found.ids()
 	}
-	return p.begin(ctx, from, tables, slices.Sorted(maps.Keys(tables)))
+	if err := p.to.makeStages(ctx, tablesOf(tables, staged), from.version); err != nil {
+		return nil, err
+	}
+	return p.begin(ctx, from, tables, ids)
 }
 
 // begin starts the transaction and locks before there is a snapshot: what rewrites, swaps or

@@ -86,7 +86,7 @@ func appendOnlyBroken(t scope.Table, ops string) error {
 }
 
 // images are the staged images, taken apart into a record r.
-func images(st stage) string {
+func images(st *stage) string {
 	return fmt.Sprintf("(SELECT n, op, img, img::%s AS r FROM %s OFFSET 0) s", st.row, st.name)
 }
 
@@ -97,14 +97,14 @@ func imageColumns(t scope.Table) string {
 // netImages counts each row image: inserts minus deletes. Rows are compared by their text under
 // pinned settings, which json, xml and point have too. The text is made here from both sides'
 // values, since majors print floats differently.
-func netImages(t scope.Table, st stage) string {
+func netImages(t scope.Table, st *stage) string {
 	return fmt.Sprintf(`WITH net AS (SELECT i.img COLLATE "C" AS img, min(i.n) AS n, sum(CASE i.op WHEN 'i' THEN 1 ELSE -1 END)::int8 AS d
  FROM (SELECT s.n, s.op, ROW(%s)::text AS img FROM %s) i GROUP BY i.img COLLATE "C" HAVING sum(CASE i.op WHEN 'i' THEN 1 ELSE -1 END) <> 0) `,
 		imageColumns(t), images(st))
 }
 
 // deleteImages deletes as many copies of each image as were deleted on From, in one scan.
-func deleteImages(t scope.Table, st stage) string {
+func deleteImages(t scope.Table, st *stage) string {
 	cols := written(t)
 	return netImages(t, st) + fmt.Sprintf(`DELETE FROM %s AS t USING (
  SELECT r.tid, r.rel FROM (SELECT t.ctid AS tid, t.tableoid AS rel, net.d, row_number() OVER (PARTITION BY net.n) AS nth
@@ -113,11 +113,11 @@ func deleteImages(t scope.Table, st stage) string {
 		relation(t), relation(t), list(len(cols), func(i int) string { return "t." + ident(cols[i].Name) }))
 }
 
-func missingImages(t scope.Table, st stage) string {
+func missingImages(t scope.Table, st *stage) string {
 	return netImages(t, st) + "SELECT coalesce(-sum(d), 0)::int8 FROM net WHERE d < 0"
 }
 
-func insertImages(t scope.Table, st stage) string {
+func insertImages(t scope.Table, st *stage) string {
 	return netImages(t, st) + fmt.Sprintf("INSERT INTO %s (%s) OVERRIDING SYSTEM VALUE SELECT %s FROM %s JOIN net ON net.n = s.n AND net.d > 0 CROSS JOIN LATERAL generate_series(1, net.d) ORDER BY s.n",
 		pg.Name(t.Schema, t.Name.Name), columnList(written(t)), imageColumns(t), images(st))
 }

@@ -23,7 +23,7 @@ type work struct {
 	span    span
 	backlog backlog
 
-	stage  stage
+	stage  *stage
 	staged int64
 	images imagePlan
 }
@@ -69,12 +69,8 @@ func (j *job) do(ctx context.Context) (Result, error) {
 
 // stageAll brings every row of the pass to To's temporary tables and lets From's locks go.
 func (j *job) stageAll(ctx context.Context) error {
-	for i := range j.work {
-		st, err := j.p.to.stageFor(ctx, j.work[i].table, j.from.version)
-		if err != nil {
-			return err
-		}
-		j.work[i].stage = st
+	if err := j.takeStages(ctx); err != nil {
+		return err
 	}
 	tx, err := j.p.to.conn.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.ReadCommitted, AccessMode: pgx.ReadWrite})
 	if err != nil {

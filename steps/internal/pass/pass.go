@@ -131,7 +131,10 @@ func (p *Passer) following() map[int32]scope.Table {
 // Close ends the sessions.
 func (p *Passer) Close(ctx context.Context) error {
 	var errs []error
-	for _, c := range []*pgx.Conn{p.fromConn(), p.toConn(), p.beat, p.snap} {
+	if c := p.toConn(); c != nil && !c.IsClosed() {
+		errs = append(errs, p.to.close(ctx))
+	}
+	for _, c := range []*pgx.Conn{p.fromConn(), p.beat, p.snap} {
 		if c != nil && !c.IsClosed() {
 			errs = append(errs, c.Close(ctx))
 		}

@@ -172,6 +172,9 @@ func (p *Passer) piece(ctx context.Context, t scope.Table, rows int64) (took, by
 	if err != nil {
 		return 0, 0, false, err
 	}
+	if err := p.to.makeStages(ctx, []scope.Table{t}, from.version); err != nil {
+		return 0, 0, false, err
+	}
 	tables := map[int32]scope.Table{t.ID: t}
 	open, err := p.begin(ctx, from, tables, []int32{t.ID})
 	if err != nil {

@@ -2,6 +2,7 @@ package pass
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strconv"
 	"time"
@@ -14,7 +15,6 @@ import (
 const (
 	defaultLockTimeout = 300 * time.Millisecond // deadlock_timeout is 1 s by default
 	renewAfter         = time.Hour              // a temporary table's age holds back the frozen xid of its database
-	maxStages          = 500                    // every commit empties all of them
 )
 
 // fromSession reads and forgets. What it knows dies with the connection: after a crash of the
@@ -30,7 +30,18 @@ type toSession struct {
 	conn    *pgx.Conn
 	version int
 	since   time.Time
-	stages  map[int32]stage
+	stages  map[int32]*stage
+	round   int64 // of making stages
+}
+
+// close ends the session. While it has more stages than the server can drop at once, they are dropped.
+func (s *toSession) close(ctx context.Context) error {
+	var err error
+	if len(s.stages) > maxStages {
+		abandon(ctx, s.conn)
+		err = s.shed(ctx, maxStages)
+	}
+	return errors.Join(err, s.conn.Close(ctx))
 }
 
 // nestedLoops makes every lookup by key an index lookup, whatever stale statistics say; where most
@@ -60,10 +71,10 @@ func (p *Passer) connectFrom(ctx context.Context, lockTimeout time.Duration) (*f
 
 func (p *Passer) connectTo(ctx context.Context) (*toSession, error) {
 	if s := p.to; s != nil && !s.conn.IsClosed() {
-		if time.Since(s.since) < renewAfter && len(s.stages) < maxStages {
+		if time.Since(s.since) < renewAfter {
 			return s, nil
 		}
-		if err := s.conn.Close(ctx); err != nil {
+		if err := s.close(ctx); err != nil {
 			p.cfg.Log.Debug("closing a session", "side", p.cfg.To.Side(), "err", err)
 		}
 	}
@@ -71,7 +82,7 @@ func (p *Passer) connectTo(ctx context.Context) (*toSession, error) {
 	if err != nil {
 		return nil, err
 	}
-	p.to = &toSession{conn: conn, version: version, since: time.Now(), stages: map[int32]stage{}}
+	p.to = &toSession{conn: conn, version: version, since: time.Now(), stages: map[int32]*stage{}}
 	return p.to, nil
 }
 

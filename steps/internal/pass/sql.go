@@ -125,7 +125,7 @@ func format(binary bool) string {
 
 // insertRows writes the staged rows that are present. OVERRIDING SYSTEM VALUE keeps the values of
 // identity columns.
-func insertRows(t scope.Table, st stage) string {
+func insertRows(t scope.Table, st *stage) string {
 	cols := written(t)
 	return fmt.Sprintf("INSERT INTO %s AS t (%s) OVERRIDING SYSTEM VALUE SELECT %s FROM %s s WHERE s.present",
 		pg.Name(t.Schema, t.Name.Name), columnList(cols),
@@ -134,7 +134,7 @@ func insertRows(t scope.Table, st stage) string {
 
 // upsertRows sets every column, those of the key too: values that are equal for the key's
 // operator need not be the same value.
-func upsertRows(t scope.Table, st stage) string {
+func upsertRows(t scope.Table, st *stage) string {
 	cols := written(t)
 	return fmt.Sprintf("%s ON CONFLICT (%s) DO UPDATE SET %s", insertRows(t, st),
 		list(len(t.Key.Columns), func(i int) string { return ident(t.Key.Columns[i].Name) }),
@@ -142,7 +142,7 @@ func upsertRows(t scope.Table, st stage) string {
 }
 
 // deleteKeys deletes the rows of the staged keys: of all, or of those whose row is gone.
-func deleteKeys(t scope.Table, st stage, absent bool) string {
+func deleteKeys(t scope.Table, st *stage, absent bool) string {
 	q := fmt.Sprintf("DELETE FROM %s AS t USING %s s WHERE %s", relation(t), st.name, sameKey(t, "s"))
 	if absent {
 		q += " AND NOT s.present"

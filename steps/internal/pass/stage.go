@@ -12,14 +12,18 @@ import (
 	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
 )
 
-// stage is the temporary table that takes one table's rows on To. It is made once per connection:
-// making one per pass would grow pg_attribute and write 30 kB of WAL each time.
+// stage is the temporary table that takes one table's rows on To. It outlives the pass: making one
+// per pass would grow pg_attribute and write 30 kB of WAL each time.
 type stage struct {
 	name    string
 	columns string // as COPY names them
 	row     string // of images: the type of a record of the carried columns
 	binary  bool
 	same    string // of keys: that the row t is the row s, bit by bit
+
+	emptied bool  // by every commit of the session
+	rows    bool  // has some that no commit empties, or may have
+	used    int64 // by which round of the session
 }
 
 // baseTypes gives the columns of a table with domains resolved to their base types: a domain that
@@ -39,20 +43,16 @@ type baseType struct {
 	name     string
 }
 
-// stageFor returns the table's stage, making it where this connection has none yet. It must be
-// called outside a transaction.
-func (s *toSession) stageFor(ctx context.Context, t scope.Table, fromVersion int) (stage, error) {
-	if st, ok := s.stages[t.ID]; ok {
-		return st, nil
-	}
+// define gives the table's stage and the statement that makes it.
+func (s *toSession) define(ctx context.Context, t scope.Table, fromVersion int, emptied bool) (*stage, string, error) {
 	types, err := s.types(ctx, t)
 	if err != nil {
-		return stage{}, err
+		return nil, "", err
 	}
 	cols := written(t)
 	var defs, names []string
 	add := func(name, typ string) { defs, names = append(defs, name+" "+typ), append(names, name) }
-	st := stage{binary: versionsAgree(fromVersion, s.version)}
+	st := &stage{binary: versionsAgree(fromVersion, s.version), emptied: emptied}
 	row := make([]string, 0, len(cols))
 	var there, staged []string
 	if keyed(t) {
@@ -75,7 +75,7 @@ func (s *toSession) stageFor(ctx context.Context, t scope.Table, fromVersion int
 	for i, c := range cols {
 		typ, ok := types[c.Name]
 		if !ok {
-			return stage{}, &engine.Error{Op: "preparing a pass for", Object: pg.Name(t.Schema, t.Name.Name), Err: fmt.Errorf("column %q is missing on the %s", c.Name, "following side"), Hint: "Add the column there, then run the same command again."}
+			return nil, "", &engine.Error{Op: "preparing a pass for", Object: pg.Name(t.Schema, t.Name.Name), Err: fmt.Errorf("column %q is missing on the %s", c.Name, "following side"), Hint: "Add the column there, then run the same command again."}
 		}
 		row = append(row, fmt.Sprintf("c%d %s", i+1, typ.name))
 		if st.row != "" {
@@ -89,15 +89,14 @@ func (s *toSession) stageFor(ctx context.Context, t scope.Table, fromVersion int
 	st.columns = strings.Join(names, ", ")
 	// The image needs no equality operator, which json and others lack, and tells 1.0 from 1.00.
 	st.same = fmt.Sprintf("ROW(%s)::record OPERATOR(pg_catalog.*=) ROW(%s)::record", strings.Join(there, ", "), strings.Join(staged, ", "))
-	create := "CREATE TEMPORARY TABLE " + st.name + " (" + strings.Join(defs, ", ") + ") ON COMMIT DELETE ROWS"
+	create := "CREATE TEMPORARY TABLE " + st.name + " (" + strings.Join(defs, ", ") + ")"
+	if emptied {
+		create += " ON COMMIT DELETE ROWS"
+	}
 	if st.row != "" {
 		create += "; CREATE TEMPORARY TABLE " + st.row + " (" + strings.Join(row, ", ") + ")"
 	}
-	if err := run(ctx, s.conn, create); err != nil {
-		return stage{}, fmt.Errorf("making the stage of %s: %w", pg.Name(t.Schema, t.Name.Name), err)
-	}
-	s.stages[t.ID] = st
-	return st, nil
+	return st, create, nil
 }
 
 func (s *toSession) types(ctx context.Context, t scope.Table) (map[string]baseType, error) {

@@ -1,0 +1,168 @@
+package pass
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
+)
+
+const (
+	// emptiedStages are made ON COMMIT DELETE ROWS. Every commit that saw any temporary table empties
+	// all of them, used or not, and locks each with its TOAST table: they are few, for the tables that
+	// change all the time. Others are truncated after they were used, which writes to the catalog.
+	emptiedStages = 32
+	// maxStages are kept from one pass to the next. Where a session ends, the server drops all that are
+	// left in one transaction, which takes about six locks for each.
+	maxStages = 500
+	// stageBatch of them are made, truncated or dropped in one transaction, for the same locks.
+	stageBatch = 100
+)
+
+// makeStages sees to it that each of the tables has an empty stage. It is called outside a transaction,
+// and while no table on From is locked: a thousand stages take seconds.
+func (s *toSession) makeStages(ctx context.Context, tables []scope.Table, fromVersion int) error {
+	s.round++
+	var missing []scope.Table
+	var full []int32
+	for _, t := range tables {
+		st := s.stages[t.ID]
+		if st == nil {
+			missing = append(missing, t)
+			continue
+		}
+		st.used = s.round
+		if st.rows {
+			full = append(full, t.ID)
+		}
+	}
+	if err := s.truncate(ctx, full); err != nil {
+		return err
+	}
+	for batch := range slices.Chunk(missing, stageBatch) {
+		if err := s.makeBatch(ctx, batch, fromVersion); err != nil {
+			abandon(ctx, s.conn)
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *toSession) makeBatch(ctx context.Context, tables []scope.Table, fromVersion int) error {
+	emptied := 0
+	for _, st := range s.stages {
+		if st.emptied {
+			emptied++
+		}
+	}
+	made := map[int32]*stage{}
+	if err := run(ctx, s.conn, "BEGIN"); err != nil {
+		return fmt.Errorf("making stages: %w", err)
+	}
+	for _, t := range tables {
+		st, create, err := s.define(ctx, t, fromVersion, emptied < emptiedStages)
+		if err != nil {
+			return err
+		}
+		if err := run(ctx, s.conn, create); err != nil {
+			return fmt.Errorf("making the stage of %s: %w", tableName(t), err)
+		}
+		if st.emptied {
+			emptied++
+		}
+		st.used = s.round
+		made[t.ID] = st
+	}
+	if err := run(ctx, s.conn, "COMMIT"); err != nil {
+		return fmt.Errorf("making stages: %w", err)
+	}
+	maps.Copy(s.stages, made)
+	return nil
+}
+
+// takeStages gives each table of the job its stage. They are there already, but for some of a freeze of
+// very many tables: nobody waits for its locks.
+func (j *job) takeStages(ctx context.Context) error {
+	to := j.p.to
+	tables := make([]scope.Table, len(j.work))
+	for i := range j.work {
+		tables[i] = j.work[i].table
+	}
+	if err := to.makeStages(ctx, tables, j.from.version); err != nil {
+		return err
+	}
+	for i := range j.work {
+		st := to.stages[j.work[i].table.ID]
+		st.rows = !st.emptied // before there can be any: they must not be applied a second time
+		j.work[i].stage = st
+	}
+	return nil
+}
+
+// tidy empties what the last pass left, which a failed one may have left as well, and keeps no more
+// stages than a session may end with.
+func (s *toSession) tidy(ctx context.Context) error {
+	if err := s.shed(ctx, maxStages); err != nil {
+		return err
+	}
+	var full []int32
+	for id, st := range s.stages {
+		if st.rows {
+			full = append(full, id)
+		}
+	}
+	return s.truncate(ctx, full)
+}
+
+func (s *toSession) truncate(ctx context.Context, ids []int32) error {
+	for batch := range slices.Chunk(ids, stageBatch) {
+		names := list(len(batch), func(i int) string { return s.stages[batch[i]].name })
+		if err := run(ctx, s.conn, "TRUNCATE "+names); err != nil {
+			return fmt.Errorf("emptying stages: %w", err)
+		}
+		for _, id := range batch {
+			s.stages[id].rows = false
+		}
+	}
+	return nil
+}
+
+// shed drops the stages that were used longest ago, until so many are left.
+func (s *toSession) shed(ctx context.Context, most int) error {
+	if len(s.stages) <= most {
+		return nil
+	}
+	ids := slices.SortedFunc(maps.Keys(s.stages), func(a, b int32) int {
+		return cmp.Or(cmp.Compare(s.stages[a].used, s.stages[b].used), cmp.Compare(b, a))
+	})
+	for batch := range slices.Chunk(ids[:len(ids)-most], stageBatch) {
+		var names []string
+		for _, id := range batch {
+			st := s.stages[id]
+			names = append(names, st.name)
+			if st.row != "" {
+				names = append(names, st.row)
+			}
+		}
+		if err := run(ctx, s.conn, "DROP TABLE "+strings.Join(names, ", ")); err != nil {
+			return fmt.Errorf("dropping stages: %w", err)
+		}
+		for _, id := range batch {
+			delete(s.stages, id)
+		}
+	}
+	return nil
+}
+
+// tablesOf are those of the ids.
+func tablesOf(tables map[int32]scope.Table, ids []int32) []scope.Table {
+	some := make([]scope.Table, 0, len(ids))
+	for _, id := range ids {
+		some = append(some, tables[id])
+	}
+	return some
+}
