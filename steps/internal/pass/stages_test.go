@@ -1,11 +1,14 @@
 package pass
 
 import (
+	"context"
 	"fmt"
 	"maps"
 	"slices"
 	"strconv"
 	"testing"
+
+	"github.com/jackc/pgx/v5"
 )
 
 const wide = emptiedStages + 8
@@ -37,7 +40,17 @@ func (p *pair) stagesThere() (stages, transactions string) {
 func TestManyStages(t *testing.T) {
 	p := widePair(t)
 	p.everywhere(`INSERT INTO %1$s VALUES (1, 1), (2, 2)`)
-	p.synced()
+	var locks int
+	_, err := p.passer.Exact(p.ctx, Options{InTarget: func(ctx context.Context, tx pgx.Tx, _ *pgx.Conn) error {
+		return tx.QueryRow(ctx, "SELECT count(DISTINCT relation) FROM pg_locks WHERE pid = pg_backend_pid() AND locktype = 'relation'").Scan(&locks)
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	// A table, its key's index and its stage: as many as there must be room for (capacity.go).
+	if locks > 3*wide+20 {
+		t.Errorf("the pass over %d tables locks %d relations on the target", wide, locks)
+	}
 	if stages, transactions := p.stagesThere(); stages != strconv.Itoa(wide) || transactions != "1" {
 		t.Errorf("%s stages were made in %s transactions", stages, transactions)
 	}
