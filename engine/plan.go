@@ -29,6 +29,7 @@ type Plan struct {
 	NotCarried  []string   `json:"not_carried,omitempty"` // one sentence each
 	Scope       []byte     `json:"scope"`                 // the resolved tables and sequences; package steps reads it
 	Predictions Prediction `json:"predictions,omitzero"`
+	Flips       int        `json:"flips,omitempty"` // of the run before this plan was made; recorded, not part of the digest
 }
 
 // RunbookPin ties a plan to the file it was made from.
@@ -79,7 +80,7 @@ func (p Prediction) Over() bool { return p.Budget > 0 && p.WriteBlock-p.Switch-p
 
 // String says it in a sentence's end: "predicted write block 0.2s of 2s (why)".
 func (p Prediction) String() string {
-	text := "predicted write block " + strconv.FormatFloat(p.WriteBlock.Round(10*time.Millisecond).Seconds(), 'f', -1, 64) + "s"
+	text := "predicted write block " + strconv.FormatFloat(float64(p.WriteBlock.Round(10*time.Millisecond).Milliseconds())/1000, 'f', -1, 64) + "s"
 	if p.Budget > 0 {
 		text += " of " + p.Budget.String()
 	}

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -133,6 +134,11 @@ func TestPrediction(t *testing.T) {
 	if got := p.String(); p.Over() || got != "predicted write block 1.25s of 1s (2 tables)" {
 		t.Errorf("over %v: %s", p.Over(), got)
 	}
+	p.WriteBlock = 1140 * time.Millisecond
+	if got := p.String(); !strings.Contains(got, " 1.14s of ") {
+		t.Errorf("seconds are not rounded: %s", got)
+	}
+	p.WriteBlock = 1250 * time.Millisecond
 	p.Switch, p.Drain = 0, time.Second
 	if p.Over() {
 		t.Error("one drain that was slow keeps every later attempt away")

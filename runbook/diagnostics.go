@@ -14,7 +14,7 @@ import (
 )
 
 // sources are the files that diagnostics quote, by the name in their ranges. Quoted bytes are
-// masked; ranges stay valid because masks keep every length.
+// masked; ranges stay valid because masks keep every length until they are printed.
 type sources struct {
 	files   map[string]*hcl.File
 	masks   map[string][]hcl.Range
@@ -69,11 +69,15 @@ func (s *sources) masked(name string) []byte {
 // place, source excerpt, cause and fix, in the order of the file and each once. Width 0 does not
 // wrap. No secret is printed, neither in text nor in an excerpt.
 func (r *Runbook) WriteDiagnostics(w io.Writer, diags hcl.Diagnostics, width int, color bool) error {
-	out := hcl.NewDiagnosticTextWriter(w, r.sources.printable(), uint(max(width, 0)), color)
+	var text bytes.Buffer
+	out := hcl.NewDiagnosticTextWriter(&text, r.sources.printable(), uint(max(width, 0)), color)
 	for _, d := range tidy(diags) {
 		if err := out.WriteDiagnostic(r.scrubbed(d)); err != nil {
 			return fmt.Errorf("printing diagnostics: %w", err)
 		}
+	}
+	if _, err := io.WriteString(w, collapse(text.String())); err != nil {
+		return fmt.Errorf("printing diagnostics: %w", err)
 	}
 	return nil
 }

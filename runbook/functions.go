@@ -4,9 +4,12 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math/big"
 	"os"
 	"path"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"unicode/utf8"
 
@@ -25,7 +28,7 @@ var pure = map[string]function.Function{
 	"abs": stdlib.AbsoluteFunc, "ceil": stdlib.CeilFunc, "floor": stdlib.FloorFunc, "log": stdlib.LogFunc,
 	"max": stdlib.MaxFunc, "min": stdlib.MinFunc, "parseint": stdlib.ParseIntFunc, "pow": stdlib.PowFunc, "signum": stdlib.SignumFunc,
 
-	"chomp": stdlib.ChompFunc, "format": stdlib.FormatFunc, "formatlist": stdlib.FormatListFunc, "indent": stdlib.IndentFunc,
+	"chomp": stdlib.ChompFunc, "format": bounded(stdlib.FormatFunc), "formatlist": bounded(stdlib.FormatListFunc), "indent": bounded(stdlib.IndentFunc),
 	"join": stdlib.JoinFunc, "lower": stdlib.LowerFunc, "regex": stdlib.RegexFunc, "regexall": stdlib.RegexAllFunc,
 	"regex_replace": stdlib.RegexReplaceFunc, "replace": stdlib.ReplaceFunc, "split": stdlib.SplitFunc, "strlen": stdlib.StrlenFunc,
 	"strrev": stdlib.ReverseFunc, "substr": stdlib.SubstrFunc, "title": stdlib.TitleFunc, "trim": stdlib.TrimFunc,
@@ -54,6 +57,33 @@ func functions(files *fileSet, env *envFunc) map[string]function.Function {
 	out["fileexists"] = fileExistsFunc(files)
 	out["env"] = env.function(files)
 	return out
+}
+
+// widest is the largest width, precision or indentation: a typing mistake must not take all memory.
+const widest = 1000
+
+var widths = regexp.MustCompile(`%[^%a-zA-Z]*[a-zA-Z]`)
+
+// bounded is a function whose first argument says how wide its result is: a format, or a number.
+func bounded(f function.Function) function.Function {
+	return function.New(&function.Spec{
+		Params: f.Params(), VarParam: f.VarParam(), Type: f.ReturnTypeForValues,
+		Impl: func(args []cty.Value, _ cty.Type) (cty.Value, error) {
+			if args[0].Type() == cty.Number && args[0].IsKnown() && !args[0].IsNull() && args[0].AsBigFloat().Cmp(big.NewFloat(widest)) > 0 {
+				return cty.NilVal, fmt.Errorf("at most %d characters", widest)
+			}
+			if args[0].Type() == cty.String && args[0].IsKnown() && !args[0].IsNull() {
+				for _, verb := range widths.FindAllString(args[0].AsString(), -1) {
+					for _, number := range strings.FieldsFunc(verb, func(r rune) bool { return r < '0' || r > '9' }) {
+						if n, err := strconv.Atoi(number); err != nil || n > widest {
+							return cty.NilVal, fmt.Errorf("%s is wider than %d characters", verb, widest)
+						}
+					}
+				}
+			}
+			return f.Call(args)
+		},
+	})
 }
 
 func textFunc(f func(string) string) function.Function {
@@ -131,7 +161,7 @@ func (e *envFunc) function(files *fileSet) function.Function {
 			if e.validate {
 				return cty.UnknownVal(cty.String), nil
 			}
-			return cty.NilVal, fmt.Errorf("%s is not set in the environment; set it, or set PGRUNBOOK_VAR_%s, or pass -var %s=VALUE", name, e.variable, e.variable)
+			return cty.NilVal, fmt.Errorf("%s is not set in the environment; set it, or set PGRUNBOOK_VAR_%s, or pass --var %s=VALUE", name, e.variable, e.variable)
 		},
 	})
 }

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 
 	"github.com/hashicorp/hcl/v2"
 	"github.com/hashicorp/hcl/v2/hclsyntax"
@@ -25,17 +26,20 @@ const maxFile = 4 << 20
 // Options says where the values of a runbook come from. The zero value reads the process
 // environment and the disk and demands every value, as a run does.
 type Options struct {
-	// Vars holds the values of -var by variable name. They win over everything else.
+	// Vars holds the values of --var by variable name. They win over everything else.
 	Vars map[string]string
-	// VarFiles are the files of -var-file in their order; a later one wins.
+	// VarFiles are the files of --var-file in their order; a later one wins.
 	VarFiles []string
 	// Getenv looks up PGRUNBOOK_VAR_name and env(). Defaults to os.LookupEnv.
 	Getenv func(string) (string, bool)
 	// Validate makes a value that only a run needs unknown instead of missing: an unset variable,
 	// an unset env(), a file() that is not there.
 	Validate bool
-	// ToolVersion is checked against required_version. Empty or "dev" fits every constraint.
+	// ToolVersion is checked against required_version. Empty or "dev" fits every constraint; "dev" with a warning.
 	ToolVersion string
+	// SourceURL and TargetURL take the place of what the runbook says of a server. A variable that
+	// only such a url reads needs no value.
+	SourceURL, TargetURL string
 	// Pinned holds files by the path that the runbook names, as kept by a saved plan. A file that
 	// is in it is not read from disk.
 	Pinned map[string][]byte
@@ -53,7 +57,7 @@ func Load(path string, opts Options) (*Runbook, hcl.Diagnostics) {
 		return rb, hcl.Diagnostics{{
 			Severity: hcl.DiagError,
 			Summary:  "Cannot read the runbook",
-			Detail:   fmt.Sprintf("%s. Name a file that exists, for example erp.runbook.hcl; `pgrunbook init` writes one.", capitalize(cause(err))),
+			Detail:   capitalize(cause(err)) + ". " + readable(err, "Name a file that exists, for example erp.runbook.hcl; `pgrunbook init` writes one."),
 		}}
 	}
 	return Parse(path, src, opts)
@@ -188,7 +192,7 @@ func braceFollows(src []byte, from int) bool {
 
 func isJSON(filename string) bool { return strings.EqualFold(filepath.Ext(filename), ".json") }
 
-// readFile reads a file or a pipe: -var-file <(decrypt secrets) is how people keep them off disks.
+// readFile reads a file or a pipe: --var-file <(decrypt secrets) is how people keep them off disks.
 func readFile(path string) ([]byte, error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -203,6 +207,22 @@ func readFile(path string) ([]byte, error) {
 		return nil, fmt.Errorf("%s has more than the %d bytes that are read of a file", path, maxFile)
 	}
 	return data, nil
+}
+
+// readable says what to do about a file that cannot be read; missing is for one that is not there.
+func readable(err error, missing string) string {
+	var path *fs.PathError
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return missing
+	case errors.Is(err, syscall.EISDIR):
+		return "Name a file in it."
+	case errors.Is(err, fs.ErrPermission):
+		return "Make it readable for the user that runs pgrunbook."
+	case errors.As(err, &path):
+		return "Name a file that can be read."
+	}
+	return "Is this the right file?" // too large
 }
 
 // cause names the file and the reason without Go's "open" and "stat".

@@ -73,6 +73,11 @@ func (l *loader) loadHeader(content *hcl.BodyContent) {
 	if l.rb.RequiredVersion != "" {
 		if err := checkVersion(l.rb.RequiredVersion, l.opts.ToolVersion); err != nil {
 			b.Errorf("required_version", "Version does not fit", "%s.", capitalize(err.Error()))
+		} else if l.opts.ToolVersion == "dev" {
+			l.diags = append(l.diags, &hcl.Diagnostic{
+				Severity: hcl.DiagWarning, Summary: "Version not checked", Subject: b.attrs["required_version"].Expr.Range().Ptr(),
+				Detail: "This is a development build, which has no number: it is not held to required_version. Use a released build where the version matters.",
+			})
 		}
 	}
 	l.add(b.Done())

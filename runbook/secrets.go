@@ -164,7 +164,7 @@ var (
 )
 
 // maskText blots out what looks like a password in a message: a function may repeat its argument.
-func maskText(text string) string { return string(maskSource([]byte(text), nil)) }
+func maskText(text string) string { return collapse(string(maskSource([]byte(text), nil))) }
 
 // maskSource blots out, byte for byte so that ranges keep their meaning, whatever looks like a
 // password and the ranges that are known to hold one.
@@ -192,7 +192,15 @@ func blot(text []byte) {
 		switch c {
 		case '"', '\n', '\r':
 		default:
-			text[i] = '*'
+			text[i] = blotted
 		}
 	}
 }
+
+// blotted stands for each byte of a secret until the text is printed: ranges keep their meaning.
+const blotted = '\x01'
+
+var blottedRun = regexp.MustCompile(`\x01+(?:"+\x01+)*`)
+
+// collapse gives every mask the same length, so that none tells that of its secret.
+func collapse(text string) string { return blottedRun.ReplaceAllString(text, "********") }

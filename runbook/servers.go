@@ -26,11 +26,19 @@ func (l *loader) loadServer(content *hcl.BodyContent, side string) Server {
 		ReplicaRoleFunction: b.String("replica_role_function"),
 		Range:               block.DefRange,
 	}
+	override := l.override(side)
+	if override != "" {
+		delete(b.attrs, "url")
+	}
 	s.URL, s.URLKnown = l.connString(b, "url", side+"_url")
 	if attr := b.attrs["url"]; attr != nil {
 		s.URLRange = attr.Expr.Range()
 	}
-	l.checkWays(b, side, s)
+	if override != "" {
+		s = l.overridden(s, override)
+	} else {
+		l.checkWays(b, side, s)
+	}
 	if b.Known("password_command") && (len(s.PasswordCommand) == 0 || s.PasswordCommand[0] == "") {
 		b.Errorf("password_command", "Empty command", "password_command is the program and its arguments, such as [\"./token.sh\"].")
 	}

@@ -19,7 +19,7 @@ type givenValue struct {
 }
 
 // givenValues collects values from outside, weakest first: PGRUNBOOK_VAR_name, *.auto.vars.hcl
-// beside the runbook, files of -var-file, -var.
+// beside the runbook, files of --var-file, --var.
 func (l *loader) givenValues(vars []*variable) map[string]*givenValue {
 	given := map[string]*givenValue{}
 	byName := map[string]*variable{}
@@ -45,11 +45,11 @@ func (l *loader) givenValues(vars []*variable) map[string]*givenValue {
 			l.diags = append(l.diags, &hcl.Diagnostic{
 				Severity: hcl.DiagError,
 				Summary:  "Unknown variable",
-				Detail:   fmt.Sprintf("-var sets %q, which the runbook does not declare. %s", name, didYouMean(name, slices.Sorted(maps.Keys(byName)))),
+				Detail:   fmt.Sprintf("--var sets %q, which the runbook does not declare. %s", name, didYouMean(name, slices.Sorted(maps.Keys(byName)))),
 			})
 			continue
 		}
-		l.giveText(given, v, l.opts.Vars[name], "-var "+name)
+		l.giveText(given, v, l.opts.Vars[name], "--var "+name)
 	}
 	return given
 }
@@ -89,7 +89,7 @@ func (l *loader) readVarFile(given map[string]*givenValue, byName map[string]*va
 		l.diags = append(l.diags, &hcl.Diagnostic{
 			Severity: hcl.DiagError,
 			Summary:  "Cannot read the variable file",
-			Detail:   capitalize(cause(err)) + ". Name a file that exists, with lines such as: workers = 8",
+			Detail:   capitalize(cause(err)) + ". " + readable(err, "Name a file that exists, with lines such as: workers = 8"),
 		})
 		return
 	}

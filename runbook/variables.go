@@ -30,9 +30,9 @@ type validation struct{ condition, message *hcl.Attribute }
 // loadValues evaluates variables and locals and fixes the context of all other expressions.
 func (l *loader) loadValues(content *hcl.BodyContent) {
 	vars := l.declareVariables(content)
-	given := l.givenValues(vars)
+	given, spared := l.givenValues(vars), l.spared(content)
 	for _, v := range vars {
-		l.scope.nodes["var."+v.name] = l.variableNode(v, given[v.name])
+		l.scope.nodes["var."+v.name] = l.variableNode(v, given[v.name], spared[v.name])
 	}
 	for _, block := range content.Blocks.OfType("locals") {
 		l.declareLocals(block)
@@ -121,9 +121,11 @@ func (l *loader) declareVariable(block *hcl.Block) *variable {
 }
 
 // variableNode says how a variable gets its value: from outside, else from its default.
-func (l *loader) variableNode(v *variable, given *givenValue) *node {
+func (l *loader) variableNode(v *variable, given *givenValue, spared bool) *node {
 	n := &node{ref: "var." + v.name, rng: v.rng}
 	switch {
+	case spared && v.sensitive:
+		n.compute = func(*hcl.EvalContext) cty.Value { return l.marked(v, cty.UnknownVal(v.typ)) }
 	case given != nil:
 		n.compute = func(*hcl.EvalContext) cty.Value { return l.settle(v, given.value, given.rng) }
 	case v.def != nil:
@@ -137,7 +139,7 @@ func (l *loader) variableNode(v *variable, given *givenValue) *node {
 
 func (l *loader) unset(v *variable) cty.Value {
 	if !l.opts.Validate && !v.broken {
-		l.errorf(v.rng, "Variable not set", "Variable %q has no value and no default. Set PGRUNBOOK_VAR_%s in the environment, pass -var %s=VALUE, or write it in a *.auto.vars.hcl file beside the runbook.", v.name, v.name, v.name)
+		l.errorf(v.rng, "Variable not set", "Variable %q has no value and no default. Set PGRUNBOOK_VAR_%s in the environment, pass --var %s=VALUE, or write it in a *.auto.vars.hcl file beside the runbook.", v.name, v.name, v.name)
 	}
 	return l.marked(v, cty.UnknownVal(v.typ))
 }

@@ -3,6 +3,7 @@ package runbook
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -82,7 +83,7 @@ func TestVariableMistakesOutside(t *testing.T) {
 		files      map[string]string
 		opts       Options
 	}{
-		{"unknown -var", `-var sets "worker"`, nil, Options{Vars: map[string]string{"worker": "8"}}},
+		{"unknown -var", `--var sets "worker"`, nil, Options{Vars: map[string]string{"worker": "8"}}},
 		{"wrong type of -var", "a number is required", nil, Options{Vars: map[string]string{"workers": "many"}}},
 		{"missing file", "none.hcl: no such file", nil, Options{VarFiles: []string{"none.hcl"}}},
 		{"unknown in file", `declares no variable "pq". Did you mean "pw"?`, map[string]string{"v.hcl": "pq = \"hunter2\"\n"}, Options{VarFiles: []string{"v.hcl"}}},
@@ -158,7 +159,15 @@ func TestEnvInTry(t *testing.T) {
 }
 
 func TestFunctions(t *testing.T) {
+	for _, expr := range []string{`format("%1000000000s", "x")`, `format("%.99999999999999999999f", 1)`, `join("", formatlist("%-1001d", [1]))`, `indent(1000000000, "a\nb")`} {
+		_, diags := Parse("t.hcl", []byte("locals {\n  x = "+expr+"\n}\n"), Options{Getenv: noEnv})
+		wide := func(d *hcl.Diagnostic) bool { return strings.Contains(d.Detail, "1000 characters") }
+		if !slices.ContainsFunc(diags, wide) {
+			t.Errorf("%s: %v", expr, diags)
+		}
+	}
 	for expr, want := range map[string]string{
+		`format("%05.1f|%-4s|%%9999", 1.25, "a")`:          "001.2|a   |%9999",
 		`ident("erp", "Order \"x\"")`:                      `"erp"."Order ""x"""`,
 		`literal("it's")`:                                  `'it''s'`,
 		`literal("a\\b")`:                                  ` E'a\\b'`,

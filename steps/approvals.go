@@ -43,6 +43,9 @@ func loadApprovals(p *engine.Plan) []string {
 	return nil
 }
 
+// CheckApproval refuses a name that nothing of the plan asks for, before anything is made.
+func CheckApproval(p *engine.Plan, name string) error { return checkApproval(name, approvalsOf(p)) }
+
 // checkApproval refuses a name that no step asks for.
 func checkApproval(name string, known []string) error {
 	if slices.Contains(known, name) || placeApprovals.MatchString(name) {

@@ -35,7 +35,7 @@ func Check(rb *runbook.Runbook) hcl.Diagnostics {
 		for _, s := range slots {
 			_, more := people(env, Place{phase, s.slot}, s.blocks)
 			diags = append(diags, more...)
-			diags = append(diags, seen.check(s.blocks, phase, s.slot)...)
+			diags = append(diags, seen.check(s.blocks, phase)...)
 		}
 	}
 	return diags
@@ -75,26 +75,33 @@ func people(env *Env, place Place, blocks []runbook.StepBlock) ([]engine.Step, h
 	return steps, diags
 }
 
-// names finds two steps that the journal, or a person who approves, could not tell apart.
-type names map[string]runbook.StepBlock
+// names finds two approvals that a person could not tell apart. Two steps of one phase are found when the
+// runbook is read.
+type names map[string]asked
 
-func (n names) check(blocks []runbook.StepBlock, phase engine.Phase, slot Slot) hcl.Diagnostics {
+type asked struct {
+	phase engine.Phase
+	runbook.StepBlock
+}
+
+func (n names) check(blocks []runbook.StepBlock, phase engine.Phase) hcl.Diagnostics {
 	var diags hcl.Diagnostics
 	for _, b := range blocks {
-		key := fmt.Sprintf("%s.%s.%s.%s", phase, slot, b.Kind, b.Name)
-		where := fmt.Sprintf("%s { %s { ... } }", phase, slot)
-		if b.Kind == "approve" {
-			key, where = "approve "+b.Name, "the runbook: pgrunbook approve NAME would not know which one is meant"
+		if b.Kind != "approve" {
+			continue
 		}
-		first, ok := n[key]
+		first, ok := n[b.Name]
 		if !ok {
-			n[key] = b
+			n[b.Name] = asked{phase, b}
+			continue
+		}
+		if first.phase == phase {
 			continue
 		}
 		diags = append(diags, &hcl.Diagnostic{
 			Severity: hcl.DiagError,
 			Summary:  fmt.Sprintf("Two steps %q %q", b.Kind, b.Name),
-			Detail:   fmt.Sprintf("The first one stands at %s. Names are unique in %s. Rename one of them.", first.Range, where),
+			Detail:   fmt.Sprintf("The first one stands at %s. Names are unique in the runbook: pgrunbook approve NAME would not know which one is meant. Rename one of them.", first.Range),
 			Subject:  labelRange(b.NameRange, b.Range),
 		})
 	}

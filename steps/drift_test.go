@@ -15,6 +15,7 @@ import (
 	"github.com/pgrunbook/pgrunbook/engine"
 	"github.com/pgrunbook/pgrunbook/internal/pg"
 	"github.com/pgrunbook/pgrunbook/internal/testpg"
+	"github.com/pgrunbook/pgrunbook/runbook"
 	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
 )
 
@@ -207,11 +208,11 @@ func TestLoadPlanSeesChangedFiles(t *testing.T) {
 	}
 	p := &engine.Plan{Runbook: pinRunbook(rb), ToolVersion: "dev"}
 	none := func(string) (string, bool) { return "", false }
-	if _, err := LoadPlan(p, none); err != nil {
+	if _, err := LoadPlan(p, runbook.Options{Getenv: none}); err != nil {
 		t.Errorf("unchanged: %v", err)
 	}
 	writeFile(t, dir, "x.sql", "SELECT 2")
-	if _, err := LoadPlan(p, none); engine.ClassOf(err) != engine.ClassStale || !strings.Contains(err.Error(), "file x.sql changed") {
+	if _, err := LoadPlan(p, runbook.Options{Getenv: none}); engine.ClassOf(err) != engine.ClassStale || !strings.Contains(err.Error(), "file x.sql changed") {
 		t.Errorf("error is %v", err)
 	}
 }

@@ -200,7 +200,7 @@ func TestCheck(t *testing.T) {
 		{"no request in switch", "cutover {\n switch {\n  step \"http\" \"x\" { url = \"http://h/\" }\n }\n}", "cannot stand in switch"},
 		{"nobody is asked in switch", "cutover {\n switch {\n  step \"approve\" \"x\" { message = \"m\" }\n }\n}", "cannot stand in switch"},
 		{"no sleep in switch", "cutover {\n switch {\n  step \"wait\" \"x\" { duration = \"1s\" }\n }\n}", "cannot stand in switch"},
-		{"same name twice", "copy {\n before {\n  step \"wait\" \"x\" { duration = \"1s\" }\n  step \"wait\" \"x\" { duration = \"1s\" }\n }\n}", "Two steps"},
+		{"same name twice", "copy {\n before {\n  step \"wait\" \"x\" { duration = \"1s\" }\n  step \"wait\" \"x\" { duration = \"1s\" }\n }\n}", "Duplicate step"},
 		{"approval named twice", "copy {\n before {\n  step \"approve\" \"x\" { message = \"m\" }\n }\n}\nverify {\n before {\n  step \"approve\" \"x\" { message = \"m\" }\n }\n}", "Two steps"},
 		{"our environment", "copy {\n before {\n  step \"exec\" \"x\" {\n command = [\"true\"]\n env = { PGRUNBOOK_RUN = \"1\" }\n }\n }\n}", "cannot be set here"},
 		{"no shell", "copy {\n before {\n  step \"exec\" \"x\" { command = \"ls -l\" }\n }\n}", "must be a list of text"},
@@ -212,6 +212,9 @@ func TestCheck(t *testing.T) {
 			diags = append(diags, Check(rb)...)
 			if got := printed(t, rb, diags); !diags.HasErrors() || !strings.Contains(got, c.want) {
 				t.Errorf("got %s\nwant an error with %q", got, c.want)
+			}
+			if strings.Contains(c.name, "twice") && len(diags.Errs()) != 1 {
+				t.Errorf("%d mistakes are reported for one:\n%s", len(diags.Errs()), printed(t, rb, diags))
 			}
 		})
 	}

@@ -121,13 +121,13 @@ func pinRunbook(rb *runbook.Runbook) engine.RunbookPin {
 
 // LoadPlan reads the runbook that a plan carries, with the plan's variables and the environment's
 // sensitive ones. A file beside the runbook that is not the reviewed one is an error of ClassStale.
-func LoadPlan(p *engine.Plan, getenv func(string) (string, bool)) (*runbook.Runbook, error) {
-	rb, diags := ParsePlan(p, runbook.Options{Getenv: getenv})
+func LoadPlan(p *engine.Plan, o runbook.Options) (*runbook.Runbook, error) {
+	rb, diags := ParsePlan(p, o)
 	diags = append(diags, Check(rb)...)
 	if diags.HasErrors() {
 		return rb, &engine.Error{
 			Class: engine.ClassRunbook, Op: "reading the runbook of the plan", Err: diags,
-			Hint: "Set the environment variables that its sensitive variables read.",
+			Hint: "Set the environment variables that its sensitive variables read; for the servers alone PGRUNBOOK_SOURCE_URL and PGRUNBOOK_TARGET_URL will do, without a runbook or plan in the command.",
 		}
 	}
 	if changes := fileChanges(p.Runbook, pinRunbook(rb)); len(changes) > 0 {

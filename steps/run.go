@@ -24,6 +24,7 @@ type Existing struct {
 	Done  int // steps of the plan
 	All   int
 	Owner engine.Side // who takes writes
+	Flips int         // that took place, there and back
 }
 
 // Active reports whether the run goes on.
@@ -45,6 +46,9 @@ func LookForRun(ctx context.Context, target *pg.Server) (*Existing, error) {
 		return nil, err
 	}
 	e.Owner = owner.Side
+	if e.Flips, err = run.Flips(ctx); err != nil {
+		return nil, err
+	}
 	records, err := run.Steps(ctx)
 	if err != nil {
 		return nil, err

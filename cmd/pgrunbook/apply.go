@@ -57,6 +57,11 @@ func (a *app) apply(ctx context.Context, args []string, f applyFlags) error {
 	if _, known := s.env.Plan.Step(engine.StepID(f.until)); f.until != "" && !known {
 		return usageError("pgrunbook plan lists them.", "the plan has no step %q", f.until)
 	}
+	for _, name := range f.approve {
+		if err := steps.CheckApproval(s.env.Plan, name); err != nil {
+			return err
+		}
+	}
 	err = steps.OpenRun(ctx, s.env, steps.OpenOptions{ToolVersion: version(), Steal: a.steal, Amend: amend, Redact: a.redact})
 	if err != nil {
 		return err
@@ -83,6 +88,11 @@ func (a *app) accept(ctx context.Context, s *subject, f applyFlags) (amend bool,
 		return false, steps.Refused(ctx, s.env, err)
 	}
 	mine := run != nil && run.Name == s.rb.Name
+	if s.plan != nil && s.path != fromTarget {
+		if err := a.fresh(s, run); err != nil {
+			return false, err
+		}
+	}
 	if mine && !run.Active() && s.plan == nil {
 		a.summary.Message = fmt.Sprintf("run %s of %s is %s: nothing to do", run.ID, run.Name, run.State)
 		if run.State != "aborted" {
@@ -162,7 +172,7 @@ func nextAfter(err error, again string) string {
 // closing says how it ended and what to type next.
 func (a *app) closing(s *subject, f applyFlags, err error) {
 	again := "pgrunbook apply"
-	if s.path != "--target" {
+	if s.path != fromTarget {
 		again += " " + s.path
 	}
 	var aborting *steps.AbortBegunError

@@ -91,7 +91,9 @@ func (a *app) makePlan(ctx context.Context, s *subject) (*engine.Plan, *steps.Ex
 			return nil, run, err
 		}
 	}
-	p, err = steps.Recheck(ctx, s.env, p, run.Owner)
+	if p, err = steps.Recheck(ctx, s.env, p, run.Owner); p != nil {
+		p.Flips = run.Flips
+	}
 	return p, run, err
 }
 

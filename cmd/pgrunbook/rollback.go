@@ -81,7 +81,14 @@ func (a *app) rollback(ctx context.Context, args []string, f backFlags) error {
 		return err
 	}
 	a.summary.Message = "rolled back: the source takes writes"
-	a.summary.Next = "pgrunbook apply " + s.path + " cuts over again; pgrunbook abort gives the run up"
+	again := "pgrunbook apply " + s.path
+	switch {
+	case s.path == fromTarget:
+		again = "pgrunbook apply"
+	case s.plan != nil: // it is of the time before
+		again = "pgrunbook apply " + s.plan.Runbook.Path
+	}
+	a.summary.Next = again + " cuts over again; pgrunbook abort gives the run up"
 	return nil
 }
 

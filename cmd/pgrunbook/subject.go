@@ -17,6 +17,9 @@ import (
 	"github.com/pgrunbook/pgrunbook/steps"
 )
 
+// fromTarget is the path of a subject that was read from the run on the target.
+const fromTarget = "--target"
+
 // subject is what a run command works on: a runbook, a saved plan, or a run that is there.
 type subject struct {
 	rb   *runbook.Runbook
@@ -47,6 +50,9 @@ func (a *app) loadRunbook(path string) (*runbook.Runbook, error) {
 	}
 	rb, diags := runbook.Load(path, o)
 	a.hide(rb.Secrets()...)
+	if err := secretArgument(rb, o.Vars); err != nil {
+		return rb, err
+	}
 	diags = append(diags, steps.Check(rb)...)
 	a.hide(rb.Secrets()...) // steps may compute secrets
 	if err := a.writeDiagnostics(rb, diags); err != nil {
@@ -56,6 +62,19 @@ func (a *app) loadRunbook(path string) (*runbook.Runbook, error) {
 		return rb, diagnosticsError(path, diags)
 	}
 	return rb, nil
+}
+
+// secretArgument refuses a sensitive value on the command line, but for a connection string that has no password.
+func secretArgument(rb *runbook.Runbook, vars map[string]string) error {
+	for _, v := range rb.Variables {
+		value, given := vars[v.Name]
+		address := strings.Contains(value, "://") || strings.Contains(value, "=")
+		if v.Sensitive && given && value != "" && (!address || len(steps.Passwords(value)) > 0) {
+			return usageError("Set PGRUNBOOK_VAR_"+v.Name+" in the environment, or write the value in a file for --var-file.",
+				"--var %s has a sensitive value, which every user of this machine can read in the process list", v.Name)
+		}
+	}
+	return nil
 }
 
 // diagnosticsError stands for diagnostics that were shown.
@@ -103,7 +122,7 @@ func (a *app) open(ctx context.Context, args []string) (*subject, error) {
 		if len(a.vars)+len(a.varFiles) > 0 {
 			return nil, errVarsOfPlan()
 		}
-		if s.rb, err = steps.LoadPlan(s.plan, a.getenv); s.rb != nil {
+		if s.rb, err = steps.LoadPlan(s.plan, runbook.Options{Getenv: a.getenv}); s.rb != nil {
 			a.hide(s.rb.Secrets()...)
 		}
 	} else {
@@ -141,8 +160,10 @@ func (a *app) openTarget(ctx context.Context) (*subject, error) {
 	if err != nil {
 		return nil, noRun(err)
 	}
-	s := &subject{plan: p, path: "--target"}
-	if s.rb, err = steps.LoadPlan(p, a.getenv); s.rb != nil {
+	s := &subject{plan: p, path: fromTarget}
+	o := runbook.Options{Getenv: a.getenv, TargetURL: url, SourceURL: a.env("PGRUNBOOK_SOURCE_URL")}
+	a.hide(steps.Passwords(o.SourceURL)...)
+	if s.rb, err = steps.LoadPlan(p, o); s.rb != nil {
 		a.hide(s.rb.Secrets()...)
 	}
 	if err != nil {
@@ -154,7 +175,6 @@ func (a *app) openTarget(ctx context.Context) (*subject, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.env.Target = target
 	return s, nil
 }
 

@@ -36,6 +36,9 @@ func (a *app) validate(args []string, asJSON bool) error {
 	}
 	rb, diags := runbook.Load(path, o)
 	a.hide(rb.Secrets()...)
+	if err := secretArgument(rb, o.Vars); err != nil {
+		return err
+	}
 	diags = append(diags, steps.Check(rb)...)
 	a.hide(rb.Secrets()...)
 	if asJSON {

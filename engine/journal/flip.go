@@ -251,6 +251,17 @@ func (r *Run) SaveClosed(ctx context.Context, position string) error {
 	return nil
 }
 
+// Flips counts the flips of the run that took place, there and back.
+func (r *Run) Flips(ctx context.Context) (n int, err error) {
+	err = r.do(ctx, func(conn *pgx.Conn) error {
+		return conn.QueryRow(ctx, "SELECT count(*) FROM pgrunbook.flip WHERE run = $1::text AND outcome = 'done'", r.ID).Scan(&n)
+	})
+	if err != nil {
+		return 0, fmt.Errorf("counting the flips: %w", err)
+	}
+	return n, nil
+}
+
 // Certified gives the latest flip that took place, with its freeze certificate; nil is none.
 func (r *Run) Certified(ctx context.Context) (flip *Flip, err error) {
 	err = r.do(ctx, func(conn *pgx.Conn) error {
