@@ -182,7 +182,7 @@ func (s *schemaStep) restore(ctx context.Context, sides *sideConns, c *schemaCur
 		return err
 	}
 	if err := dump.ApplySettings(ctx, sides.target, settings, roles.rename); err != nil {
-		return &engine.Error{Op: "carrying the database's settings", Err: err, Hint: "Let the database's owner apply, or leave them out: schema { settings = false }."}
+		return &engine.Error{Op: "carrying the database's settings", Err: err, Hint: "ALTER DATABASE takes its ownership; ALTER ROLE takes CREATEROLE and, from 16 on, GRANT that role TO ours WITH ADMIN OPTION; some settings take a superuser. Or leave all of them out: schema { settings = false }."}
 	}
 	c.Settings = true
 	return cp.Save(ctx, nil, c)

@@ -146,7 +146,7 @@ func (s *schemaStep) planRoles(ctx context.Context, sides *sideConns, p *engine.
 		}
 	default:
 		if len(m.missing) > 0 {
-			return missingRoles(m.missing)
+			return missingRoles(m.missing, missing)
 		}
 	}
 	return nil
@@ -173,7 +173,7 @@ func (s *schemaStep) mayCreateRoles(ctx context.Context, target *pgx.Conn, missi
 	}
 	return &engine.Error{
 		Class: engine.ClassPreflight, Op: "looking for roles on the target", Err: fmt.Errorf("not there: %s; and %s may not make them", strings.Join(names, ", "), role),
-		Hint: fmt.Sprintf("ALTER ROLE %s CREATEROLE; or create them yourself, or set roles = \"skip\" in the schema block.", pgx.Identifier{role}.Sanitize()),
+		Hint: fmt.Sprintf("ALTER ROLE %s CREATEROLE;\n-- or create them yourself, or set roles = \"skip\" in the schema block.", pgx.Identifier{role}.Sanitize()),
 	}
 }
 
@@ -195,6 +195,6 @@ func (s *schemaStep) maySet(ctx context.Context, target *pgx.Conn, settings []du
 	}
 	return &engine.Error{
 		Class: engine.ClassPreflight, Op: "carrying the database's settings", Object: database, Err: fmt.Errorf("%s does not own the target's database", role),
-		Hint: fmt.Sprintf("ALTER DATABASE %s OWNER TO %s; or leave the settings out: schema { settings = false }.", pgx.Identifier{database}.Sanitize(), pgx.Identifier{role}.Sanitize()),
+		Hint: fmt.Sprintf("ALTER DATABASE %s OWNER TO %s;\n-- or leave the settings out: schema { settings = false }", pgx.Identifier{database}.Sanitize(), pgx.Identifier{role}.Sanitize()),
 	}
 }

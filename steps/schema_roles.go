@@ -53,16 +53,30 @@ func (s *schemaStep) prepareRoles(ctx context.Context, sides *sideConns, c *sche
 		return nil, err
 	}
 	if len(m.missing) > 0 && s.env.Runbook.Schema.Roles != "skip" {
-		return nil, missingRoles(m.missing)
+		return nil, missingRoles(m.missing, missing)
 	}
 	return m, nil
 }
 
-func missingRoles(names []string) error {
+func missingRoles(names []string, known []dump.Role) error {
+	create := map[string]string{}
+	for _, r := range known {
+		if made := r.Statements(); len(made) > 0 {
+			create[r.Name] = made[0] + ";"
+		}
+	}
+	var lines []string
+	for _, name := range names {
+		sql := create[name]
+		if sql == "" {
+			sql = "CREATE ROLE " + pgx.Identifier{name}.Sanitize() + ";"
+		}
+		lines = append(lines, sql)
+	}
 	return &engine.Error{
 		Class: engine.ClassPreflight, Op: "looking for roles on the target",
 		Err:  fmt.Errorf("not there: %s", strings.Join(names, ", ")),
-		Hint: "Create them, map owners with schema { owners = { ... } }, or set roles = \"create\" or \"skip\" in the schema block.",
+		Hint: strings.Join(lines, "\n") + "\n-- or in the schema block: owners = { ... }, or roles = \"create\" or \"skip\"",
 	}
 }
 

@@ -47,6 +47,7 @@ var checks = []Check{
 	{"PRE136", "target rights: existing tables", existingTableRights},
 	{"PRE137", "target rights: existing sequences", existingSequenceRights},
 	{"PRE138", "target row-level security", targetRowSecurity},
+	{"PRE139", "target rights: settings of roles", roleSettings},
 
 	{"PRE140", "long transactions", longTransactions},
 	{"PRE141", "prepared transactions", preparedTransactions},

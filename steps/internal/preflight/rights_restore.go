@@ -233,7 +233,7 @@ func targetOwner(ctx context.Context, f *Facts, s *Side, owner string) ([]engine
 		if !s.Super {
 			fix += " " + join
 		}
-		return one(finding(engine.SeverityError, engine.Target, owner, fix+` Or map it in owners, or set roles = "create".`, "%s owns objects that are carried and does not exist on the target.", owner)), nil
+		return one(finding(engine.SeverityError, engine.Target, owner, fix+"\n-- or in the schema block: owners = { ... }, or roles = \"create\"", "%s owns objects that are carried and does not exist on the target.", owner)), nil
 	case super:
 		join = fmt.Sprintf("Map it in the schema block: owners = { %q = %q }", owner, s.Role)
 	}

@@ -134,6 +134,9 @@ func TestRightsOfTheReference(t *testing.T) {
 			"GRANT pg_read_all_stats, pg_signal_backend TO %[1]s", "REVOKE pg_read_all_stats, pg_signal_backend FROM %[1]s",
 			[]string{"PRE126 source", "PRE134 target", "PRE163 source"},
 		},
+		"CREATEROLE, and the ADMIN OPTION on those roles": {
+			"ALTER ROLE %[1]s CREATEROLE; GRANT %[2]s TO %[1]s WITH ADMIN OPTION", "ALTER ROLE %[1]s NOCREATEROLE; REVOKE ADMIN OPTION FOR %[2]s FROM %[1]s", []string{"PRE139 target"},
+		},
 		"ownership of the database": {"ALTER DATABASE %[3]s OWNER TO %[1]s", "ALTER DATABASE %[3]s OWNER TO postgres", []string{"PRE184 source", "PRE184 target"}},
 	}
 	var rows []string
@@ -160,6 +163,7 @@ func TestRightsOfTheReference(t *testing.T) {
 	run("CREATE SCHEMA closed")
 	p.source("DROP TABLE public.t, public.p", fmt.Sprintf("CREATE TABLE public.t (id serial PRIMARY KEY); ALTER TABLE public.t OWNER TO %[1]s; CREATE TABLE closed.c (id serial PRIMARY KEY); ALTER TABLE closed.c OWNER TO %[1]s;"+
 		"ALTER TABLE public.t ENABLE ROW LEVEL SECURITY; ALTER TABLE public.t FORCE ROW LEVEL SECURITY; ALTER SCHEMA closed OWNER TO postgres", owner))
+	p.source(fmt.Sprintf("ALTER ROLE %s IN DATABASE %s SET work_mem = '8MB'", owner, ident(database(t, p.from))))
 	p.blocks = fmt.Sprintf("source {\n url = \"postgresql://source.example.com/x\"\n apply_role = %[1]q\n}\ntarget {\n url = \"postgresql://target.example.com/x\"\n apply_role = %[1]q\n}\nlimit \"sessions\" {\n max = 10\n then = \"pause\"\n}\n", role)
 	owning := rights["ownership of the database"]
 	var seen []string

@@ -69,7 +69,9 @@ func writeFindings(w *planWriter, all []engine.Finding) {
 				break
 			}
 			if fix != "" {
-				w.text("          fix: ", fix)
+				for j, part := range strings.Split(fix, "\n") { // statements, and what else there is
+					w.text([]string{"          fix: ", "               "}[min(j, 1)], part)
+				}
 			}
 		}
 	}
