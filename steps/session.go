@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"strings"
 
 	"github.com/pgrunbook/pgrunbook/engine"
 	"github.com/pgrunbook/pgrunbook/engine/journal"
@@ -47,9 +48,18 @@ func serverOf(rb *runbook.Runbook, side engine.Side, s runbook.Server) (*pg.Serv
 func NewServer(side engine.Side, url, service string) (*pg.Server, error) {
 	server, err := pg.New(pg.Config{Side: string(side), URL: url, Service: service})
 	if err != nil {
-		return nil, &engine.Error{Class: engine.ClassRunbook, Op: "preparing the", Object: string(side), Err: err}
+		return nil, &engine.Error{Class: engine.ClassRunbook, Op: "preparing the", Object: string(side), Err: err, Hint: serviceHint(err)}
 	}
 	return server, nil
+}
+
+// serviceHint says what to do about a service that is not found; empty for other errors.
+func serviceHint(err error) string {
+	if _, name, ok := strings.Cut(err.Error(), "unable to find service: "); ok {
+		name, _, _ = strings.Cut(name, " (")
+		return fmt.Sprintf("Write [%s] with host, dbname and user into that file, or name another file in PGSERVICEFILE.", name)
+	}
+	return ""
 }
 
 // Servers prepares the servers of a runbook that was read with Validate, as far as their addresses

@@ -3,6 +3,8 @@ package pg
 import (
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -121,12 +123,28 @@ func parseFailure(err error) error {
 			continue
 		}
 		cause := parse.Unwrap()
-		if cause != nil && (f[0] == unreadService || f[0] == unusableTLS) {
+		if cause != nil && f[0] == unreadService {
+			return fmt.Errorf("%s: %w (looked in %s)", f[1], cause, serviceFile())
+		}
+		if cause != nil && f[0] == unusableTLS {
 			return fmt.Errorf("%s: %w", f[1], cause)
 		}
 		return errors.New(f[1])
 	}
 	return errors.New("it cannot be parsed")
+}
+
+// serviceFile is the file that the driver looks for services in
+// (https://www.postgresql.org/docs/current/libpq-pgservice.html).
+func serviceFile() string {
+	if path := os.Getenv("PGSERVICEFILE"); path != "" {
+		return path
+	}
+	home, err := os.UserHomeDir()
+	if err != nil {
+		return "~/.pg_service.conf"
+	}
+	return filepath.Join(home, ".pg_service.conf")
 }
 
 // complaint cuts the connection string out of the driver's text, which is "cannot parse `STRING`:

@@ -184,16 +184,26 @@ func (f *failure) Unwrap() error { return f.err }
 // dial tcp ADDRESS: connect: connection refused".
 var dialed = regexp.MustCompile(`^\S+ \(\S*\): dial error: dial \w+ (\S+): (.*)$`)
 
+// refusedTLS is how the driver words that a server has no TLS: "ADDRESS (HOST): tls error: server refused ...".
+var refusedTLS = regexp.MustCompile(`^(\S+ \(\S*\): )(?:tls error: )?server refused TLS connection$`)
+
 // tried gives each cause once: the driver tries every address, with TLS and without, and says all of
 // it each time. An address that was named already is left out.
 func tried(text, named string) string {
 	var out []string
-	for _, line := range strings.Split(text, "\n") {
+	lines := strings.Split(text, "\n")
+	for i, line := range lines {
 		if m := dialed.FindStringSubmatch(line); m != nil {
 			line = m[1] + ": " + m[2]
 			if strings.HasPrefix(named, m[1]+"/") {
 				line = m[2]
 			}
+		}
+		if m := refusedTLS.FindStringSubmatch(line); m != nil {
+			if slices.ContainsFunc(lines[i+1:], func(later string) bool { return strings.HasPrefix(later, m[1]) }) {
+				continue // sslmode prefer went on without: what came of that is the cause
+			}
+			line += ": its ssl is off; turn it on there, or say sslmode=disable in the connection string where the way is safe"
 		}
 		if !slices.Contains(out, line) {
 			out = append(out, line)
