@@ -28,7 +28,7 @@ func (a *app) fresh(s *subject, run *steps.Existing) error {
 			return stalePlan(text, path)
 		}
 	}
-	if !run.Active() || s.plan.Flips >= run.Flips {
+	if !run.Active() || run.Name != s.plan.Name || s.plan.Flips >= run.Flips {
 		return nil
 	}
 	switch {

@@ -108,7 +108,7 @@ func TestRightsOnSchemasAreAskedForOnce(t *testing.T) {
 }
 
 // right is a row of the table of rights, as statements that give it and take it away, %[1]s being the role
-// that applies, %[2]s the owner and %[3]s the database.
+// that applies, %[2]s the owner, %[3]s the database and %[4]s a role with settings in it.
 type right struct {
 	give, take string
 	codes      []string // what is found without it, and the side
@@ -135,7 +135,7 @@ func TestRightsOfTheReference(t *testing.T) {
 			[]string{"PRE126 source", "PRE134 target", "PRE163 source"},
 		},
 		"CREATEROLE, and the ADMIN OPTION on those roles": {
-			"ALTER ROLE %[1]s CREATEROLE; GRANT %[2]s TO %[1]s WITH ADMIN OPTION", "ALTER ROLE %[1]s NOCREATEROLE; REVOKE ADMIN OPTION FOR %[2]s FROM %[1]s", []string{"PRE139 target"},
+			"ALTER ROLE %[1]s CREATEROLE; GRANT %[4]s TO %[1]s WITH ADMIN OPTION", "ALTER ROLE %[1]s NOCREATEROLE; REVOKE ADMIN OPTION FOR %[4]s FROM %[1]s", []string{"PRE139 target"},
 		},
 		"ownership of the database": {"ALTER DATABASE %[3]s OWNER TO %[1]s", "ALTER DATABASE %[3]s OWNER TO postgres", []string{"PRE184 source", "PRE184 target"}},
 	}
@@ -146,24 +146,25 @@ func TestRightsOfTheReference(t *testing.T) {
 		}
 	}
 	p := newPair(t)
-	role, owner := "mover_"+database(t, p.from), "owner_"+database(t, p.from)
+	role, owner, app := "mover_"+database(t, p.from), "owner_"+database(t, p.from), "app_"+database(t, p.from)
 	sides := map[string]func(...string){database(t, p.from): p.source, database(t, p.to): p.target}
 	run := func(sql string) {
 		for name, side := range sides {
-			side(strings.NewReplacer("%[1]s", role, "%[2]s", owner, "%[3]s", ident(name)).Replace(sql))
+			side(strings.NewReplacer("%[1]s", role, "%[2]s", owner, "%[3]s", ident(name), "%[4]s", app).Replace(sql))
 		}
 	}
 	run("CREATE ROLE %[1]s")
 	run("CREATE ROLE %[2]s")
+	run("CREATE ROLE %[4]s")
 	t.Cleanup(func() {
 		run("ALTER DATABASE %[3]s OWNER TO postgres")
 		run("DROP OWNED BY %[1]s, %[2]s CASCADE")
-		run("DROP ROLE %[1]s, %[2]s")
+		run("DROP ROLE %[1]s, %[2]s, %[4]s")
 	})
 	run("CREATE SCHEMA closed")
 	p.source("DROP TABLE public.t, public.p", fmt.Sprintf("CREATE TABLE public.t (id serial PRIMARY KEY); ALTER TABLE public.t OWNER TO %[1]s; CREATE TABLE closed.c (id serial PRIMARY KEY); ALTER TABLE closed.c OWNER TO %[1]s;"+
 		"ALTER TABLE public.t ENABLE ROW LEVEL SECURITY; ALTER TABLE public.t FORCE ROW LEVEL SECURITY; ALTER SCHEMA closed OWNER TO postgres", owner))
-	p.source(fmt.Sprintf("ALTER ROLE %s IN DATABASE %s SET work_mem = '8MB'", owner, ident(database(t, p.from))))
+	p.source(fmt.Sprintf("ALTER ROLE %s IN DATABASE %s SET work_mem = '8MB'", app, ident(database(t, p.from))))
 	p.blocks = fmt.Sprintf("source {\n url = \"postgresql://source.example.com/x\"\n apply_role = %[1]q\n}\ntarget {\n url = \"postgresql://target.example.com/x\"\n apply_role = %[1]q\n}\nlimit \"sessions\" {\n max = 10\n then = \"pause\"\n}\n", role)
 	owning := rights["ownership of the database"]
 	var seen []string
