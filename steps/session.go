@@ -55,9 +55,8 @@ func NewServer(side engine.Side, url, service string) (*pg.Server, error) {
 
 // serviceHint says what to do about a service that is not found; empty for other errors.
 func serviceHint(err error) string {
-	if _, name, ok := strings.Cut(err.Error(), "unable to find service: "); ok {
-		name, _, _ = strings.Cut(name, " (")
-		return fmt.Sprintf("Write [%s] with host, dbname and user into that file, or name another file in PGSERVICEFILE.", name)
+	if strings.Contains(err.Error(), "its service cannot be read") {
+		return "Write it there as [NAME] with host, dbname and user, or name another file in PGSERVICEFILE."
 	}
 	return ""
 }
