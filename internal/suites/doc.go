@@ -1,5 +1,6 @@
-// Package suites lets PostgreSQL's own tests be the application: its isolation specs write to a
-// source whose tables pgrunbook has captured, while it makes passes. It holds tests only.
+// Package suites lets PostgreSQL's own tests be the application: its isolation specs, and some of its
+// regression tests, write to a source whose tables pgrunbook has captured, while it makes passes. It
+// holds tests only.
 //
 // It knows the product as a program and must not import engine, steps or runbook. The specs come
 // from Debian's source package, isolationtester from its client package, by internal/testpg, whose

@@ -168,7 +168,7 @@ func (r *isolations) report() {
 	}
 	head := fmt.Sprintf("%d of %d isolation specs wrote to captured tables and left both sides equal, %d were refused.\n\n", wrote, len(specs), refused)
 	r.t.Logf("%d passes; %s%s", r.passes, head, strings.Join(lines, "\n"))
-	golden(r.t, "isolation.txt", head, lines)
+	golden(r.t, "isolation.txt", head, lines, soak())
 	if soak() && wrote < 80 {
 		r.t.Errorf("only %d specs wrote to captured tables", wrote)
 	}
