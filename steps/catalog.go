@@ -49,7 +49,7 @@ func checkCatalog(ctx context.Context, env *Env, conn *pgx.Conn, side engine.Sid
 		return err
 	}
 	if err := leaving(env, changes); err != nil {
-		return &engine.Error{Op: "following", Err: err, Hint: "Run the same command again: catch_up drops it on the target too and goes on without it."}
+		return &engine.Error{Op: "following", Err: err, Hint: "pgrunbook apply: catch_up drops it on the target too and goes on without it."}
 	}
 	if err := capture.Err(changes); err != nil {
 		return err
@@ -63,11 +63,11 @@ func uncarried(env *Env, changes []capture.Change) error {
 	if i := slices.IndexFunc(changes, func(c capture.Change) bool { return c.Rule == capture.Carry }); i >= 0 {
 		c = changes[i]
 	}
-	hint := "Run the same command again: catch_up reads the table once more."
+	hint := "pgrunbook apply: catch_up reads the table once more."
 	if c.Rule == capture.Carry {
-		hint = fmt.Sprintf("Run the same command again: catch_up makes the same change on the target: %s", c.SQL)
+		hint = fmt.Sprintf("pgrunbook apply: catch_up makes the same change on the target: %s", c.SQL)
 		if env.Runbook.Schema.OnDDL != "carry" {
-			hint = fmt.Sprintf(`Set schema { on_ddl = "carry" } in the runbook and run the same command again; it makes the same change on the target: %s`, c.SQL)
+			hint = fmt.Sprintf(`Set schema { on_ddl = "carry" } in the runbook; then pgrunbook apply makes the same change on the target: %s`, c.SQL)
 		}
 	}
 	return &engine.Error{Class: engine.ClassFailed, Op: "following", Err: errors.New(c.Text), Hint: hint}

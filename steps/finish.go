@@ -45,9 +45,13 @@ func BuildFinish(env *Env, o FinishOptions) ([]engine.Step, hcl.Diagnostics) {
 }
 
 // CloseRun removes the journal, the last object of ours on the target. It comes after the walk of
-// BuildFinish's steps, which still records its end there.
-func CloseRun(ctx context.Context, env *Env) error {
+// BuildFinish's steps, which still records its end there. Without the source the journal stays, as finished:
+// a source that comes back still looks like one whose target is gone, and only the journal says otherwise.
+func CloseRun(ctx context.Context, env *Env, o FinishOptions) error {
 	failpoint.Hit("finish.walked")
+	if o.WithoutSource {
+		return env.Journal.Finish(ctx)
+	}
 	return env.Journal.Drop(ctx)
 }
 
@@ -158,7 +162,7 @@ func (s *finishStep) allowed(ctx context.Context) error {
 			"rollback { keep_for = %q } keeps the way back for another %s", s.env.Runbook.Rollback.KeepFor, left.Round(time.Second))
 	}
 	if s.o.WithoutSource {
-		return nil
+		return sourceGone(ctx, s.env, "it answers, with its capture and its gate", "Let finish clean both sides: "+FinishOptions{Now: s.o.Now}.command()+". What is not this run's source must not answer at its address.")
 	}
 	conn, err := s.env.Source.Connect(ctx, pg.Use{Name: "finish"})
 	if err != nil {
@@ -217,7 +221,7 @@ func (s *finishStep) cleanSource(ctx context.Context, cp engine.Checkpoint) erro
 		}
 		cp.Emit(engine.Event{
 			Kind: engine.EventNote, Hint: statement,
-			Message: "the source keeps its closed gate; this one line takes it off, and makes the source writable again: " + statement,
+			Message: "the source keeps its closed gate; this one line takes it off, and then the source takes writes beside the target, which nothing carries over: " + statement,
 		})
 		return nil
 	}

@@ -67,8 +67,14 @@ func clientsToTarget(ctx context.Context, env *Env, flip *journal.Flip) error {
 	return record.Save(ctx, nil, freezeCursor{Changes: cursor.Changes, AtOpen: cursor.AtOpen})
 }
 
-// sourceGone makes sure that nothing answers at the source's address: one that does is asked.
-func sourceGone(ctx context.Context, env *Env) error {
+// Why a source that answers is not given up while a flip is open.
+const (
+	sourceKnows  = "it answers, and it alone knows how the flip went"
+	letSourceSay = "Let it say how the flip went, with the same command as before it: pgrunbook apply. For two writable sides there is no way back."
+)
+
+// sourceGone makes sure that nothing answers at the source's address; why and hint are for one that does.
+func sourceGone(ctx context.Context, env *Env, why, hint string) error {
 	bounded, cancel := context.WithTimeout(ctx, targetLook)
 	defer cancel()
 	conn, err := env.Source.Connect(bounded, pg.Use{Name: "finish"})
@@ -77,11 +83,11 @@ func sourceGone(ctx context.Context, env *Env) error {
 	}
 	if err == nil {
 		_ = conn.Close(ctx)
-		err = errors.New("it answers, and it alone knows how the flip went")
+		err = errors.New(why)
 	} else if unreachable(err) {
 		return nil
 	}
-	return &engine.Error{Op: "giving up the", Object: "source", Err: err, Hint: "Let it say how the flip went, with the same command as before it: pgrunbook apply. For two writable sides there is no way back."}
+	return &engine.Error{Op: "giving up the", Object: "source", Err: err, Hint: hint}
 }
 
 // openTargetAlone opens the target's gate with what belongs to its opening, and settles the flip in the
@@ -93,7 +99,7 @@ func openTargetAlone(ctx context.Context, env *Env, flip *journal.Flip) error {
 		return err
 	}
 	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
-	if err := sourceGone(ctx, env); err != nil {
+	if err := sourceGone(ctx, env, sourceKnows, letSourceSay); err != nil {
 		return err
 	}
 	statements, err := openingAlone(ctx, env, conn, flip)
@@ -115,7 +121,7 @@ func openTargetAlone(ctx context.Context, env *Env, flip *journal.Flip) error {
 		if err := gate.OpenIn(ctx, tx, env.Run.GateKey); err != nil {
 			return err
 		}
-		return sourceGone(ctx, env) // still: from here on nobody else can open it
+		return sourceGone(ctx, env, sourceKnows, letSourceSay) // still: from here on nobody else can open it
 	})
 	if err != nil {
 		return sided(engine.Target, unopened(engine.Target, err))

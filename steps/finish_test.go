@@ -50,7 +50,7 @@ func TestR4FinishLeavesOnlyTheClosedGate(t *testing.T) {
 	if told < 0 {
 		t.Fatal("nobody was told how to take the gate off")
 	}
-	r.must(CloseRun(t.Context(), r.env))
+	r.must(CloseRun(t.Context(), r.env, FinishOptions{Now: true}))
 	var pgErr *pgconn.PgError
 	if err := try(t, r.source, "INSERT INTO shop.log VALUES ('late')"); !errors.As(err, &pgErr) || pgErr.Code != "25006" {
 		t.Errorf("the source took a write: %v", err)
@@ -76,12 +76,21 @@ func TestFinishOpensTheSourceWhereAsked(t *testing.T) {
 
 func TestFinishWithoutTheSource(t *testing.T) {
 	r := moved(t, "")
-	r.must(r.walk(t.Context(), newFinish(r.env, FinishOptions{WithoutSource: true})))
-	r.must(CloseRun(t.Context(), r.env))
-	dump, err := testpg.SchemaDump(t.Context(), r.target)
+	o := FinishOptions{WithoutSource: true}
+	if err := r.walk(t.Context(), newFinish(r.env, o)); err == nil || !strings.HasPrefix(engine.HintOf(err), "Let finish clean both sides: pgrunbook finish.") {
+		t.Fatalf("with a source that answers: %v, hint %q", err, engine.HintOf(err))
+	}
+	there := r.env.Source
+	r.env.Source = nowhere(t)
+	r.must(r.walk(t.Context(), newFinish(r.env, o)))
+	r.must(CloseRun(t.Context(), r.env, o))
+	if st, err := ReadStatus(t.Context(), r.env.Target, there); err != nil || st.State != journal.Finished || !strings.HasPrefix(st.Type, "nothing") {
+		t.Errorf("once the source is back the run is %q, next %q: %v", st.State, st.Type, err)
+	}
+	dump, err := testpg.SchemaDump(t.Context(), r.target, "pgrunbook")
 	r.must(err)
 	if strings.Contains(dump, "pgrunbook") {
-		t.Errorf("the target still has something of ours:\n%s", dump)
+		t.Errorf("the target's tables still have something of ours:\n%s", dump)
 	}
 	if err := try(t, r.source, "INSERT INTO shop.log VALUES ('late')"); err == nil {
 		t.Error("the source takes writes")

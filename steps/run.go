@@ -223,7 +223,7 @@ func Finish(ctx context.Context, env *Env, f FinishOptions, o WalkOptions) ([]en
 		}
 		env.Sink.Emit(engine.Event{Kind: engine.EventNote, Message: "the freeze certificate, which goes with the journal: " + string(text)})
 	}
-	return outcomes, CloseRun(ctx, env)
+	return outcomes, CloseRun(ctx, env, f)
 }
 
 // AbortRun gives up the open run of env; events go to show and into the journal.

@@ -74,6 +74,9 @@ func (a *app) finish(ctx context.Context, args []string, o steps.FinishOptions, 
 	}
 	if err == nil {
 		a.summary.Message = "finished: nothing of ours is left on the target"
+		if o.WithoutSource {
+			a.summary.Message = "finished: the journal alone is left on the target, so that status knows if the source comes back; DROP SCHEMA pgrunbook CASCADE removes it"
+		}
 	}
 	return err
 }
@@ -98,7 +101,7 @@ func (a *app) finished(ctx context.Context, args []string, cause error) error {
 	case err != nil || l == nil || !l.Finished:
 		return errors.Join(cause, err)
 	default:
-		said, next = fmt.Sprintf("run %s is finished", l.Run), "nothing; this takes the source's gate off: "+l.Remove
+		said, next = fmt.Sprintf("run %s is finished", l.Run), nothingNext(l)
 	}
 	if asJSON {
 		return view.WriteLine(a.stdout, view.LineLeft, said, struct {
@@ -121,4 +124,10 @@ func (a *app) finished(ctx context.Context, args []string, cause error) error {
 	}
 	_, err = fmt.Fprintf(a.stdout, "\nNext: %s\n", next)
 	return err
+}
+
+// nothingNext is what to type after a finished run. The statement that takes the gate off stands apart: whoever
+// types it without need has two writable sides.
+func nothingNext(l *steps.Left) string {
+	return "nothing; this takes the source's gate off, and then the source takes writes beside the target, which nothing carries over: " + l.Remove
 }

@@ -101,7 +101,12 @@ func (a *app) left(ctx context.Context, source *steps.Server, asJSON bool, cause
 	for _, c := range l.Connected {
 		fmt.Fprintf(a.stdout, "  old side still connected to the source: %s\n", c)
 	}
-	_, err = fmt.Fprintf(a.stdout, "  rollback not possible: %s\n\nNext: %s\n", l.Back.Why, l.Remove)
+	fmt.Fprintf(a.stdout, "  rollback not possible: %s\n", l.Back.Why)
+	next := l.Remove
+	if l.Finished {
+		next = nothingNext(l)
+	}
+	_, err = fmt.Fprintf(a.stdout, "\nNext: %s\n", next)
 	return err
 }
 

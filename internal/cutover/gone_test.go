@@ -98,6 +98,8 @@ func TestOneSideGone(t *testing.T) {
 		r.writing(onTarget)
 	}
 	r.want(0, args...)
+	r.says(r.want(0, "status"), "is finished")
+	r.sql(r.target, "DROP SCHEMA pgrunbook CASCADE")
 	if left := r.ask(r.target, ours); left != "" {
 		t.Errorf("left on the target: %s", left)
 	}
