@@ -43,6 +43,12 @@ func Abort(ctx context.Context, env *Env, o AbortOptions) error {
 	if o.WithoutTarget {
 		return abortSource(ctx, env, emit, true, o)
 	}
+	if env.Journal.Reopened { // the source was cleaned, and may be another run's by now
+		if _, err := env.Journal.Begin(ctx, abortMark{drop: o.DropTarget}); err != nil {
+			return err
+		}
+		return abortTarget(ctx, env, emit, o.DropTarget)
+	}
 	if !o.WithoutSource {
 		if err := settleFlip(ctx, env); err != nil {
 			return err
@@ -181,6 +187,9 @@ func abortTarget(ctx context.Context, env *Env, emit abortSink, drop bool) error
 		}
 		emit.note("what the schema phase made on the target is dropped")
 	}
+	if err := writableTarget(ctx, env, emit); err != nil {
+		return sided(engine.Target, err)
+	}
 	failpoint.Hit("abort.schema")
 	if err := gate.Remove(ctx, env.Target, env.Run, waiting(emit, engine.Target, "take the gate off the target")); err != nil {
 		return sided(engine.Target, err)
@@ -190,6 +199,31 @@ func abortTarget(ctx context.Context, env *Env, emit abortSink, drop bool) error
 		return err
 	}
 	emit.note("run %s is aborted; its journal stays on the target", env.Run.ID)
+	if !drop && env.Runbook.Schema.Mode != "existing" {
+		emit.note("what was made on the target stays, rows included: pgrunbook abort --drop-target drops it")
+	}
+	return nil
+}
+
+// writableTarget takes back what a flip away from the target set on its database: it would make a later run's
+// target read-only.
+func writableTarget(ctx context.Context, env *Env, emit abortSink) error {
+	owner, err := env.Journal.Owner(ctx)
+	if err != nil || owner.Flip == nil || owner.Flip.From != engine.Target {
+		return err
+	}
+	conn, err := env.Target.Connect(ctx, pg.Use{Name: "abort", Marked: true})
+	if err != nil {
+		return err
+	}
+	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
+	statement, err := resetReadOnly(ctx, conn, "")
+	if err != nil || statement == "" {
+		return err
+	}
+	if _, err := conn.Exec(ctx, statement); err != nil { // as when it was set: who does not own the database is told
+		emit.Emit(engine.Event{Kind: engine.EventNote, Level: "warn", Message: fmt.Sprintf("the target stays read-only by default, as a rollback made it: %v", err), Hint: statement})
+	}
 	return nil
 }
 

@@ -43,12 +43,40 @@ func TestF85AbortLeavesTheSourceAsFound(t *testing.T) {
 	if !strings.Contains(dump, "CREATE TABLE shop.customer") || strings.Contains(dump, "pgrunbook") {
 		t.Errorf("the target's tables are gone, or our triggers are not:\n%s", dump)
 	}
+	r.env.Journal.Close(t.Context()) // what stays can be dropped later
+	r.env.Plan = nil
+	r.must(OpenRun(t.Context(), r.env, OpenOptions{Aborted: true, AnyPlace: true}))
+	t.Cleanup(func() { r.env.Journal.Close(context.Background()) })
+	r.must(Abort(t.Context(), r.env, AbortOptions{DropTarget: true}))
+	r.sameSource("after the second abort")
+	r.aborted()
+	r.bare("after abort --drop-target of an aborted run", "pgrunbook")
 }
 
 func TestAbortDropsWhatWasMadeOnTheTarget(t *testing.T) {
-	r := ready(t)
-	r.exec(r.target, "CREATE TABLE public.theirs (a int)")
+	r := newRig(t, "")
+	settings := func() string {
+		return query(t, r.target, "SELECT coalesce(string_agg(c, ', ' ORDER BY c), '') FROM pg_db_role_setting s, unnest(setconfig) c WHERE setdatabase = (SELECT oid FROM pg_database WHERE datname = current_database())")
+	}
+	setting := func(url, set string) {
+		r.exec(url, "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET "+set+"', current_database()); END $$")
+	}
+	setting(r.source, "work_mem = 5120")
+	setting(r.source, "search_path = shop, public")
+	setting(r.target, "work_mem = 6144")
+	before := settings()
+	r.must(r.walk(t.Context(), newSchema(r.env), newCapture(r.env), newArm(r.env), newReverse(r.env)))
+	if got := settings(); !strings.Contains(got, "search_path") {
+		t.Fatalf("the target's database has %q: it proves nothing", got)
+	}
+	r.must(r.env.Journal.DecideFlip(t.Context(), r.env.Run.Epoch, engine.Target, engine.Source, nil)) // as after a rollback
+	r.must(r.env.Journal.SetOwner(t.Context(), nil, engine.Source))
+	r.exec(r.target, readOnlyByDefault)
+	r.exec(r.target, "SET default_transaction_read_only = off; CREATE TABLE public.theirs (a int)")
 	r.must(Abort(t.Context(), r.env, AbortOptions{DropTarget: true}))
+	if got := settings(); got != before {
+		t.Errorf("the target's database had %q, and has %q", before, got)
+	}
 	r.sameSource("after abort")
 	r.aborted()
 	r.exec(r.target, "DROP TABLE public.theirs") // it was not ours to drop

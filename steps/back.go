@@ -10,6 +10,7 @@ import (
 	"github.com/pgrunbook/pgrunbook/engine"
 	"github.com/pgrunbook/pgrunbook/engine/journal"
 	"github.com/pgrunbook/pgrunbook/steps/internal/freeze"
+	"github.com/pgrunbook/pgrunbook/steps/internal/gate"
 )
 
 // PlanBack says what rollback will do, as a plan. Where there is no way back the error says why.
@@ -125,6 +126,25 @@ func (r Rehearsal) MarshalJSON() ([]byte, error) {
 	}{r.Blocked.Seconds(), r.Budget.Seconds(), r.Drain.Seconds(), r.Rows, markLines(r.Marks)})
 }
 
+// gated refuses a pair without gates: there is nothing to hold yet.
+func gated(ctx context.Context, env *Env) error {
+	sides, err := openSides(ctx, env, "rehearse")
+	if err != nil {
+		return err
+	}
+	defer sides.close(context.WithoutCancel(ctx))
+	for _, side := range []engine.Side{engine.Target, engine.Source} {
+		at, err := gate.State(ctx, sides.of(side), env.Run)
+		if err != nil {
+			return sided(side, err)
+		}
+		if at == gate.Absent {
+			return &engine.Error{Op: "rehearsing", Err: fmt.Errorf("the %s has no gate yet, which holds its writers: the run has not come to its step arm", side), Hint: "pgrunbook apply --until arm"}
+		}
+	}
+	return nil
+}
+
 // Rehearse makes the freeze on the live pair up to the switch steps, and lets it go. The sides stay
 // as they are, but for sequences of the target that stand further ahead.
 func Rehearse(ctx context.Context, env *Env, show engine.Sink) (Rehearsal, error) {
@@ -133,6 +153,9 @@ func Rehearse(ctx context.Context, env *Env, show engine.Sink) (Rehearsal, error
 	defer cancel()
 	if err := env.notAborting(ctx, "rehearsing"); err != nil {
 		return Rehearsal{}, err
+	}
+	if err := gated(ctx, env); err != nil {
+		return Rehearsal{}, withCause(ctx, err)
 	}
 	step := newFreeze(env, nil).(*freezeStep)
 	f, err := step.build(ctx, journal.NewMemory().Checkpoint(rehearseID, env.Sink))

@@ -147,19 +147,8 @@ func (s *finishStep) allowed(ctx context.Context) error {
 		}
 		byHand(s.env, engine.Target, err) // a pooler that is gone keeps nobody from staying
 	}
-	refuse := func(class engine.Class, hint, format string, args ...any) error {
-		return &engine.Error{Class: class, Op: "finishing", Err: fmt.Errorf(format, args...), Hint: hint}
-	}
-	switch {
-	case owner.Side == journal.Unclear:
-		return refuse(engine.ClassAmbiguous, "Let the same command settle it: pgrunbook apply", "a flip is decided and not settled: it is not clear who takes writes")
-	case owner.Side != engine.Target || owner.Flip == nil:
-		return refuse(engine.ClassFailed, "Cut over first: pgrunbook apply. Or give up: pgrunbook abort", "writes are on the source: there is nothing to finish")
-	}
-	if left := time.Until(owner.Since.Add(s.env.Runbook.Rollback.KeepFor)); left > 0 && !s.o.Now && s.env.Runbook.Rollback.Enabled {
-		now := FinishOptions{Now: true, WithoutSource: s.o.WithoutSource}
-		return refuse(engine.ClassFailed, "Wait, or give up the way back: "+now.command(),
-			"rollback { keep_for = %q } keeps the way back for another %s", s.env.Runbook.Rollback.KeepFor, left.Round(time.Second))
+	if err := s.due(owner); err != nil {
+		return err
 	}
 	if s.o.WithoutSource {
 		return sourceGone(ctx, s.env, "it answers, with its capture and its gate", "Let finish clean both sides: "+FinishOptions{Now: s.o.Now}.command()+". What is not this run's source must not answer at its address.")
@@ -176,8 +165,29 @@ func (s *finishStep) allowed(ctx context.Context) error {
 	if at == gate.Closed || (at == gate.Absent && s.open()) { // absent: an earlier call took it off
 		return nil
 	}
-	return refuse(engine.ClassAmbiguous, "Find out who wrote to the source since the cutover (pgrunbook verify) before anything is removed.",
+	return refuseFinish(engine.ClassAmbiguous, "Find out who wrote to the source since the cutover (pgrunbook verify) before anything is removed.",
 		"the source's gate is %s although the target takes writes", at)
+}
+
+// due refuses before the cutover, and while rollback { keep_for } runs.
+func (s *finishStep) due(owner journal.Ownership) error {
+	switch {
+	case owner.Side == journal.Unclear:
+		return refuseFinish(engine.ClassAmbiguous, "Let the same command settle it: pgrunbook apply", "a flip is decided and not settled: it is not clear who takes writes")
+	case owner.Side != engine.Target || owner.Flip == nil:
+		return refuseFinish(engine.ClassFailed, "Cut over first: pgrunbook apply. Or give up: pgrunbook abort", "writes are on the source: there is nothing to finish")
+	}
+	keep := s.env.Runbook.Rollback
+	if left := time.Until(owner.Since.Add(keep.KeepFor)); left > 0 && !s.o.Now && keep.Enabled {
+		now := FinishOptions{Now: true, WithoutSource: s.o.WithoutSource}
+		return refuseFinish(engine.ClassFailed, "Wait, or give up the way back: "+now.command(),
+			"rollback { keep_for = %q } keeps the way back for another %s", keep.KeepFor, left.Round(time.Second))
+	}
+	return nil
+}
+
+func refuseFinish(class engine.Class, hint, format string, args ...any) error {
+	return &engine.Error{Class: class, Op: "finishing", Err: fmt.Errorf(format, args...), Hint: hint}
 }
 
 func (s *finishStep) cleanTarget(ctx context.Context, cp engine.Checkpoint) error {

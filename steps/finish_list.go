@@ -19,13 +19,17 @@ type Ours struct {
 }
 
 func (o Ours) String() string {
-	switch {
-	case o.Kind == "trigger":
+	name := o.Name
+	switch o.Kind {
+	case "trigger":
 		return fmt.Sprintf("trigger %s on %s", o.Name, engine.Plural(o.Count, "table"))
-	case o.Count > 1:
-		return fmt.Sprintf("%d times %s %s", o.Count, o.Kind, o.Name)
+	case "function", "sequence", "table", "view": // an application may have one of that name
+		name = "pgrunbook." + name
 	}
-	return o.Kind + " " + o.Name
+	if o.Count > 1 {
+		return fmt.Sprintf("%d times %s %s", o.Count, o.Kind, name)
+	}
+	return o.Kind + " " + name
 }
 
 // oursSQL lists what is ours by where it is and how it is called, and beside the gate the default that

@@ -176,7 +176,18 @@ func PlanFinish(ctx context.Context, env *Env, o FinishOptions) (*engine.Plan, [
 		return nil, nil, &engine.Error{Class: engine.ClassRunbook, Op: "reading the runbook", Err: diags}
 	}
 	p, err := planOf(ctx, env, built)
-	return p, built, err
+	if err != nil {
+		return nil, nil, err
+	}
+	owner, err := env.Journal.Owner(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	step := &finishStep{env, o}
+	if err := step.due(owner); err != nil && (!o.WithoutSource || owner.Side != journal.Unclear) { // which that settles
+		p.Findings = append(p.Findings, engine.Finding{Code: "FIN001", Severity: engine.SeverityError, Text: "not now: " + err.Error(), Fix: engine.HintOf(err)})
+	}
+	return p, built, nil
 }
 
 // planOf makes a plan of other steps than the accepted ones, for the same run.
@@ -285,10 +296,20 @@ func SetControl(ctx context.Context, target *pg.Server, by string, change func(*
 	return run.SetControl(ctx, by, change)
 }
 
-// Pause makes the runner of the target's active run stop at its next safe point, or go on.
-func Pause(ctx context.Context, target *pg.Server, by string, paused bool) error {
-	_, err := SetControl(ctx, target, by, func(c *journal.Control) { c.Paused = paused })
-	return err
+// Pause makes the runner of the target's active run stop at its next safe point, or go on, and says whether
+// there is one.
+func Pause(ctx context.Context, target *pg.Server, by string, paused bool) (runs bool, err error) {
+	run, err := journal.Attach(ctx, target, "control")
+	if err != nil {
+		return false, err
+	}
+	defer run.Close(ctx)
+	h, ok, err := run.Holder(ctx)
+	if err != nil {
+		return false, err
+	}
+	_, err = run.SetControl(ctx, by, func(c *journal.Control) { c.Paused = paused })
+	return ok && h.Alive, err
 }
 
 // distrust takes back an earlier proof that both sides are equal: no cutover may rest on it.

@@ -51,6 +51,9 @@ type schemaCursor struct {
 	Owned    bool         `json:"owned"`
 	Settings bool         `json:"settings"`
 	Made     []dump.Made  `json:"made,omitempty"` // what the restore made, for abort
+	// SettingsMade are those that were carried, SettingsBefore what the target had before.
+	SettingsMade   []dump.Setting `json:"settings_made,omitempty"`
+	SettingsBefore []dump.Setting `json:"settings_before,omitempty"`
 	// Definitions are the source's from before the dump: what later ones are compared with.
 	Definitions map[string]string `json:"definitions,omitempty"`
 }
@@ -181,7 +184,16 @@ func (s *schemaStep) restore(ctx context.Context, sides *sideConns, c *schemaCur
 	if err != nil {
 		return err
 	}
-	if err := dump.ApplySettings(ctx, sides.target, settings, roles.rename); err != nil {
+	if c.SettingsMade == nil { // else an earlier call may have applied some
+		if c.SettingsBefore, err = dump.Settings(ctx, sides.target); err != nil {
+			return err
+		}
+	}
+	c.SettingsMade = dump.RenamedSettings(settings, roles.rename)
+	if err := cp.Save(ctx, nil, c); err != nil {
+		return err
+	}
+	if err := dump.ApplySettings(ctx, sides.target, c.SettingsMade); err != nil {
 		return &engine.Error{Op: "carrying the database's settings", Err: err, Hint: "ALTER DATABASE takes its ownership; ALTER ROLE takes CREATEROLE and, from 16 on, GRANT that role TO ours WITH ADMIN OPTION; some settings take a superuser. Or leave all of them out: schema { settings = false }."}
 	}
 	c.Settings = true
@@ -208,6 +220,9 @@ func (s *schemaStep) Undo(ctx context.Context, cp engine.Checkpoint) error {
 			return err
 		}
 		made = dump.NewSince(c.Before, now)
+	}
+	if err := dump.UndoSettings(ctx, conn, c.SettingsMade, c.SettingsBefore); err != nil {
+		return err
 	}
 	return dump.DropMade(ctx, conn, made, waiting(cp, engine.Target, "drop what the schema phase made"))
 }

@@ -84,6 +84,7 @@ type OpenOptions struct {
 	Redact      func(string) string
 
 	WithoutSource bool // the source is gone: it is not locked
+	Aborted       bool // where no run is active, the one that was aborted last
 	AnyPlace      bool // also after a failover: for commands that trust nothing of what was copied
 }
 
@@ -95,7 +96,7 @@ const withoutTarget = "If the target is gone for good: pgrunbook abort --without
 // Close env.Journal when done; its Context ends with the locks.
 func OpenRun(ctx context.Context, env *Env, o OpenOptions) error {
 	run, err := journal.Open(ctx, env.Target, journal.OpenOptions{
-		Plan: env.Plan, ToolVersion: o.ToolVersion, Amend: o.Amend, Steal: o.Steal, Redact: o.Redact,
+		Plan: env.Plan, ToolVersion: o.ToolVersion, Amend: o.Amend, Steal: o.Steal, Redact: o.Redact, Aborted: o.Aborted,
 	})
 	if err != nil {
 		return goneHint("opening the run", err, withoutTarget)

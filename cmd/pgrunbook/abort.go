@@ -48,7 +48,7 @@ func (a *app) abort(ctx context.Context, args []string, o steps.AbortOptions, ye
 		a.aborted(err)
 		return err
 	}
-	s, err := a.openRun(ctx, args, steps.OpenOptions{WithoutSource: o.WithoutSource, AnyPlace: true})
+	s, err := a.openRun(ctx, args, steps.OpenOptions{WithoutSource: o.WithoutSource, AnyPlace: true, Aborted: o.DropTarget})
 	if err != nil {
 		return err
 	}

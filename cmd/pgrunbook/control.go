@@ -27,14 +27,18 @@ func (a *app) pausing(use, short string, paused bool) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: use, Short: short, Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			target, err := a.openServer(cmd.Context(), args)
+			target, source, err := a.openServers(cmd.Context(), args)
 			if err != nil {
 				return err
 			}
-			if err := steps.Pause(cmd.Context(), target, whoAmI(), paused); err != nil {
-				return noRun(err)
+			runs, err := steps.Pause(cmd.Context(), target, whoAmI(), paused)
+			if err != nil {
+				return a.ended(cmd.Context(), target, source, err)
 			}
 			a.summary.Message = "paused within seconds; capture goes on"
+			if !runs {
+				a.summary.Message = "no command works on the run now: the next one waits at its first safe point; capture goes on"
+			}
 			a.summary.Next = "pgrunbook unpause"
 			if !paused {
 				a.summary.Message, a.summary.Next = "the run goes on", "pgrunbook status --watch"

@@ -202,6 +202,28 @@ func noRun(err error) error {
 	return err
 }
 
+// ended says of a target without an active run how its last one ended, as far as a side knows it; source may
+// be nil.
+func (a *app) ended(ctx context.Context, target, source *steps.Server, err error) error {
+	if !errors.Is(err, steps.ErrNoRun) {
+		return err
+	}
+	if e, lookErr := steps.LookForRun(ctx, target); lookErr == nil && e != nil {
+		hint := "Nothing is to be done: pgrunbook status"
+		if e.State == "aborted" {
+			hint = "A new one begins with pgrunbook plan. What the run made on the target goes with pgrunbook abort --drop-target"
+		}
+		return engine.Errorf(engine.ClassFailed, hint, "run %s is %s: %w", e.ID, e.State, err)
+	}
+	if source == nil {
+		return noRun(err)
+	}
+	if l, lookErr := steps.ReadLeft(ctx, source); lookErr == nil && l != nil && l.Finished {
+		return engine.Errorf(engine.ClassFailed, "Nothing is to be done: pgrunbook status", "run %s is finished: %w", l.Run, err)
+	}
+	return noRun(err)
+}
+
 // readPlan reads a saved plan; nil is a file that is none.
 func readPlan(path string) (*engine.Plan, error) {
 	data, err := os.ReadFile(path)

@@ -44,5 +44,5 @@ func (a *app) openRun(ctx context.Context, args []string, o steps.OpenOptions) (
 		return nil, err
 	}
 	o.ToolVersion, o.Redact, o.Steal = version(), a.redact, a.steal
-	return s, noRun(steps.OpenRun(ctx, s.env, o))
+	return s, a.ended(ctx, s.env.Target, s.env.Source, steps.OpenRun(ctx, s.env, o))
 }

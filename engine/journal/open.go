@@ -26,6 +26,7 @@ type OpenOptions struct {
 	Amend       bool                 // accept Plan in place of the run's; the databases must be the same
 	NewRun      func() (Keys, error) // makes a run's names. Defaults to RandomKeys
 	Steal       bool                 // end the session of the runner that holds the run and take over
+	Aborted     bool                 // where no run is active, open the one that was aborted last: to drop what it left
 	Redact      func(string) string  // applied to every text that is stored as an event. Defaults to none
 }
 
@@ -117,6 +118,9 @@ func (r *Run) find(ctx context.Context, tx pgx.Tx, o OpenOptions) error {
 	if errors.Is(err, ErrNoRun) && o.Plan != nil {
 		return r.insert(ctx, tx, o)
 	}
+	if errors.Is(err, ErrNoRun) && o.Aborted {
+		err = r.reopen(ctx, tx)
+	}
 	if err != nil {
 		return err
 	}
@@ -124,6 +128,21 @@ func (r *Run) find(ctx context.Context, tx pgx.Tx, o OpenOptions) error {
 		return checkTarget(ctx, tx, r.TargetIdentity)
 	}
 	return r.accept(ctx, tx, o)
+}
+
+// reopen makes the run that was aborted last the active one again.
+func (r *Run) reopen(ctx context.Context, tx pgx.Tx) error {
+	if err := scanRun(tx.QueryRow(ctx, latestSQL), r); err != nil {
+		return err
+	}
+	if r.State != Aborted {
+		return ErrNoRun
+	}
+	if _, err := tx.Exec(ctx, "UPDATE pgrunbook.run SET state = 'active', ended = NULL WHERE id = $1::text", r.ID); err != nil {
+		return fmt.Errorf("opening the aborted run %s again: %w", r.ID, err)
+	}
+	r.Reopened = true
+	return scanRun(tx.QueryRow(ctx, activeSQL), r)
 }
 
 const insertRunSQL = `

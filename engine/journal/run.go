@@ -46,6 +46,7 @@ type Run struct {
 	Started        time.Time
 	Ended          time.Time // zero while active
 	New            bool      // made by this Open
+	Reopened       bool      // it had been aborted
 
 	target  *pg.Server
 	use     pg.Use

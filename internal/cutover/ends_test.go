@@ -152,8 +152,8 @@ func TestF84FinishKilled(t *testing.T) {
 	r.want(0, "apply", "-y")
 	r.writing(onTarget)
 	check := r.want(0, "finish", "--check", "--now")
-	r.says(check, "from the source all but the closed gate", "target drop table flip", "target drop schema pgrunbook", "source stays: function gate()",
-		"source stays: sequence gate_flag", "source stays: sequence refused", "source stays: schema pgrunbook", "source stays: setting default_transaction_read_only=on")
+	r.says(check, "from the source all but the closed gate", "target drop table pgrunbook.flip", "target drop schema pgrunbook", "source stays: function pgrunbook.gate()",
+		"source stays: sequence pgrunbook.gate_flag", "source stays: sequence pgrunbook.refused", "source stays: schema pgrunbook", "source stays: setting default_transaction_read_only=on")
 	gated := r.ask(r.source, "SELECT count(*)::text FROM pg_trigger WHERE tgname = '!pgrunbook_gate'")
 	r.says(check, "source stays: trigger !pgrunbook_gate on "+gated+" tables", "target drop trigger !pgrunbook_gate on ")
 	for _, side := range []struct{ name, url string }{{"source", r.source}, {"target", r.target}} {
@@ -162,6 +162,7 @@ func TestF84FinishKilled(t *testing.T) {
 		}
 	}
 	r.writing(onTarget)
+	r.says(r.want(0, "finish", "--check"), "NOT READY", `rollback { keep_for = "1h0m0s" }`, "pgrunbook finish --now")
 	r.says(r.want(1, "finish", "-y"), `rollback { keep_for = "1h0m0s" }`, "pgrunbook finish --now")
 	args := []string{"finish", "-y", "--now"}
 	var out string // of the run that came to the end of its only step
@@ -187,6 +188,7 @@ func TestF84FinishKilled(t *testing.T) {
 	if listed := r.listed(after, "source"); listed != r.ask(r.source, counted) || strings.Contains(after, "capture") {
 		t.Errorf("after finish --check lists:\n%s", after)
 	}
+	r.says(r.want(1, "verify"), "run ", " is finished: no run on this target", "Nothing is to be done: pgrunbook status")
 	// The line that it prints is typed as it stands.
 	_, line, found := strings.Cut(strings.Join(strings.Fields(out), " "), "makes the source writable again: ")
 	if !found {

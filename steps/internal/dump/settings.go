@@ -3,6 +3,7 @@ package dump
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
@@ -12,17 +13,17 @@ import (
 
 // Setting is one ALTER DATABASE ... SET or ALTER ROLE ... IN DATABASE ... SET of the source.
 type Setting struct {
-	Role string // empty: for everybody in the database
-	Name string
-	set  string // "name TO value"
+	Role string `json:"role,omitempty"` // empty: for everybody in the database
+	Name string `json:"name"`
+	Set  string `json:"set"` // "name TO value"
 }
 
 // SQL gives the statement for a database of the target.
 func (s Setting) SQL(database string) string {
 	if s.Role == "" {
-		return "ALTER DATABASE " + ident(database) + " SET " + s.set
+		return "ALTER DATABASE " + ident(database) + " SET " + s.Set
 	}
-	return "ALTER ROLE " + ident(s.Role) + " IN DATABASE " + ident(database) + " SET " + s.set
+	return "ALTER ROLE " + ident(s.Role) + " IN DATABASE " + ident(database) + " SET " + s.Set
 }
 
 // Settings reads the settings that are tied to this database. One that makes every session read-only
@@ -43,7 +44,7 @@ func Settings(ctx context.Context, conn *pgx.Conn) ([]Setting, error) {
 		if role == "" && name == "default_transaction_read_only" && !strings.EqualFold(value, "off") {
 			return nil
 		}
-		out = append(out, Setting{Role: role, Name: name, set: setClause(line)})
+		out = append(out, Setting{Role: role, Name: name, Set: setClause(line)})
 		return nil
 	})
 	if err != nil {
@@ -52,13 +53,10 @@ func Settings(ctx context.Context, conn *pgx.Conn) ([]Setting, error) {
 	return out, nil
 }
 
-// ApplySettings repeats settings on the target's database, those of roles under the role's name
-// there; settings of roles that rename does not know are passed over.
-func ApplySettings(ctx context.Context, target *pgx.Conn, settings []Setting, rename func(string) (string, bool)) error {
-	var database string
-	if err := target.QueryRow(ctx, "SELECT current_database()").Scan(&database); err != nil {
-		return fmt.Errorf("carrying the database's settings: %w", err)
-	}
+// RenamedSettings gives settings of roles the role's name on the target; those of roles that rename does not know
+// are left out.
+func RenamedSettings(settings []Setting, rename func(string) (string, bool)) []Setting {
+	var out []Setting
 	for _, s := range settings {
 		if s.Role != "" {
 			to, ok := rename(s.Role)
@@ -67,8 +65,47 @@ func ApplySettings(ctx context.Context, target *pgx.Conn, settings []Setting, re
 			}
 			s.Role = to
 		}
+		out = append(out, s)
+	}
+	return out
+}
+
+// ApplySettings makes settings on the target's database.
+func ApplySettings(ctx context.Context, target *pgx.Conn, settings []Setting) error {
+	var database string
+	if err := target.QueryRow(ctx, "SELECT current_database()").Scan(&database); err != nil {
+		return fmt.Errorf("carrying the database's settings: %w", err)
+	}
+	for _, s := range settings {
 		if _, err := target.Exec(ctx, s.SQL(database)); err != nil {
 			return fmt.Errorf("running %s: %w", s.SQL(database), err)
+		}
+	}
+	return nil
+}
+
+// UndoSettings gives the target's database back what it had before made was applied. What somebody has
+// changed since stays.
+func UndoSettings(ctx context.Context, target *pgx.Conn, made, before []Setting) error {
+	now, err := Settings(ctx, target)
+	if err != nil {
+		return err
+	}
+	var database string
+	if err := target.QueryRow(ctx, "SELECT current_database()").Scan(&database); err != nil {
+		return fmt.Errorf("taking the database's settings back: %w", err)
+	}
+	for _, s := range made {
+		if !slices.Contains(now, s) {
+			continue
+		}
+		sql, _, _ := strings.Cut(s.SQL(database), " SET ")
+		sql += " RESET " + ident(s.Name)
+		if i := slices.IndexFunc(before, func(b Setting) bool { return b.Role == s.Role && b.Name == s.Name }); i >= 0 {
+			sql = before[i].SQL(database)
+		}
+		if _, err := target.Exec(ctx, sql); err != nil {
+			return fmt.Errorf("running %s: %w", sql, err)
 		}
 	}
 	return nil
