@@ -29,6 +29,9 @@ func PlanBack(ctx context.Context, env *Env) (*engine.Plan, []engine.Step, error
 	}
 	back, err := WayBack(ctx, env)
 	if err == nil {
+		back, err = back.compared(ctx, env, owner)
+	}
+	if err == nil {
 		back, err = back.dated(ctx, env, owner)
 	}
 	if err != nil {

@@ -38,7 +38,14 @@ type rollbackStep struct{ freezeStep }
 // on the source has been there all the time, but the comparison from before the first one proves nothing
 // of what was carried back since.
 func (s *rollbackStep) Apply(ctx context.Context, p engine.StepPlan, cp engine.Checkpoint) error {
+	owner, err := s.env.Journal.Owner(ctx)
+	if err != nil {
+		return err
+	}
 	back, err := WayBack(ctx, s.env)
+	if err == nil {
+		back, err = back.compared(ctx, s.env, owner)
+	}
 	if err != nil {
 		return err
 	}

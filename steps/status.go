@@ -53,6 +53,7 @@ type Status struct {
 	Type      string   `json:"type"`            // what to type next
 	asks      string   // for the approval of this name, which nobody gave yet
 	shutSide  engine.Side
+	unlike    bool   // both sides differ, or may, until verify finds them equal
 	stray     bool   // the closed source has changes of its own
 	goingBack bool   // a rollback has begun
 	aborting  string // the command of an abort that has begun
@@ -123,6 +124,13 @@ func ReadStatus(ctx context.Context, target, source *pg.Server) (Status, error) 
 		}
 		if st.Predicted, err = predictNow(ctx, run, owner); err != nil {
 			return st, err
+		}
+		if st.Writes == engine.Source {
+			text, err := unlikeNow(ctx, run, owner)
+			if err != nil {
+				return st, err
+			}
+			st.unlike = text != ""
 		}
 		st.readAfter(ctx, run, owner, target, source)
 	} else {
@@ -266,6 +274,8 @@ func (st *Status) next() string {
 		return st.aborting + ", which was begun and has not ended"
 	case st.stray:
 		return "pgrunbook verify: the source took writes of its own. What is missing on the target is written there by hand; then pgrunbook finish"
+	case st.unlike && !st.running():
+		return "pgrunbook verify, once what differs is mended as it says"
 	case st.goingBack && !st.running():
 		return "pgrunbook rollback, which was begun and has not ended; or pgrunbook finish, to stay"
 	case st.Paused:

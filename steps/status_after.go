@@ -106,12 +106,16 @@ func (st *Status) readAfter(ctx context.Context, run *journal.Run, owner journal
 		return
 	}
 	if err == nil {
+		back, err = back.compared(ctx, env, owner)
+	}
+	if err == nil {
 		back, err = back.dated(ctx, env, owner)
 	}
 	note("the way back cannot be looked at", err)
 	if err != nil {
 		return
 	}
+	st.unlike = back.unlike
 	if st.stray = back.stray; back.class == engine.ClassAmbiguous && !back.stray {
 		st.Writes, st.Apart = journal.Unclear, back.Why
 	}

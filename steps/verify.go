@@ -79,7 +79,12 @@ func (s *verifyStep) Plan(context.Context) (engine.StepPlan, error) {
 // keys; nothing is repaired.
 func (s *verifyStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Checkpoint) error {
 	var passer *pass.Passer
+	var triggers string
 	if !s.as {
+		var err error
+		if triggers, err = ourTriggers(ctx, s.env); err != nil {
+			return err
+		}
 		if s.from == engine.Source {
 			if err := s.env.silentTarget(ctx); err != nil {
 				return err
@@ -93,6 +98,11 @@ func (s *verifyStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Che
 		return err
 	}
 	failpoint.Hit("verify.proved")
+	if !s.as { // as they are, what was not yet carried differs too
+		if err := s.remember(ctx, res, triggers); err != nil {
+			return err
+		}
+	}
 	return s.differences(res)
 }
 

@@ -27,6 +27,7 @@ type Back struct {
 	Unasked  string    `json:"unasked,omitempty"`      // what was not looked at
 	class    engine.Class
 	stray    bool          // the closed side has changes of its own
+	unlike   bool          // both sides differ, or may, until verify finds them equal
 	Pending  int64         `json:"pending"`            // rows that reverse passes have still to carry
 	Estimate time.Duration `json:"estimate,omitzero"`  // how long that takes
 	Measured bool          `json:"measured,omitempty"` // by passes of this run; otherwise by an assumed rate

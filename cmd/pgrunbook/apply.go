@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -187,6 +188,9 @@ func (a *app) closing(s *subject, f applyFlags, err error) {
 		a.summary.Next = aborting.Command
 	case err != nil:
 		a.summary.Next = nextAfter(err, again)
+		if engine.ClassOf(err) == engine.ClassDifferences { // the same command finds them again
+			a.summary.Next = strings.Replace(again, "apply", "verify", 1) + ", once what differs is mended; " + again + " goes on where both sides are equal"
+		}
 		if errors.As(err, new(signalError)) {
 			a.summary.Message = "what is done is kept: the same command goes on from here"
 		}

@@ -148,7 +148,8 @@ func (r *rig) pastTheGate() {
 func (r *rig) provedAnew() {
 	r.t.Helper()
 	r.sql(r.target, "BEGIN READ WRITE; SELECT set_config('pgrunbook.mark', mark, false) FROM pgrunbook.side; UPDATE app.item SET name = 'nobody saw this' WHERE id = 8; COMMIT")
-	r.says(r.want(12, "apply", "-y"), "app.item differs", "changed (8): name")
+	r.says(r.want(12, "apply", "-y"), "app.item differs", "changed (8): name", "Next: pgrunbook verify")
+	r.says(r.want(0, "status"), "Next: pgrunbook verify, once what differs is mended")
 	r.writing(onSource)
 	r.sql(r.source, "UPDATE app.item SET name = name WHERE id = 8")
 }
