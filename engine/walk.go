@@ -180,7 +180,7 @@ func (w *Walk) approve(ctx context.Context, s Step) error {
 		hint := w.approveHint(req.Name)
 		cause := fmt.Errorf("%q needs an approval: %s", req.Name, req.Message)
 		if found {
-			cause = fmt.Errorf("the approval of %q by %s at %s has expired: %s", req.Name, got.By, got.At.Format(time.RFC3339), req.Message)
+			cause = fmt.Errorf("the approval of %q by %s at %s has expired: %s", req.Name, got.By, got.At.UTC().Format(time.RFC3339), req.Message)
 		}
 		return &Error{Class: ClassApproval, Hint: hint, Err: cause}
 	}

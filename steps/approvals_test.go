@@ -3,6 +3,7 @@ package steps
 import (
 	"encoding/json"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -63,6 +64,10 @@ func TestNextWhileAPersonIsAsked(t *testing.T) {
 	st := Status{State: journal.Active, Writes: engine.Source, Step: "cutover.before.approve.go"}
 	if got := st.next(); got != "pgrunbook apply" {
 		t.Errorf("once it is approved: %q", got)
+	}
+	a := engine.Approval{At: time.Date(2026, 11, 20, 0, 59, 0, 0, time.UTC)} // as the walk says it, see TestApprovals in engine
+	if failure := "the approval of \"go\" by anna at 2026-11-20T00:59:00Z has expired: move?"; !expired(failure, a) || expired(failure, engine.Approval{At: a.At.Add(time.Minute)}) {
+		t.Error("an approval that has expired counts, or the one that took its place does not")
 	}
 	st.asks = externalApproval
 	if got := st.next(); got != "the load, as apply said; then pgrunbook approve external-copy --by WHO" {

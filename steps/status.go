@@ -175,11 +175,16 @@ func (st *Status) readAsks(ctx context.Context, run *journal.Run) error {
 	if !asks {
 		return nil
 	}
-	_, given, err := run.Approval(ctx, name, run.Digest)
-	if err == nil && !given {
+	a, given, err := run.Approval(ctx, name, run.Digest)
+	if err == nil && (!given || expired(st.Error, a)) {
 		st.asks = name
 	}
 	return err
+}
+
+// expired reports whether a step failed since this very approval was too old.
+func expired(failure string, a engine.Approval) bool {
+	return strings.Contains(failure, fmt.Sprintf("at %s has expired", a.At.UTC().Format(time.RFC3339)))
 }
 
 func (st *Status) readTables(ctx context.Context, run *journal.Run) error {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"regexp"
 	"strings"
 	"time"
 
@@ -58,6 +59,7 @@ func (a *app) status(ctx context.Context, args []string, watch bool) error {
 		if asJSON {
 			err = view.WriteStatusJSON(a.stdout, statusView(st), st.At)
 		} else {
+			st.Type = withFile(st.Type, args)
 			err = view.WriteStatus(a.stdout, statusView(st), view.PlanOptions{Verbose: a.verbose, Width: view.Columns(a.rawOut)})
 		}
 		if err != nil || !watch || st.State != "active" {
@@ -73,6 +75,20 @@ func (a *app) status(ctx context.Context, args []string, watch bool) error {
 		case <-time.After(watchEvery):
 		}
 	}
+}
+
+// typed are the commands of a run in what status says to type, each up to where a file is named.
+var typed = regexp.MustCompile(`pgrunbook (?:approve \S+ --by WHO|(?:apply|rollback|verify|finish|abort|unpause|plan|status)(?: --[a-z-]+)*)`)
+
+// withFile names the file of args in what is to be typed, where the directory does not say which it is.
+func withFile(next string, args []string) string {
+	if len(args) == 0 {
+		return next
+	}
+	if _, err := findRunbook(nil); err == nil {
+		return next
+	}
+	return typed.ReplaceAllString(next, "$0 "+strings.ReplaceAll(args[0], "$", "$$"))
 }
 
 // left says what the source still holds of a run that the target knows nothing of: after finish its
