@@ -128,7 +128,7 @@ func tampered(ctx context.Context, env *Env, source *pgx.Conn) ([]string, error)
 	var out []string
 	for _, c := range changes {
 		if c.What == capture.Tampered {
-			out = append(out, pg.Name(c.Table.Schema, c.Table.Name)+": "+c.Text)
+			out = append(out, c.Text)
 		}
 	}
 	return cut(out, 5), nil

@@ -213,13 +213,13 @@ func (a *app) ended(ctx context.Context, target, source *steps.Server, err error
 		if e.State == "aborted" {
 			hint = "A new one begins with pgrunbook plan. What the run made on the target goes with pgrunbook abort --drop-target"
 		}
-		return engine.Errorf(engine.ClassFailed, hint, "run %s is %s: %w", e.ID, e.State, err)
+		return engine.Errorf(engine.ClassFailed, hint, "run %s is %s: %w", e.ID, e.State, steps.ErrNoRun)
 	}
 	if source == nil {
 		return noRun(err)
 	}
 	if l, lookErr := steps.ReadLeft(ctx, source); lookErr == nil && l != nil && l.Finished {
-		return engine.Errorf(engine.ClassFailed, "Nothing is to be done: pgrunbook status", "run %s is finished: %w", l.Run, err)
+		return engine.Errorf(engine.ClassFailed, "Nothing is to be done: pgrunbook status", "run %s is finished: %w", l.Run, steps.ErrNoRun)
 	}
 	return noRun(err)
 }

@@ -190,7 +190,7 @@ func TestF84FinishKilled(t *testing.T) {
 	}
 	r.says(r.want(1, "verify"), "run ", " is finished: no run on this target", "Nothing is to be done: pgrunbook status")
 	// The line that it prints is typed as it stands.
-	_, line, found := strings.Cut(strings.Join(strings.Fields(out), " "), "makes the source writable again: ")
+	_, line, found := strings.Cut(strings.Join(strings.Fields(out), " "), "which nothing carries over: ")
 	if !found {
 		t.Fatalf("finish does not say how to take the gate off:\n%s", out)
 	}

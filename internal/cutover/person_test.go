@@ -37,12 +37,12 @@ const waitingForGate = "SELECT count(*)::text FROM pg_locks, pgrunbook.side WHER
 func TestRehearse(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, plain)
-	r.want(0, "apply", "-y", "--until", "schema")
+	r.says(r.want(0, "apply", "-y", "--until", "schema"), "predicted: writes wait in the cutover for", "of 5s")
 	r.says(r.want(1, "rehearse"), "the source has no gate yet", "pgrunbook apply --until arm")
 	r.says(r.want(0, "finish", "--check"), "NOT READY", "writes are on the source: there is nothing to finish")
 	r.says(r.want(0, "pause"), "no command works on the run now")
 	r.want(0, "unpause")
-	r.says(r.want(0, "apply", "-y", "--until", "arm"), "predicted: writes wait in the cutover for", "of 5s")
+	r.want(0, "apply", "-y", "--until", "arm")
 	r.says(r.want(0, "status"), "freeze predicted: writes wait for", "of 5s", "the last pass took", "rollback not possible: there was no cutover yet")
 	p := r.start("", "rehearse")
 	if o := p.end(); o.code != 0 || p.passed("freeze.sequences") != 1 || p.passed("freeze.decided") != 0 {
