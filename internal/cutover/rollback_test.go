@@ -111,7 +111,7 @@ func TestFollowThenBack(t *testing.T) {
 func TestNoWayBack(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, plain)
-	r.says(r.want(1, "rollback", "--check"), "is finished: no run on this target")
+	r.says(r.want(1, "rollback", "--check"), "no run on this target")
 	r.want(0, "apply", "-y", "--until", "schema")
 	r.says(r.want(1, "rollback", "--check"), "there was no cutover yet", "pgrunbook abort")
 	r.want(0, "apply", "-y")
