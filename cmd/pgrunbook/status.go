@@ -53,13 +53,13 @@ func (a *app) status(ctx context.Context, args []string, watch bool) error {
 		if err != nil {
 			return noRun(err)
 		}
+		st.Type = withFile(st.Type, args)
 		if watch && !asJSON && terminal(a.rawOut) {
 			fmt.Fprint(a.rawOut, "\x1b[H\x1b[2J") // home, clear
 		}
 		if asJSON {
 			err = view.WriteStatusJSON(a.stdout, statusView(st), st.At)
 		} else {
-			st.Type = withFile(st.Type, args)
 			err = view.WriteStatus(a.stdout, statusView(st), view.PlanOptions{Verbose: a.verbose, Width: view.Columns(a.rawOut)})
 		}
 		if err != nil || !watch || st.State != "active" {
