@@ -58,6 +58,7 @@ func TestLongScripts(t *testing.T) { runScripts(t, "testdata/full") }
 func runScripts(t *testing.T, dir string) {
 	testscript.Run(t, testscript.Params{
 		Dir:                 dir,
+		WorkdirRoot:         t.TempDir(), // its own is left behind where -run picks some
 		RequireExplicitExec: true,
 		Setup: func(e *testscript.Env) error {
 			// A developer's own servers must not be met.
