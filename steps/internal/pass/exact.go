@@ -17,6 +17,10 @@ import (
 	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
 )
 
+// chases are how often an exact pass locks what else has changed meanwhile. Where many tables are
+// written to, there is always one more; then it locks all.
+const chases = 3
+
 // markEvery bounds how old To's watermark gets while there is nothing to apply.
 const markEvery = 5 * time.Second
 
@@ -49,9 +53,12 @@ func (p *Passer) exact(ctx context.Context, opts Options) (Result, error) {
 		return Result{PassID: p.lastPass, SnapshotAt: found.at, Snapshot: found.snapshot, Empty: true}, nil
 	}
 	lock := found.ids()
-	for {
+	for chase := 0; ; chase++ {
 		if err := p.to.makeStages(ctx, tablesOf(tables, lock), from.version); err != nil {
 			return Result{}, err
+		}
+		if chase == chases {
+			lock = slices.Sorted(maps.Keys(tables))
 		}
 		open, err := p.begin(ctx, from, tables, lock)
 		if err != nil {

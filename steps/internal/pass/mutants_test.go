@@ -5,6 +5,7 @@ package pass
 import (
 	"context"
 	"errors"
+	"fmt"
 	"testing"
 	"time"
 
@@ -280,4 +281,23 @@ func TestMutantWithoutHeartbeat(t *testing.T) {
 			t.Errorf("%q: it ended %s, want %s", name, got, want)
 		}
 	}
+}
+
+// Each time that a pass has locked what has changed, another table changes.
+func TestMutantsAsideTablesKeepComing(t *testing.T) {
+	p := widePair(t)
+	p.app(`INSERT INTO t1 VALUES (1)`)
+	begun := 0
+	t.Cleanup(failpoint.On("pass.begun", func() {
+		if begun++; begun < wide {
+			p.app(fmt.Sprintf(`INSERT INTO t%d VALUES (1)`, begun+1))
+		}
+	}))
+	if err := p.pass(); err != nil {
+		t.Fatal(err)
+	}
+	if begun != chases+1 {
+		t.Errorf("the pass was begun %d times", begun)
+	}
+	p.equal()
 }

@@ -15,7 +15,7 @@ const (
 	// emptiedStages are made ON COMMIT DELETE ROWS. Every commit that saw any temporary table empties
 	// all of them, used or not, and locks each with its TOAST table: they are few, for the tables that
 	// change all the time. Others are truncated after they were used, which writes to the catalog.
-	emptiedStages = 32
+	emptiedStages = 8
 	// maxStages are kept from one pass to the next. Where a session ends, the server drops all that are
 	// left in one transaction, which takes about six locks for each.
 	maxStages = 500
@@ -24,7 +24,7 @@ const (
 )
 
 // makeStages sees to it that each of the tables has an empty stage. It is called outside a transaction,
-// and while no table on From is locked: a thousand stages take seconds.
+// and while no table on From is locked, but for a few stages: a thousand take seconds.
 func (s *toSession) makeStages(ctx context.Context, tables []scope.Table, fromVersion int) error {
 	s.round++
 	var missing []scope.Table
@@ -84,8 +84,8 @@ func (s *toSession) makeBatch(ctx context.Context, tables []scope.Table, fromVer
 	return nil
 }
 
-// takeStages gives each table of the job its stage. They are there already, but for some of a freeze of
-// very many tables: nobody waits for its locks.
+// takeStages gives each table of the job its stage. They are there already, but for tables that changed
+// in the last moment where all are locked: few, or in a freeze, where nobody waits for the locks.
 func (j *job) takeStages(ctx context.Context) error {
 	to := j.p.to
 	tables := make([]scope.Table, len(j.work))
