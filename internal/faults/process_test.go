@@ -36,12 +36,13 @@ type process struct {
 	out   string // file: a pipe would make us wait for the guardian too
 	trace string
 	ended chan error
+	limit time.Duration // after which it hangs
 }
 
 // start begins a command. points is what PGRUNBOOK_FAILPOINTS says; "" is none.
 func (r *rig) start(points string, args ...string) *process {
 	r.t.Helper()
-	p := &process{r: r, what: strings.Join(args, " ") + cond(points == "", "", " ["+points+"]"), began: time.Now(), ended: make(chan error, 1)}
+	p := &process{r: r, what: strings.Join(args, " ") + cond(points == "", "", " ["+points+"]"), began: time.Now(), ended: make(chan error, 1), limit: 5 * time.Minute}
 	r.runs++
 	p.out, p.trace = filepath.Join(r.dir, fmt.Sprintf("out%d", r.runs)), filepath.Join(r.dir, fmt.Sprintf("trace%d", r.runs))
 	p.cmd = exec.Command(program, append(args, "faults.runbook.hcl")...)
@@ -65,7 +66,7 @@ func (p *process) end() outcome {
 	var err error
 	select {
 	case err = <-p.ended:
-	case <-time.After(5 * time.Minute):
+	case <-time.After(p.limit):
 		p.r.t.Errorf("pgrunbook %s hangs", p.what)
 		p.signal(syscall.SIGQUIT) // its goroutines are in its output
 		err = <-p.ended
