@@ -34,11 +34,8 @@ func (r *rig) wideTables(n int) {
 	}
 }
 
-// busyTables are those of the many that are written to: a pass has a temporary table for each.
-const busyTables = 40
-
 // wideWrites changes rows of one table after the other until ctx ends, or the source refuses.
-func (r *rig) wideWrites(ctx context.Context, written *int) {
+func (r *rig) wideWrites(ctx context.Context, tables int, written *int) {
 	conn, err := pgx.Connect(ctx, r.source)
 	if err != nil {
 		r.t.Errorf("%v", err)
@@ -47,7 +44,7 @@ func (r *rig) wideWrites(ctx context.Context, written *int) {
 	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
 	random := rand.New(rand.NewPCG(3, 4))
 	for ctx.Err() == nil {
-		i := random.IntN(busyTables)
+		i := random.IntN(tables)
 		sql := fmt.Sprintf("UPDATE app.wide_%d SET v = 'changed' WHERE id = %d", i, 1+random.IntN(3))
 		if i%5 == 0 && random.IntN(2) == 0 {
 			sql = fmt.Sprintf("INSERT INTO app.wide_%d (n, v) VALUES (%d, 'new')", i, i)
@@ -102,7 +99,7 @@ func TestWideDatabase(t *testing.T) {
 	written, done := 0, make(chan struct{})
 	go func() {
 		defer close(done)
-		r.wideWrites(ctx, &written)
+		r.wideWrites(ctx, tables, &written)
 	}()
 	t.Cleanup(func() {
 		cancel()
