@@ -34,12 +34,18 @@ type toSession struct {
 	round   int64 // of making stages
 }
 
-// close ends the session. While it has more stages than the server can drop at once, they are dropped.
+// closing bounds what a session does for its end: a server that is silent drops its stages by itself.
+const closing = 5 * time.Second
+
+// close ends the session. The server would drop all its stages at once, and the sessions of a drain end
+// together: those beyond a few are dropped before.
 func (s *toSession) close(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, closing)
+	defer cancel()
 	var err error
-	if len(s.stages) > maxStages {
+	if len(s.stages) > stageBatch {
 		abandon(ctx, s.conn)
-		err = s.shed(ctx, maxStages)
+		err = s.shed(ctx, stageBatch)
 	}
 	return errors.Join(err, s.conn.Close(ctx))
 }

@@ -16,7 +16,7 @@ const (
 	// all of them, used or not, and locks each with its TOAST table: they are few, for the tables that
 	// change all the time. Others are truncated after they were used, which writes to the catalog.
 	emptiedStages = 8
-	// maxStages are kept from one pass to the next. Where a session ends, the server drops all that are
+	// maxStages are kept from one pass to the next. Where a session dies, the server drops all that are
 	// left in one transaction, which takes about six locks for each.
 	maxStages = 500
 	// stageBatch of them are made, truncated or dropped in one transaction, for the same locks.
