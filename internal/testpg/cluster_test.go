@@ -3,6 +3,7 @@ package testpg_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -132,13 +133,25 @@ func TestSettingsReachTheServer(t *testing.T) {
 	}
 }
 
+// recorder keeps what would fail a test.
+type recorder struct {
+	testing.TB
+	said []string
+}
+
+func (r *recorder) Errorf(format string, args ...any) {
+	r.said = append(r.said, fmt.Sprintf(format, args...))
+}
+
 func TestNewDBIsDroppedThoughInUse(t *testing.T) {
 	ctx := testContext(t)
 	for _, major := range []int{12, 18} {
 		c := testpg.Shared(t, major)
 		var conn *pgx.Conn
+		r := &recorder{}
 		t.Run("inner", func(t *testing.T) {
-			url := testpg.NewDB(t, c)
+			r.TB = t
+			url := testpg.NewDB(r, c)
 			var err error
 			if conn, err = pgx.Connect(ctx, url); err != nil {
 				t.Fatal(err)
@@ -149,6 +162,9 @@ func TestNewDBIsDroppedThoughInUse(t *testing.T) {
 				}
 			}
 		})
+		if len(r.said) != 1 || !strings.Contains(r.said[0], "prepared transaction left'over") {
+			t.Errorf("major %d: of what was left it said %q", major, r.said)
+		}
 		if _, err := conn.Exec(ctx, "SELECT 1"); err == nil {
 			t.Error("the session outlived its database")
 		}
