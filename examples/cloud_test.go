@@ -90,6 +90,8 @@ func TestToManagedCloud(t *testing.T) {
 	w.back(p, admin, cloudAdmin, `INSERT INTO shop.page_view (page) SELECT '/cloud' FROM generate_series(1, 500); INSERT INTO shop.audit_note (note) VALUES ('cloud');
 		INSERT INTO shop.customer (email) VALUES ('first@cloud.example.com'); DELETE FROM shop.invoice WHERE number % 200 = 0; INSERT INTO shop.invoice (customer, total) VALUES (1, 1)`, "DELETE FROM shop.invoice")
 	sequencesAhead(t, cloudAdmin, admin, before, 1000)
+	p.want(10, "apply", "plan.json") // it was reviewed for one cutover
+	p.want(0, "plan", "RUNBOOK", "--out", "plan.json")
 	p.want(0, "apply", "plan.json")
 	same(t, admin, cloudAdmin, p.leftOut...)
 	w.moveTo(cloudAdmin)

@@ -113,7 +113,8 @@ var mutants = []struct {
 		play: func(p *pair) error {
 			p.beforeCapture(`INSERT INTO t SELECT g, 'v', g FROM generate_series(1, 100) g`)
 			p.load()
-			stale := New(p.cfg) // decided to load the table again, and then was stopped
+			stale, old := New(p.cfg), p.journal // decided to load the table again, and then was stopped
+			p.t.Cleanup(func() { old.Close(context.Background()) })
 			p.reopen()
 			if err := p.follow(); err != nil {
 				return err
