@@ -78,7 +78,7 @@ func startOver(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sideC
 	if err := detachRemoved(ctx, env, cp, sides, seen); err != nil {
 		return err
 	}
-	if err := capture.InstallOn(ctx, sides.source, env.Run, t, waiting(cp, engine.Source, "install capture on the source")); err != nil {
+	if err := recapture(ctx, env, cp, sides, t); err != nil {
 		return err
 	}
 	if err := loader.StartOver(ctx, t); err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 
 	"github.com/pgrunbook/pgrunbook/engine"
@@ -125,7 +126,7 @@ func (s *captureStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Ch
 		if err := s.env.Journal.Fenced(ctx); err != nil {
 			return err
 		}
-		if err := capture.InstallOn(ctx, sides.source, s.env.Run, t, waiting(cp, engine.Source, "install capture on the source")); err != nil {
+		if err := s.install(ctx, cp, sides, t); err != nil {
 			return err
 		}
 		cp.Emit(engine.Event{
@@ -134,6 +135,23 @@ func (s *captureStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Ch
 		})
 	}
 	return align(ctx, s.env, cp, sides)
+}
+
+// install captures one table. Where an earlier process captured another one of that name, which was dropped since,
+// it begins anew: nothing is loaded yet.
+func (s *captureStep) install(ctx context.Context, cp engine.Checkpoint, sides *sideConns, t scope.Table) error {
+	onWait := waiting(cp, engine.Source, "install capture on the source")
+	err := capture.InstallOn(ctx, sides.source, s.env.Run, t, onWait)
+	if !errors.Is(err, capture.ErrAnother) {
+		return err
+	}
+	if _, begun, stateErr := s.env.Journal.TableState(ctx, nil, t.ID); stateErr != nil || begun {
+		return errors.Join(err, stateErr)
+	}
+	if err := capture.Forget(ctx, sides.source, s.env.Run, t, onWait); err != nil {
+		return err
+	}
+	return capture.InstallOn(ctx, sides.source, s.env.Run, t, onWait)
 }
 
 // Undo takes capture off the source.

@@ -88,11 +88,12 @@ func (s *catchUpStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Ch
 			continue
 		}
 		if errors.As(err, &ddl) {
-			if again, err = carryDDL(ctx, s.env, cp, ddl); err != nil {
-				return err
-			}
-			if len(again.tables) == 0 {
+			again, err = carryDDL(ctx, s.env, cp, ddl)
+			if errors.As(err, &redefined) || err == nil && len(again.tables) == 0 {
 				continue
+			}
+			if err != nil {
+				return err
 			}
 			err = again
 		}
@@ -116,7 +117,8 @@ func (s *catchUpStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Ch
 			return err
 		}
 		recopies++
-		if err := s.explained(ctx, startAgain(ctx, s.env, limits, cp, again)); err != nil && !errors.As(err, &redefined) {
+		err = s.explained(ctx, startAgain(ctx, s.env, limits, cp, again))
+		if err != nil && !errors.As(err, &redefined) && !errors.As(err, &again) && !errors.As(err, &ddl) { // these the next round finds as well
 			return err
 		}
 	}

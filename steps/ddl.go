@@ -138,9 +138,19 @@ func loadedAgain(c capture.Change) bool {
 	return c.Rule == capture.Recopy || c.What == capture.ColumnAdded && c.Unlike
 }
 
+// recapture makes a table's triggers on the source right. What was dropped since it was looked at, and may have
+// been made again, is let go of first.
+func recapture(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sideConns, t scope.Table) error {
+	err := capture.InstallOn(ctx, sides.source, env.Run, t, waiting(cp, engine.Source, "install capture on the source"))
+	if errors.Is(err, capture.ErrAnother) && env.Runbook.Schema.OnDDL == "carry" {
+		return &errRedefined{pg.Name(t.Schema, t.Name.Name) + " was dropped"}
+	}
+	return err
+}
+
 // rearm puts our triggers on what is new: tables and partitions, on both sides.
 func rearm(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sideConns, t scope.Table) error {
-	if err := capture.InstallOn(ctx, sides.source, env.Run, t, waiting(cp, engine.Source, "install capture on the source")); err != nil {
+	if err := recapture(ctx, env, cp, sides, t); err != nil {
 		return err
 	}
 	if err := gateNew(ctx, env, cp, sides, t); err != nil {

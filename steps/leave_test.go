@@ -2,6 +2,8 @@ package steps
 
 import (
 	"context"
+	"errors"
+	"slices"
 	"strings"
 	"testing"
 
@@ -9,6 +11,8 @@ import (
 
 	"github.com/pgrunbook/pgrunbook/engine"
 	"github.com/pgrunbook/pgrunbook/internal/testpg"
+	"github.com/pgrunbook/pgrunbook/steps/internal/capture"
+	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
 )
 
 // leaves are tables and columns that go, one after the other in one run, and come again.
@@ -71,6 +75,57 @@ func TestF41DroppedBesideOthers(t *testing.T) {
 	r.exec(r.target, "DROP VIEW shop.mine")
 	r.must(r.catchUp())
 	r.want(r.target, "SELECT coalesce(to_regclass('shop.customer')::text, '')", "")
+}
+
+// remade is what an ETL job does to a table with a key.
+const remade = `DROP TABLE shop.invoice; CREATE TABLE shop.invoice AS SELECT g::bigint AS id, g AS customer, 1.5 AS total FROM generate_series(50, 60) g; ALTER TABLE shop.invoice ADD PRIMARY KEY (id)`
+
+// A table that is dropped and made again after it was looked at, and before its triggers are made right for another
+// change, is another table all the same.
+func TestF41DroppedWhileCarried(t *testing.T) {
+	r := following(t, `schema { on_ddl = "carry" }`)
+	sides, err := openSides(t.Context(), r.env, "test")
+	r.must(err)
+	defer sides.close(context.Background())
+	cp := r.env.Journal.Checkpoint(catchUpID, engine.SinkFunc(r.emit))
+	for _, c := range []struct {
+		sql  string
+		meet func([]capture.Change) error
+	}{
+		{"ALTER TABLE shop.invoice ADD COLUMN more int", func(changes []capture.Change) error {
+			_, err := carryDDL(t.Context(), r.env, cp, &carry{changes})
+			return err
+		}},
+		{"ALTER TABLE shop.invoice DISABLE TRIGGER ALL", func(changes []capture.Change) error {
+			return startOver(t.Context(), r.env, cp, sides, nil, tableOf(r, "invoice"), changes)
+		}},
+	} {
+		r.exec(r.source, c.sql)
+		changes, err := capture.Check(t.Context(), sides.source, r.env.Run, captured(r.env))
+		r.must(err)
+		r.exec(r.source, remade)
+		var redefined *errRedefined
+		if err := c.meet(changes); !errors.As(err, &redefined) {
+			t.Fatalf("%s: %v", c.sql, err)
+		}
+		r.must(r.catchUp())
+		r.sameTables(t)
+	}
+}
+
+func tableOf(r *rig, name string) scope.Table {
+	return r.env.Scope.Tables[slices.IndexFunc(r.env.Scope.Tables, func(t scope.Table) bool { return t.Name.Name == name })]
+}
+
+// Between two processes of the capture step nothing is loaded: the table that is there now is captured.
+func TestF41DroppedWhileCapturing(t *testing.T) {
+	r := newRig(t, `schema { on_ddl = "carry" }`)
+	r.must(r.walk(t.Context(), newSchema(r.env), newCapture(r.env)))
+	r.exec(r.source, `DROP TABLE shop.lock; CREATE TABLE shop.lock (id int PRIMARY KEY); INSERT INTO shop.lock VALUES (1)`)
+	r.must(newCapture(r.env).Apply(t.Context(), engine.StepPlan{}, r.cursor(newCapture(r.env))))
+	r.exec(r.source, `INSERT INTO shop.lock VALUES (2)`)
+	r.must(r.walk(t.Context(), newCopy(r.env), newCatchUp(r.env)))
+	r.sameTables(t)
 }
 
 // By default a dropped table stops the run, named, with what to do.

@@ -185,7 +185,11 @@ func Accept(ctx context.Context, conn *pgx.Conn, t scope.Table, seen ...Change) 
 		return err
 	}
 	if rec == nil {
-		return store(ctx, conn, t)
+		rels, err := tree(ctx, conn, t.Name)
+		if err != nil {
+			return err
+		}
+		return store(ctx, conn, t, rels[0].OID)
 	}
 	prints, err := details(ctx, conn, []scope.Table{t}, []uint32{rec.Rel})
 	if err != nil {

@@ -206,12 +206,9 @@ func Recorded(ctx context.Context, conn *pgx.Conn, t scope.Table) (bool, error) 
 	return r != nil && r.Mode == mode(t) && r.Shape == shape(t), err
 }
 
-// store records a table as captured with its fingerprint of now.
-func store(ctx context.Context, conn *pgx.Conn, t scope.Table) error {
-	var root uint32
-	if err := conn.QueryRow(ctx, "SELECT coalesce(to_regclass($1)::oid, 0::oid)", pg.Name(t.Schema, t.Name.Name)).Scan(&root); err != nil {
-		return fmt.Errorf("finding %s: %w", pg.Name(t.Schema, t.Name.Name), err)
-	}
+// store records a table as captured with its fingerprint of now. root is what got the triggers: by
+// its name another one may be found.
+func store(ctx context.Context, conn *pgx.Conn, t scope.Table, root uint32) error {
 	prints, err := details(ctx, conn, []scope.Table{t}, []uint32{root})
 	if err != nil {
 		return err

@@ -59,21 +59,26 @@ func Install(ctx context.Context, srv *pg.Server, run scope.Run, t scope.Table, 
 //
 // It may be called again: triggers that are missing, wrong or not ENABLE ALWAYS are mended. The
 // recorded fingerprint of a table that is captured already stays, so that Check still reports what
-// happened; members that joined since then have all their keys logged (see Relog). Prepare comes
-// first. A table with NoCapture is left alone.
+// happened; members that joined since then have all their keys logged (see Relog). Another table
+// under the name of one that is captured is ErrAnother, and nothing of it is touched: its rows from
+// before the triggers would be in no delta and in no load. Prepare comes first. A table with
+// NoCapture is left alone.
 func InstallOn(ctx context.Context, conn *pgx.Conn, run scope.Run, t scope.Table, onWait OnWait) error {
 	if t.Capture == scope.NoCapture || t.Capture == "" {
 		return nil
 	}
-	rels, err := tree(ctx, conn, t.Name)
+	before, err := recorded(ctx, conn, t)
 	if err != nil {
+		return err
+	}
+	rels, err := tree(ctx, conn, t.Name)
+	switch {
+	case before != nil && (errors.Is(err, errNoTable) || err == nil && before.Rel != rels[0].OID):
+		return another(t)
+	case err != nil:
 		return err
 	}
 	if err := fits(t, rels); err != nil {
-		return err
-	}
-	before, err := recorded(ctx, conn, t)
-	if err != nil {
 		return err
 	}
 	if err := objects(ctx, conn, run, t, rels[0].OID); err != nil {
@@ -88,6 +93,9 @@ func InstallOn(ctx context.Context, conn *pgx.Conn, run scope.Run, t scope.Table
 			failpoint.Hit("capture.triggers")
 		}
 		again, err := tree(ctx, conn, t.Name)
+		if errors.Is(err, errNoTable) || err == nil && again[0].OID != rels[0].OID {
+			return another(t)
+		}
 		if err != nil {
 			return err
 		}
@@ -98,6 +106,14 @@ func InstallOn(ctx context.Context, conn *pgx.Conn, run scope.Run, t scope.Table
 		rels = again
 	}
 	return &engine.Error{Op: "capturing", Object: pg.Name(t.Schema, t.Name.Name), Err: errors.New("its partitions keep changing"), Hint: "Run the same command again."}
+}
+
+// ErrAnother says that a table was dropped since its capture began; it may have been made again, with
+// other rows.
+var ErrAnother = errors.New("it was dropped, or another table has its name")
+
+func another(t scope.Table) error {
+	return &engine.Error{Class: engine.ClassStale, Op: "capturing", Object: pg.Name(t.Schema, t.Name.Name), Err: ErrAnother, Hint: newChange(t, Dropped, Leave, "").Hint}
 }
 
 // fits refuses rows that nobody would carry, and what would break the application's writes or log into the wrong delta
@@ -242,8 +258,8 @@ func dropSQL(rel scope.Name, name string) string {
 // settle records a table that is captured for the first time, or logs the keys of members that
 // joined a captured one.
 func settle(ctx context.Context, conn *pgx.Conn, t scope.Table, rels []relation, before *record) error {
-	if before == nil || before.Mode != mode(t) || before.Shape != shape(t) || before.Rel != rels[0].OID {
-		return store(ctx, conn, t)
+	if before == nil || before.Mode != mode(t) || before.Shape != shape(t) {
+		return store(ctx, conn, t, rels[0].OID)
 	}
 	for _, r := range rels {
 		if slices.Contains(before.Members, r.OID) || r.Kind != "r" {

@@ -246,3 +246,28 @@ CREATE TABLE mother (id int PRIMARY KEY); CREATE TABLE daughter (PRIMARY KEY (id
 		t.Errorf("the mother's keys %v are logged", keys)
 	}
 }
+
+// A table that was dropped and made again is another one: its capture begins with a new load, so InstallOn leaves
+// it and the record as they are, and Check goes on saying what happened.
+func TestF41InstallLeavesAnotherTableAlone(t *testing.T) {
+	d := newDB(t, 15, `CREATE TABLE plain (id int PRIMARY KEY)`)
+	table := d.table(1, "plain", scope.Statement, scope.ByKey)
+	d.install(table)
+	for _, sql := range []string{"DROP TABLE plain", "CREATE TABLE plain AS SELECT 1 AS id; ALTER TABLE plain ADD PRIMARY KEY (id)"} {
+		d.run(d.ours, "SET search_path = public; "+sql)
+		if err := InstallOn(d.ctx, d.ours, testRun, table, nil); !errors.Is(err, ErrAnother) || engine.HintOf(err) == "" {
+			t.Errorf("after %s: %v, hint %q", sql, err, engine.HintOf(err))
+		}
+		if n := d.one("SELECT count(*)::text FROM pg_trigger WHERE tgname LIKE 'pgrunbook%' AND tgrelid = to_regclass('public.plain')"); n != "0" {
+			t.Errorf("after %s: %s triggers", sql, n)
+		}
+		seen, err := Check(d.ctx, d.ours, testRun, []scope.Table{table})
+		if err != nil || len(seen) != 1 || seen[0].What != Dropped {
+			t.Errorf("after %s: Check says %v, %v", sql, describe(seen), err)
+		}
+	}
+	if err := Forget(d.ctx, d.ours, testRun, table, nil); err != nil {
+		t.Fatal(err)
+	}
+	d.install(table)
+}

@@ -36,6 +36,8 @@ SELECT n.nspname, c.relname, c.oid, c.relkind::text, t.level = 0,
   FROM tree t JOIN pg_class c ON c.oid = t.oid JOIN pg_namespace n ON n.oid = c.relnamespace
  ORDER BY t.level, n.nspname, c.relname`
 
+var errNoTable = errors.New("there is no such table")
+
 func tree(ctx context.Context, conn *pgx.Conn, t scope.Name) ([]relation, error) {
 	rows, err := conn.Query(ctx, treeSQL, t.Schema, t.Name)
 	if err != nil {
@@ -50,7 +52,7 @@ func tree(ctx context.Context, conn *pgx.Conn, t scope.Name) ([]relation, error)
 		return nil, fmt.Errorf("reading the tree of %s: %w", pg.Name(t.Schema, t.Name), err)
 	}
 	if len(rels) == 0 {
-		return nil, &engine.Error{Class: engine.ClassStale, Op: "capturing", Object: pg.Name(t.Schema, t.Name), Err: errors.New("there is no such table"), Hint: "Run plan again."}
+		return nil, &engine.Error{Class: engine.ClassStale, Op: "capturing", Object: pg.Name(t.Schema, t.Name), Err: errNoTable, Hint: "Run plan again."}
 	}
 	return rels, nil
 }
