@@ -105,6 +105,13 @@ func detachRemoved(ctx context.Context, env *Env, cp engine.Checkpoint, sides *s
 		if c.What != capture.PartitionRemoved || states[c.ID].State != journal.Loading || slices.ContainsFunc(changes, again) {
 			continue
 		}
+		in, err := inTree(ctx, sides.target, c.Member, c.Table)
+		if err != nil {
+			return err
+		}
+		if !in {
+			continue
+		}
 		detached, err := detach(ctx, cp, sides, c.Member)
 		if err != nil {
 			return err

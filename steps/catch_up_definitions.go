@@ -3,6 +3,7 @@ package steps
 import (
 	"context"
 	"errors"
+	"maps"
 	"slices"
 	"strings"
 
@@ -44,6 +45,22 @@ type catchUpCursor struct {
 	Made    []dump.Made       `json:"made,omitempty"`    // on the target, for abort
 }
 
+// carriedSoFar gives what cp's step keeps of that, with what the copy step carried before there was a catch_up.
+func carriedSoFar(ctx context.Context, env *Env, cp engine.Checkpoint) (cursor catchUpCursor, err error) {
+	if _, err := cp.Load(ctx, &cursor); err != nil {
+		return cursor, err
+	}
+	var early catchUpCursor
+	if _, err := env.Journal.Checkpoint(copyID, env.Sink).Load(ctx, &early); err != nil {
+		return cursor, err
+	}
+	handled := map[string]string{}
+	maps.Copy(handled, early.Handled)
+	maps.Copy(handled, cursor.Handled)
+	cursor.Handled = handled
+	return cursor, nil
+}
+
 // definitions makes new tables and sequences in scope part of the run and carries what else changed
 // on the source and has a rule. What has none stops, named.
 func (s *catchUpStep) definitions(ctx context.Context, cp engine.Checkpoint) error {
@@ -68,12 +85,9 @@ func (s *catchUpStep) definitions(ctx context.Context, cp engine.Checkpoint) err
 	if !n.empty() && s.env.Runbook.Schema.OnDDL != "carry" {
 		return n.stop()
 	}
-	cursor := catchUpCursor{}
-	if _, err := cp.Load(ctx, &cursor); err != nil {
+	cursor, err := carriedSoFar(ctx, s.env, cp)
+	if err != nil {
 		return err
-	}
-	if cursor.Handled == nil {
-		cursor.Handled = map[string]string{}
 	}
 	c, err := compareDefinitions(ctx, s.env, sides, cursor.Handled)
 	if err != nil {

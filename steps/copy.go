@@ -24,7 +24,7 @@ type copyStep struct{ env *Env }
 
 func newCopy(env *Env) engine.Step { return &copyStep{env: env} }
 
-func (s *copyStep) ID() engine.StepID   { return "copy" }
+func (s *copyStep) ID() engine.StepID   { return copyID }
 func (s *copyStep) Phase() engine.Phase { return engine.PhaseCopy }
 
 // Fingerprint covers how each table is loaded. Workers and chunk sizes may change in mid-run.
@@ -41,6 +41,9 @@ func (s *copyStep) Fingerprint() string {
 	}
 	return fmt.Sprintf("copy/%x", sha256.Sum256(b))
 }
+
+// copyID is the step's name.
+const copyID engine.StepID = "copy"
 
 // definitionsMax bounds, beside the number of tables, how often a load goes on after the source's tables or
 // definitions changed under it.

@@ -34,6 +34,9 @@ func (s *copyStep) changed(ctx context.Context, conn *pgx.Conn, t scope.Table, r
 	if err != nil {
 		return err
 	}
+	if err := leaving(s.env, changes); err != nil {
+		return err
+	}
 	if err := capture.Err(changes); err != nil {
 		return err
 	}
@@ -64,8 +67,23 @@ func widens(c capture.Change) bool {
 }
 
 // mend does what a load asked for when it ended. It is false where nothing that changed on the source explains
-// the end.
+// the end. What was dropped leaves the run here: no chunk can read it.
 func (s *copyStep) mend(ctx context.Context, limits *limits, cp engine.Checkpoint, cause error) (bool, error) {
+	var redefined *errRedefined
+	if !errors.As(cause, &redefined) {
+		if mended, err := s.mendLoad(ctx, limits, cp, cause); !errors.As(err, &redefined) {
+			return mended, err
+		}
+	}
+	sides, err := openSidesToDefine(ctx, s.env, "ddl")
+	if err != nil {
+		return false, err
+	}
+	defer sides.close(context.WithoutCancel(ctx))
+	return true, leave(ctx, s.env, cp, sides)
+}
+
+func (s *copyStep) mendLoad(ctx context.Context, limits *limits, cp engine.Checkpoint, cause error) (bool, error) {
 	var again *recopy
 	var ddl *carry
 	var wide *widen

@@ -14,7 +14,7 @@ import (
 )
 
 // alterEmpty makes the columns of a table whose rows are not there yet, or are thrown away by the
-// next reload, those of the source.
+// next reload, those of the source. Rows of a table whose data nobody moves stay.
 func alterEmpty(ctx context.Context, sides *sideConns, t scope.Table) ([]string, error) {
 	name := pg.Name(t.Schema, t.Name.Name)
 	want, err := columnTexts(ctx, sides.source, name)
@@ -26,6 +26,10 @@ func alterEmpty(ctx context.Context, sides *sideConns, t scope.Table) ([]string,
 		return nil, err
 	}
 	var out []string
+	using := " USING NULL"
+	if t.Data == scope.NoData {
+		using = "" // its rows are the target's own
+	}
 	alter := func(format string, args ...any) {
 		out = append(out, "ALTER TABLE "+name+" "+fmt.Sprintf(format, args...))
 	}
@@ -48,7 +52,7 @@ func alterEmpty(ctx context.Context, sides *sideConns, t scope.Table) ([]string,
 			continue
 		case old.typ != c.typ:
 			alter("ALTER COLUMN %s DROP DEFAULT", c.quoted())
-			alter("ALTER COLUMN %s TYPE %s USING NULL", c.quoted(), c.typ)
+			alter("ALTER COLUMN %s TYPE %s%s", c.quoted(), c.typ, using)
 			old.def = ""
 		}
 		if old.def != c.def && c.def == "" {
@@ -60,7 +64,7 @@ func alterEmpty(ctx context.Context, sides *sideConns, t scope.Table) ([]string,
 			alter("ALTER COLUMN %s %s NOT NULL", c.quoted(), map[bool]string{true: "SET", false: "DROP"}[c.notNull])
 		}
 	}
-	if len(out) > 0 {
+	if len(out) > 0 && t.Data != scope.NoData {
 		out = append([]string{"DELETE FROM " + only(t)}, out...)
 	}
 	return out, nil

@@ -41,6 +41,9 @@ func mendRefused(ctx context.Context, env *Env, cp engine.Checkpoint) (bool, err
 	defer sides.close(context.WithoutCancel(ctx))
 	changes, err := capture.Check(ctx, sides.source, env.Run, captured(env))
 	if err == nil {
+		err = leaving(env, changes)
+	}
+	if err == nil {
 		err = capture.Err(changes)
 	}
 	if err != nil {

@@ -220,15 +220,27 @@ func (n news) leave(ctx context.Context, env *Env, cp engine.Checkpoint, sides *
 		if err := runOn(ctx, sides.target, t.Name, waiting(cp, engine.Target, "drop a table on the target"), "DROP TABLE IF EXISTS "+name); err != nil {
 			return fmt.Errorf("dropping %s on the target: %w", name, err)
 		}
+		env.Scope.LastID = max(env.Scope.LastID, t.ID)
 		env.Scope.Tables = slices.DeleteFunc(env.Scope.Tables, func(o scope.Table) bool { return o.ID == t.ID })
+		if err := recordScope(ctx, env); err != nil { // whoever goes on after a death must not take the tree's partition for it
+			return err
+		}
 	}
 	return nil
 }
 
-// armJoined gates and captures every table that joined this run, so far as it is not done.
+// armJoined gates and captures every table that joined this run, so far as it is not done. What was dropped or
+// became a partition since leaves the run instead.
 func armJoined(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sideConns) error {
 	for _, t := range env.Scope.Tables {
 		if !t.Joined {
+			continue
+		}
+		var own bool
+		if err := sides.source.QueryRow(ctx, "SELECT EXISTS (SELECT FROM pg_class WHERE oid = to_regclass($1) AND NOT relispartition)", pg.Name(t.Schema, t.Name.Name)).Scan(&own); err != nil {
+			return fmt.Errorf("looking for %s: %w", pg.Name(t.Schema, t.Name.Name), err)
+		}
+		if !own {
 			continue
 		}
 		if err := rearm(ctx, env, cp, sides, t); err != nil {

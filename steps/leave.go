@@ -96,6 +96,9 @@ func leave(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sideConns
 				return err
 			}
 		}
+		if err := env.Journal.DropItems(ctx, t.ID); err != nil { // of a load that was under way
+			return err
+		}
 		env.Scope.LastID = max(env.Scope.LastID, t.ID)
 		env.Scope.Tables = slices.DeleteFunc(env.Scope.Tables, func(o scope.Table) bool { return o.ID == t.ID })
 		if !t.Joined {
@@ -123,13 +126,9 @@ func dropCarried(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sid
 	if err != nil {
 		return err
 	}
-	var cursor catchUpCursor
-	if _, err := cp.Load(ctx, &cursor); err != nil {
+	cursor, err := carriedSoFar(ctx, env, cp)
+	if err != nil {
 		return err
-	}
-	cursor.Handled = maps.Clone(cursor.Handled)
-	if cursor.Handled == nil {
-		cursor.Handled = map[string]string{}
 	}
 	if known == nil {
 		known = map[string]string{}
@@ -155,6 +154,8 @@ func dropCarried(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sid
 			now, there := after[id]
 			of := slices.Contains(e.Relations, i.Rel)
 			switch {
+			case !there && staysInRun(env, i, names):
+				return fmt.Errorf("%s would go with it, and is still on the source", id)
 			case there && (of || now.Def == i.Def):
 				continue
 			case there:
@@ -177,6 +178,14 @@ func dropCarried(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sid
 		}
 	}
 	return nil
+}
+
+// staysInRun reports whether a definition is a table of the run that is none of those dropped: one that inherited
+// from such a table, as a rule, and does no more on the source.
+func staysInRun(env *Env, i dump.Item, dropped []scope.Name) bool {
+	return i.Kind == dump.ItemTable && slices.ContainsFunc(env.Scope.Tables, func(t scope.Table) bool {
+		return pg.Name(t.Schema, t.Name.Name) == i.Name && !slices.Contains(dropped, t.Name)
+	})
 }
 
 const treesSQL = `
@@ -202,6 +211,20 @@ func treesOf(ctx context.Context, conn *pgx.Conn, names []scope.Name) ([]uint32,
 	return list, nil
 }
 
+const inTreeSQL = `
+WITH RECURSIVE up (oid) AS (
+  SELECT to_regclass($1)::oid UNION SELECT i.inhparent FROM up JOIN pg_inherits i ON i.inhrelid = up.oid)
+SELECT EXISTS (SELECT FROM up WHERE oid = to_regclass($2) AND oid <> to_regclass($1))`
+
+// inTree reports whether a table is, on the target, a partition of another one or of one of its partitions.
+func inTree(ctx context.Context, target *pgx.Conn, member, root scope.Name) (in bool, err error) {
+	name := pg.Name(member.Schema, member.Name)
+	if err := target.QueryRow(ctx, inTreeSQL, name, pg.Name(root.Schema, root.Name)).Scan(&in); err != nil {
+		return false, fmt.Errorf("looking for %s on the target: %w", name, err)
+	}
+	return in, nil
+}
+
 // dropPartitions drops partitions on the target that were dropped on the source, so that others may
 // take their place there; with replaced, also where the source has another table of that name, which
 // is made afterwards. Their table is loaded again.
@@ -212,11 +235,12 @@ func dropPartitions(ctx context.Context, env *Env, cp engine.Checkpoint, sides *
 		}
 		name := pg.Name(c.Member.Schema, c.Member.Name)
 		var detached, again, there bool
-		if err := sides.source.QueryRow(ctx, "SELECT EXISTS (SELECT FROM pg_class WHERE oid = $1), to_regclass($2) IS NOT NULL", c.OID, name).Scan(&detached, &again); err != nil {
+		var err error
+		if err = sides.source.QueryRow(ctx, "SELECT EXISTS (SELECT FROM pg_class WHERE oid = $1), to_regclass($2) IS NOT NULL", c.OID, name).Scan(&detached, &again); err != nil {
 			return fmt.Errorf("looking for %s: %w", name, err)
 		}
-		if err := sides.target.QueryRow(ctx, "SELECT to_regclass($1) IS NOT NULL", name).Scan(&there); err != nil {
-			return fmt.Errorf("looking for %s on the target: %w", name, err)
+		if there, err = inTree(ctx, sides.target, c.Member, c.Table); err != nil { // an earlier run may have made what has its name now
+			return err
 		}
 		if detached || !there || again && !replaced {
 			continue

@@ -128,6 +128,27 @@ func TestF41DroppedWhileCapturing(t *testing.T) {
 	r.sameTables(t)
 }
 
+// Rows on the target that are nobody's to throw away stay: those of a table that only has the name of a dropped
+// partition, those that the runbook leaves to the target, and those of a table that inherited from a dropped one and
+// does no more.
+func TestF41DroppedBesideOthersRows(t *testing.T) {
+	source, target := testpg.Pair(t)
+	r := newRigOn(t, source, target, shopSetup+`CREATE TABLE shop.parent (id int PRIMARY KEY); CREATE TABLE shop.child (PRIMARY KEY (id)) INHERITS (shop.parent); INSERT INTO shop.child VALUES (1), (2)`,
+		`schema { on_ddl = "carry" }
+table "shop.log" { data = "none" }`)
+	r.must(r.walk(t.Context(), newSchema(r.env), newCapture(r.env), newCopy(r.env), newCatchUp(r.env)))
+	r.exec(target, "SET pgrunbook.mark = '"+r.env.Run.Mark+"'; INSERT INTO shop.log VALUES ('7'); ALTER TABLE shop.event DETACH PARTITION shop.event_2026")
+	r.exec(source, "ALTER TABLE shop.log ALTER line TYPE varchar(20); ALTER TABLE shop.log ADD COLUMN at int; DROP TABLE shop.event_2026")
+	r.must(r.catchUp())
+	r.want(target, "SELECT string_agg(line, '') FROM shop.log", "7")
+	r.want(target, "SELECT count(*)::text FROM shop.event_2026", "20")
+	r.exec(source, "ALTER TABLE shop.child NO INHERIT shop.parent; DROP TABLE shop.parent")
+	if err := r.catchUp(); err == nil || !strings.Contains(err.Error(), `"shop"."child" would go with it`) || engine.HintOf(err) == "" {
+		t.Fatalf("%v, hint %q", err, engine.HintOf(err))
+	}
+	r.want(target, "SELECT count(*)::text FROM ONLY shop.child", "2")
+}
+
 // By default a dropped table stops the run, named, with what to do.
 func TestF41DroppedStops(t *testing.T) {
 	r := following(t, "")

@@ -215,10 +215,10 @@ func Accept(ctx context.Context, conn *pgx.Conn, t scope.Table, seen ...Change) 
 // FileNodes gives the file node of every member of a table that has rows, by quoted and qualified
 // name, at this very moment: also inside a transaction with an old snapshot, since
 // pg_relation_filenode looks at the present. A rewrite makes a snapshot read empty, so whoever
-// reads rows compares them before and after.
+// reads rows compares them before and after. A table that was dropped has none.
 func FileNodes(ctx context.Context, conn *pgx.Conn, t scope.Table) (map[string]int64, error) {
 	rels, err := tree(ctx, conn, t.Name)
-	if err != nil {
+	if err != nil && !errors.Is(err, errNoTable) {
 		return nil, err
 	}
 	var oids []uint32

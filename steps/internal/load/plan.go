@@ -53,8 +53,8 @@ func leaves(ctx context.Context, conn *pgx.Conn, t scope.Table) ([]leaf, error) 
 	for _, name := range names {
 		l := leaf{name: name}
 		err := conn.QueryRow(ctx, leavesSQL, name).Scan(&l.blocks, &l.bytes)
-		if errors.Is(err, pgx.ErrNoRows) && t.Kind == scope.Partitioned {
-			continue // dropped since: the check after the last chunk says so
+		if errors.Is(err, pgx.ErrNoRows) {
+			continue // dropped since: a chunk's reader, or the check after the last one, says so
 		}
 		if err != nil {
 			return nil, fmt.Errorf("measuring %s: %w", name, err)
@@ -103,7 +103,7 @@ func Chunks(ctx context.Context, from *pgx.Conn, t scope.Table) ([]journal.Item,
 	if t.Identity == scope.FullRow || (t.Method != scope.Stream && t.Method != "") {
 		c.add(lower{Relation: tableName(t), Whole: true}, nil, c.size)
 	}
-	if len(c.items) == 0 { // a tree without a leaf
+	if len(c.items) == 0 { // a tree without a leaf, or a table that is not there
 		c.add(lower{Relation: tableName(t)}, nil, 0)
 	}
 	return c.items, nil
