@@ -137,7 +137,7 @@ func (r *rig) pastTheGate() {
 	if o := p.end(); o.code != 0 {
 		r.t.Errorf("apply ended with %d\n%s", o.code, o.text)
 	}
-	r.says(p.said(), "the source's catalog changed during the freeze", `"app"."item"`, "sequences of the source: numbers were taken on the source past the margin of 100", `on the target set ahead: "app"."ticket"`, "code=CUT001")
+	r.says(p.said(), "the source's catalog changed during the freeze: freezing app.item: ", "sequences of the source: numbers were taken on the source past the margin of 100", `on the target set ahead: "app"."ticket"`, "code=CUT001")
 	if got := r.ask(r.target, "SELECT name FROM app.item WHERE id = 7"); got == "past the gate" {
 		r.t.Error("the row that was written past the gate is on the target")
 	}

@@ -1,11 +1,14 @@
 package docs
 
 import (
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -27,8 +30,30 @@ func (p *pair) begin(points string, args ...string) (cmd *exec.Cmd, said func() 
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 		_ = out.Close()
+		p.endGuardians() // they would wait for servers that are gone
 	})
 	return cmd, func() string { return read(p.t, out.Name()) }
+}
+
+// endGuardians ends the processes that run in the pair's folder.
+func (p *pair) endGuardians() {
+	p.t.Helper()
+	folders, err := filepath.Glob("/proc/[0-9]*/cwd")
+	if err != nil {
+		p.t.Error(err)
+	}
+	for _, folder := range folders {
+		if at, err := os.Readlink(folder); err != nil || at != p.dir { // it may have ended
+			continue
+		}
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(folder)))
+		if err == nil {
+			err = syscall.Kill(pid, syscall.SIGKILL)
+		}
+		if err != nil && !errors.Is(err, syscall.ESRCH) {
+			p.t.Error(err)
+		}
+	}
 }
 
 // until waits for something.
