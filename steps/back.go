@@ -40,6 +40,9 @@ func PlanBack(ctx context.Context, env *Env) (*engine.Plan, []engine.Step, error
 	if err := back.refuse(); err != nil {
 		return nil, nil, err
 	}
+	if back.accepted != "" {
+		p.Findings = append(p.Findings, back.acceptance(env.AcceptDifferences))
+	}
 	if back.Done {
 		p.Predictions = engine.Prediction{Why: back.Why}
 		return p, built, nil

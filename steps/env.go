@@ -27,6 +27,8 @@ type Env struct {
 
 	watch *watch // of NewEnv
 
+	AcceptDifferences string // who goes back although both sides differ, or may; empty is nobody
+
 	withoutPoolers bool // of an abort: those that cannot be pointed back are named and left alone
 }
 

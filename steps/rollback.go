@@ -52,6 +52,9 @@ func (s *rollbackStep) Apply(ctx context.Context, p engine.StepPlan, cp engine.C
 	if err := back.refuse(); err != nil {
 		return err
 	}
+	if err := acceptDifferences(ctx, s.env, back); err != nil {
+		return err
+	}
 	if err := s.freezeStep.Apply(ctx, p, cp); err != nil {
 		return err
 	}

@@ -54,6 +54,7 @@ type Status struct {
 	asks      string   // for the approval of this name, which nobody gave yet
 	shutSide  engine.Side
 	unlike    bool   // both sides differ, or may, until verify finds them equal
+	touched   bool   // they may, since our triggers were touched
 	stray     bool   // the closed source has changes of its own
 	goingBack bool   // a rollback has begun
 	aborting  string // the command of an abort that has begun
@@ -126,11 +127,9 @@ func ReadStatus(ctx context.Context, target, source *pg.Server) (Status, error) 
 			return st, err
 		}
 		if st.Writes == engine.Source {
-			text, err := unlikeNow(ctx, run, owner)
-			if err != nil {
+			if st.unlike, err = unlikeNow(ctx, run, owner); err != nil {
 				return st, err
 			}
-			st.unlike = text != ""
 		}
 		st.readAfter(ctx, run, owner, target, source)
 	} else {
@@ -279,9 +278,7 @@ func (st *Status) next() string {
 		return st.aborting + ", which was begun and has not ended"
 	case st.stray:
 		return "pgrunbook verify: the source took writes of its own. What is missing on the target is written there by hand; then pgrunbook finish"
-	case st.unlike && !st.running():
-		return "pgrunbook verify, once what differs is mended as it says"
-	case st.goingBack && !st.running():
+	case st.goingBack && !st.unlike && !st.running():
 		return "pgrunbook rollback, which was begun and has not ended; or pgrunbook finish, to stay"
 	case st.Paused:
 		return "pgrunbook unpause"
@@ -291,6 +288,8 @@ func (st *Status) next() string {
 		return "pgrunbook approve " + st.asks + " --by WHO"
 	case st.asks != "" && st.asks != externalApproval: // the runner asks on its terminal, else it would have ended
 		return fmt.Sprintf("yes, where the runner asks (process %d of %s on %s), or pgrunbook approve %s --by WHO", st.Holder.PID, st.Holder.User, st.Holder.Host, st.asks)
+	case st.unlike && !st.running() && (st.Step == "" || st.Writes != engine.Target): // apply has steps after the flip still to make
+		return st.nextUnlike()
 	case st.running() && st.inWay != "":
 		return st.inWay
 	case st.running() && st.Held != "":
@@ -304,6 +303,18 @@ func (st *Status) next() string {
 	default:
 		return "pgrunbook apply"
 	}
+}
+
+// nextUnlike is for sides that differ, or may.
+func (st *Status) nextUnlike() string {
+	next := "pgrunbook verify, once what differs is mended as it says"
+	if st.touched {
+		next = "pgrunbook verify: where it finds both sides equal, the way back is open again"
+	}
+	if st.Writes == engine.Target {
+		next += "; or pgrunbook finish, to stay"
+	}
+	return next
 }
 
 func (st *Status) running() bool { return st.Holder != nil && st.Holder.Alive }

@@ -115,7 +115,7 @@ func (st *Status) readAfter(ctx context.Context, run *journal.Run, owner journal
 	if err != nil {
 		return
 	}
-	st.unlike = back.unlike
+	st.unlike, st.touched = back.unlike, back.touched
 	if st.stray = back.stray; back.class == engine.ClassAmbiguous && !back.stray {
 		st.Writes, st.Apart = journal.Unclear, back.Why
 	}

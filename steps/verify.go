@@ -3,6 +3,7 @@ package steps
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -19,6 +20,7 @@ type verifyStep struct {
 	env  *Env
 	from engine.Side // the side that takes writes
 	as   bool        // compared as it is: no pass carries anything
+	mode compare.Mode
 }
 
 func newVerify(env *Env) engine.Step { return &verifyStep{env: env, from: engine.Source} }
@@ -80,7 +82,11 @@ func (s *verifyStep) Plan(context.Context) (engine.StepPlan, error) {
 func (s *verifyStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Checkpoint) error {
 	var passer *pass.Passer
 	var triggers string
+	s.mode = compare.Mode(s.env.Runbook.Verify.Mode)
 	if !s.as {
+		if err := s.doubted(ctx); err != nil {
+			return err
+		}
 		var err error
 		if triggers, err = ourTriggers(ctx, s.env); err != nil {
 			return err
@@ -106,6 +112,21 @@ func (s *verifyStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Che
 	return s.differences(res)
 }
 
+// doubted compares by hash where both sides are known to differ, or may: equal numbers of rows take nothing of
+// that back.
+func (s *verifyStep) doubted(ctx context.Context) error {
+	owner, err := s.env.Journal.Owner(ctx)
+	if err != nil || s.mode == compare.Hash {
+		return err
+	}
+	d, err := doubtful(ctx, s.env, owner)
+	if err == nil && d.why != "" {
+		s.mode = compare.Hash
+		s.env.Sink.Emit(engine.Event{Kind: engine.EventNote, Message: "every row is compared, not numbers of rows: " + d.why})
+	}
+	return err
+}
+
 // passPatience is how long an exact pass before a comparison is tried against locks.
 const passPatience = time.Minute
 
@@ -114,7 +135,7 @@ func (s *verifyStep) compare(ctx context.Context, passer *pass.Passer, emit func
 	done, tables, verify := 0, compared(s.env.Scope.Tables), s.env.Runbook.Verify
 	cfg := compare.Config{
 		From: s.env.Server(s.from), To: s.env.Server(s.from.Other()), Tables: tables,
-		Mode: compare.Mode(verify.Mode), Workers: verify.Workers,
+		Mode: s.mode, Workers: verify.Workers,
 		Report: func(t compare.TableResult) {
 			done++
 			emit(s.verified(t, done, len(tables)))
@@ -181,18 +202,34 @@ func (s *verifyStep) differences(res compare.Result) error {
 	return &engine.Error{
 		Class: engine.ClassDifferences, Op: "comparing both sides", Object: bad[0].Schema + "." + bad[0].Name.Name,
 		Err:  fmt.Errorf("%d of %d tables differ: %s", len(bad), len(res.Tables), strings.Join(cut(texts, 10), "\n")),
-		Hint: s.mends(),
+		Hint: s.mends(bad),
 	}
 }
 
-// mends says what helps against differences.
-func (s *verifyStep) mends() string {
-	switch {
-	case s.as:
-		return fmt.Sprintf("Nothing was carried from side to side. What only the %[1]s has may have been written there after the flip: write what is needed of it on the %[2]s by hand, then stay there.", s.from.Other(), s.from)
-	case s.from == engine.Target:
-		return "Find out who wrote to the source or changed the target unseen. A row that is written again on the target (UPDATE ... SET c = c; for an extra one INSERT, then DELETE) is carried anew by pgrunbook follow; until then do not go back."
-	default:
-		return "Find out who wrote to the target or changed the source unseen. A row that is written again on the source (UPDATE ... SET c = c; for an extra one INSERT, then DELETE) is carried anew by pgrunbook apply; else begin again with pgrunbook abort."
+// mends says what helps against differences in tables.
+func (s *verifyStep) mends(bad []compare.TableResult) string {
+	other := s.from.Other()
+	if s.as {
+		return fmt.Sprintf("Nothing was carried from side to side. What only the %[1]s has may have been written there after the flip: write what is needed of it on the %[2]s by hand, then stay there.", other, s.from)
 	}
+	var keyed, keyless []string
+	for _, t := range bad {
+		name := t.Schema + "." + t.Name.Name
+		if at := slices.IndexFunc(s.env.Scope.Tables, func(c scope.Table) bool { return c.Name == t.Name }); at >= 0 && s.env.Scope.Tables[at].Identity != scope.ByKey {
+			keyless = append(keyless, name)
+		} else {
+			keyed = append(keyed, name)
+		}
+	}
+	texts := []string{fmt.Sprintf("Find out who wrote to the %s or changed the %s unseen.", other, s.from)}
+	if len(keyed) > 0 {
+		texts = append(texts, fmt.Sprintf("%s: a row that is written again on the %s (UPDATE ... SET c = c; for an extra one INSERT, then DELETE) is carried anew.", joinSome(keyed), s.from))
+	}
+	if len(keyless) > 0 { // an UPDATE is no change of images, or ends append_only
+		texts = append(texts, fmt.Sprintf("%s, without a key: leave the %[2]s as it is, and write the %[3]s's rows on the %[3]s itself, past its gate: %[4]s.", joinSome(keyless), s.from, other, pass.PastTheGate))
+	}
+	if s.from == engine.Target {
+		return strings.Join(append(texts, "Then compare again: pgrunbook verify; until both sides are equal do not go back."), " ")
+	}
+	return strings.Join(append(texts, "Then pgrunbook apply compares again; else begin again with pgrunbook abort."), " ")
 }

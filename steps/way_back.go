@@ -28,6 +28,8 @@ type Back struct {
 	class    engine.Class
 	stray    bool          // the closed side has changes of its own
 	unlike   bool          // both sides differ, or may, until verify finds them equal
+	touched  bool          // they may, since our triggers were touched
+	accepted string        // in what, where a person accepts it
 	Pending  int64         `json:"pending"`            // rows that reverse passes have still to carry
 	Estimate time.Duration `json:"estimate,omitzero"`  // how long that takes
 	Measured bool          `json:"measured,omitempty"` // by passes of this run; otherwise by an assumed rate
@@ -159,7 +161,16 @@ func backRate(ctx context.Context, run *journal.Run) (float64, error) {
 const (
 	backLost  = "BCK001"
 	backFound = "BCK002"
+	backMark  = "way back"
 )
+
+// seenBack is what the newest of these findings says.
+type seenBack struct {
+	Flip   int64     `json:"flip"` // after which
+	Lost   bool      `json:"lost"`
+	Since  time.Time `json:"since,omitzero"`
+	Proved time.Time `json:"proved,omitzero"`
+}
 
 // dated completes a way back with when it was last known to be possible and first seen not to be,
 // and records a change. Who may not write to the journal only reads.
@@ -167,33 +178,29 @@ func (b Back) dated(ctx context.Context, env *Env, owner journal.Ownership) (Bac
 	if b.Done || owner.Side != engine.Target || !env.Runbook.Rollback.Enabled || b.Unasked != "" && b.Possible {
 		return b, nil
 	}
-	events, err := env.Journal.EventsOf(ctx, engine.EventDiagnosed, passesSeen)
+	flip, err := env.Journal.LastDone(ctx)
 	if err != nil {
 		return b, err
 	}
-	last, flip := "", fmt.Sprintf("flip %d", owner.Flip.N) // not a time: two clocks are not compared
-	b.Proved = owner.Since
-	for _, e := range events {
-		if e.Finding == nil || e.Finding.Object != flip {
-			continue
-		}
-		switch e.Finding.Code {
-		case backLost:
-			last, b.Since = backLost, e.At
-		case backFound:
-			last, b.Proved = backFound, e.At
-		}
+	var last seenBack
+	if found, err := env.Journal.Kept(ctx, backMark, &last); err != nil {
+		return b, err
+	} else if !found || last.Flip != flip { // not a time: two clocks are not compared
+		last = seenBack{Flip: flip, Proved: owner.Since}
 	}
-	if pass, err := lastReverse(ctx, env); err == nil && pass.After(b.Proved) && (last != backLost || pass.Before(b.Since)) {
+	b.Since, b.Proved = last.Since, last.Proved
+	if pass, err := lastReverse(ctx, env); err == nil && pass.After(b.Proved) && (!last.Lost || pass.Before(b.Since)) {
 		b.Proved = pass // a look before and after it found nothing
 	}
 	now := time.Now().UTC()
+	object := fmt.Sprintf("flip %d", flip)
 	switch {
-	case b.Possible && last == backLost:
-		b.note(ctx, env, now, engine.Finding{Code: backFound, Severity: engine.SeverityInfo, Object: flip, Text: "the way back is there again"})
-	case !b.Possible && last != backLost:
+	case b.Possible && last.Lost:
+		b.note(ctx, env, now, engine.Finding{Code: backFound, Severity: engine.SeverityInfo, Object: object, Text: "the way back is there again"}, seenBack{Flip: flip, Proved: now})
+	case !b.Possible && !last.Lost:
 		b.Since = now
-		b.note(ctx, env, now, engine.Finding{Code: backLost, Severity: engine.SeverityWarning, Object: flip, Text: "the way back is not possible: " + b.Why, Fix: b.Hint})
+		b.note(ctx, env, now, engine.Finding{Code: backLost, Severity: engine.SeverityWarning, Object: object, Text: "the way back is not possible: " + b.Why, Fix: b.Hint},
+			seenBack{Flip: flip, Lost: true, Since: now, Proved: last.Proved})
 	}
 	if b.Possible {
 		b.Since, b.Proved = time.Time{}, time.Time{}
@@ -202,7 +209,7 @@ func (b Back) dated(ctx context.Context, env *Env, owner journal.Ownership) (Bac
 }
 
 // note records a change of the way back, from a session of its own where env only reads.
-func (b Back) note(ctx context.Context, env *Env, at time.Time, found engine.Finding) {
+func (b Back) note(ctx context.Context, env *Env, at time.Time, found engine.Finding, seen seenBack) {
 	run := env.Journal
 	if run.ReadOnly() {
 		attached, err := journal.Attach(ctx, env.Target, "status")
@@ -212,7 +219,7 @@ func (b Back) note(ctx context.Context, env *Env, at time.Time, found engine.Fin
 		defer attached.Close(ctx)
 		run = attached
 	}
-	err := run.Record(ctx, engine.Event{Kind: engine.EventDiagnosed, At: at, Level: "warn", Message: found.Text, Finding: &found})
+	err := run.Keep(ctx, engine.Event{Kind: engine.EventDiagnosed, At: at, Level: "warn", Mark: backMark, Message: found.Text, Finding: &found}, seen)
 	if err != nil && env.Log != nil {
 		env.Log.Debug("recording the way back", "err", err)
 	}

@@ -21,6 +21,7 @@ type backFlags struct {
 
 	alone  bool
 	accept bool
+	unlike bool // both sides differ, or may
 }
 
 func newRollback(a *app) *cobra.Command {
@@ -30,6 +31,7 @@ func newRollback(a *app) *cobra.Command {
 		Short: "Let the source take writes again, with everything that was written to the target",
 		Long: "rollback is the cutover with the sides swapped: it carries back what was written to the target, holds writes\n" +
 			"for at most max_write_block, and flips. Where it is not possible it says why. Afterwards apply can cut over again.\n" +
+			"Where verify found differences it refuses; with --accept-differences it goes back with them, and records by whom.\n" +
 			"With --without-target it opens the source alone and gives up what was written to the target and not carried back.",
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error { return a.rollback(cmd.Context(), args, f) },
@@ -41,15 +43,19 @@ func newRollback(a *app) *cobra.Command {
 	cmd.Flags().BoolVarP(&f.yes, "auto-approve", "y", false, "do not ask")
 	cmd.Flags().BoolVar(&f.plan, "check", false, "say whether it is possible and what it would do, and do nothing")
 	cmd.Flags().StringArrayVar(&f.approve, "approve", nil, "record the approval NAME first; needs --by")
-	cmd.Flags().StringVar(&f.by, "by", "", "who approves")
+	cmd.Flags().StringVar(&f.by, "by", "", "who approves or accepts")
+	cmd.Flags().BoolVar(&f.unlike, "accept-differences", false, "go back although both sides differ, or our triggers on the source were touched; needs --by")
 	cmd.Flags().BoolVar(&f.alone, "without-target", false, "the target is gone for good; give up what was written there")
 	cmd.Flags().BoolVar(&f.accept, "accept-loss", false, "with --without-target and --auto-approve: the loss is known and accepted")
 	return cmd
 }
 
 func (a *app) rollback(ctx context.Context, args []string, f backFlags) error {
-	if len(f.approve) > 0 && f.by == "" {
-		return usageError("Add --by WHO.", "--approve needs the name of the person")
+	if (len(f.approve) > 0 || f.unlike) && f.by == "" {
+		return usageError("Add --by WHO.", "--approve and --accept-differences need the name of the person")
+	}
+	if f.unlike && f.alone {
+		return usageError("Leave it out: without the target nothing is compared.", "--accept-differences is for a rollback with the target")
 	}
 	if f.alone {
 		return a.rollbackAlone(ctx, args, f)
@@ -62,6 +68,9 @@ func (a *app) rollback(ctx context.Context, args []string, f backFlags) error {
 		return err
 	}
 	defer s.env.Journal.Close(ctx)
+	if f.unlike {
+		s.env.AcceptDifferences = f.by
+	}
 	p, _, err := steps.PlanBack(ctx, s.env)
 	if err != nil {
 		return err
@@ -77,7 +86,7 @@ func (a *app) rollback(ctx context.Context, args []string, f backFlags) error {
 	w := a.walkBack(f)
 	a.summary.Outcomes, err = steps.Rollback(ctx, s.env, w)
 	if err != nil {
-		a.summary.Next = nextAfter(err, "pgrunbook rollback "+s.path)
+		a.summary.Next = nextBack(err, s.path, f)
 		return err
 	}
 	a.summary.Message = "rolled back: the source takes writes"
@@ -90,6 +99,18 @@ func (a *app) rollback(ctx context.Context, args []string, f backFlags) error {
 	}
 	a.summary.Next = again + " cuts over again; pgrunbook abort gives the run up"
 	return nil
+}
+
+// nextBack is what to type after a rollback that failed. Where both sides differ, it would fail again.
+func nextBack(err error, path string, f backFlags) string {
+	again := "pgrunbook rollback " + path
+	if f.unlike {
+		again = fmt.Sprintf("pgrunbook rollback --accept-differences --by %q %s", f.by, path)
+	}
+	if engine.ClassOf(err) == engine.ClassDifferences {
+		return fmt.Sprintf("pgrunbook verify %s, once what differs is mended as it says; %s goes on where both sides are equal; or pgrunbook finish, to stay", path, again)
+	}
+	return nextAfter(err, again)
 }
 
 func (a *app) walkBack(f backFlags) steps.WalkOptions {

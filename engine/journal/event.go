@@ -21,7 +21,7 @@ const (
 	eventBatch  = 200             // rows of one insert
 	eventEvery  = time.Second     // longest wait of an event for its insert
 	eventLimit  = 2 * time.Second // for one insert
-	eventsKept  = 20000           // per run; older ones are removed
+	eventsKept  = 20000           // per run; older ones are removed, but for what Keep stores
 	lagKept     = 10 * time.Second
 )
 
@@ -184,7 +184,8 @@ SELECT $1::text, e.at, e.kind, e.step, e.data
 
 const capEventsSQL = `
 DELETE FROM pgrunbook.event WHERE run = $1::text
-   AND n <= (SELECT pg_catalog.max(n) FROM pgrunbook.event WHERE run = $1::text) - $2::bigint`
+   AND n <= (SELECT pg_catalog.max(n) FROM pgrunbook.event WHERE run = $1::text) - $2::bigint
+   AND data -> 'kept' IS NULL`
 
 func (s *eventSink) store(conn **pgx.Conn, batch []engine.Event) error {
 	ctx, cancel := context.WithTimeout(context.Background(), eventLimit)
@@ -218,9 +219,16 @@ func (s *eventSink) store(conn **pgx.Conn, batch []engine.Event) error {
 }
 
 // Record stores one event at once, from a run that was opened or attached. The sink is for the rest.
-func (r *Run) Record(ctx context.Context, e engine.Event) error {
+func (r *Run) Record(ctx context.Context, e engine.Event) error { return r.Keep(ctx, e, nil) }
+
+// Keep is Record for an event with a fact that commands decide by: other events never push it out, and the fact
+// is stored as it is, since what redacts texts would change names of ours in it. It must hold no text of others.
+func (r *Run) Keep(ctx context.Context, e engine.Event, fact any) error {
 	e.Run = r.ID
-	b, err := json.Marshal((&eventSink{run: r}).cleaned(e))
+	b, err := json.Marshal(struct {
+		engine.Event
+		Kept any `json:"kept,omitempty"`
+	}{(&eventSink{run: r}).cleaned(e), fact})
 	if err != nil {
 		return fmt.Errorf("writing an event as JSON: %w", err)
 	}
@@ -307,4 +315,23 @@ func (r *Run) Marked(ctx context.Context, mark string) (engine.Event, bool, erro
 		return e, false, fmt.Errorf("reading the newest event with mark %q: %w", mark, err)
 	}
 	return e, true, nil
+}
+
+// Kept reads the fact of the newest event that was kept with a mark; false means that there is none.
+func (r *Run) Kept(ctx context.Context, mark string, fact any) (bool, error) {
+	var text string
+	err := r.do(ctx, func(conn *pgx.Conn) error {
+		return conn.QueryRow(ctx, `SELECT (e.data -> 'kept')::text FROM pgrunbook.event e
+			WHERE e.run = $1::text AND e.data ->> 'mark' = $2::text AND e.data -> 'kept' IS NOT NULL ORDER BY e.n DESC LIMIT 1`, r.ID, mark).Scan(&text)
+	})
+	if errors.Is(err, pgx.ErrNoRows) {
+		return false, nil
+	}
+	if err == nil {
+		err = json.Unmarshal([]byte(text), fact)
+	}
+	if err != nil {
+		return false, fmt.Errorf("reading what was kept as %q: %w", mark, err)
+	}
+	return true, nil
 }

@@ -251,6 +251,17 @@ func (r *Run) SaveClosed(ctx context.Context, position string) error {
 	return nil
 }
 
+// LastDone numbers the latest flip that took place, 0 before one: attempts that were undone moved nothing.
+func (r *Run) LastDone(ctx context.Context) (n int64, err error) {
+	err = r.do(ctx, func(conn *pgx.Conn) error {
+		return conn.QueryRow(ctx, "SELECT coalesce(pg_catalog.max(n), 0) FROM pgrunbook.flip WHERE run = $1::text AND outcome = 'done'", r.ID).Scan(&n)
+	})
+	if err != nil {
+		return 0, fmt.Errorf("reading the latest flip: %w", err)
+	}
+	return n, nil
+}
+
 // Flips counts the flips of the run that took place, there and back.
 func (r *Run) Flips(ctx context.Context) (n int, err error) {
 	err = r.do(ctx, func(conn *pgx.Conn) error {

@@ -132,6 +132,37 @@ func TestControlFromAnotherProcess(t *testing.T) {
 	}
 }
 
+// TestKeptFactsStay: what commands decide by outlives any number of events, and redacting does not touch it.
+func TestKeptFactsStay(t *testing.T) {
+	url := newDB(t)
+	type fact struct{ Writes string }
+	r := open(t, url, OpenOptions{Plan: testPlan(t, url), Redact: func(s string) string { return strings.ReplaceAll(s, "target", "(sensitive)") }})
+	at := time.Date(2026, 11, 20, 2, 0, 0, 0, time.UTC)
+	if err := r.Keep(t.Context(), engine.Event{Kind: engine.EventDiagnosed, At: at, Mark: "compared", Message: "on the target"}, fact{"target"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Record(t.Context(), engine.Event{Kind: engine.EventDiagnosed, At: at, Mark: "compared", Message: "not kept"}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := connect(t, url).Exec(t.Context(), "INSERT INTO pgrunbook.event (run, n, at, kind, data) OVERRIDING SYSTEM VALUE SELECT id, 1000000, now(), 'lag', '{}' FROM pgrunbook.run"); err != nil {
+		t.Fatal(err)
+	}
+	r.EventSink().Emit(engine.Event{Kind: engine.EventNote, At: at, Message: "one more"})
+	r.Close(t.Context())
+	r = open(t, url, OpenOptions{Plan: testPlan(t, url)})
+	var got fact
+	if found, err := r.Kept(t.Context(), "compared", &got); !found || err != nil || got.Writes != "target" {
+		t.Errorf("kept %+v, %t, %v", got, found, err)
+	}
+	events, err := r.Events(t.Context(), 10)
+	if err != nil || len(events) != 2 || events[0].Message != "on the (sensitive)" {
+		t.Errorf("events %+v, %v", events, err)
+	}
+	if found, err := r.Kept(t.Context(), "other", &got); found || err != nil {
+		t.Errorf("nothing was kept with that mark: %t, %v", found, err)
+	}
+}
+
 func TestEventsAreStoredInOrderWithoutSecrets(t *testing.T) {
 	const canary = "hunter2"
 	url := newDB(t)

@@ -119,6 +119,19 @@ func TestNoWayBack(t *testing.T) {
 	r.says(r.want(0, "status"), "way back possible")
 	r.says(r.alone("status"), "way back possible as far as the target knows", "PGRUNBOOK_SOURCE_URL", "old side the source: not asked how many writes it refused")
 
+	past := func(sql string) { // the source's gate
+		t.Helper()
+		r.sql(r.source, "SET default_transaction_read_only = off; BEGIN; SELECT set_config('pgrunbook.mark', mark, true) FROM pgrunbook.side; "+sql+"; COMMIT")
+	}
+	past("UPDATE app.part SET note = 'unseen' WHERE ctid = (SELECT min(ctid) FROM app.part)")
+	r.says(r.want(12, "verify"), "app.part differs")
+	r.says(r.want(12, "rollback", "-y"), `different in "app"."part"`, "Next: pgrunbook verify", "--accept-differences", "finish, to stay")
+	r.says(r.want(0, "status"), "pgrunbook verify", "or pgrunbook finish, to stay")
+	r.says(r.want(4, "rollback", "-y", "--accept-differences"), "--by")
+	r.says(r.want(0, "rollback", "--check", "--accept-differences", "--by", "dba"), "CMP003", "dba goes back with what differs")
+	r.sql(r.target, "UPDATE app.part SET note = note")
+	r.want(0, "verify")
+
 	no := func(parts ...string) {
 		t.Helper()
 		parts = append(parts, "the target's tables changed", `"app"."part"`)

@@ -50,7 +50,7 @@ func (j *job) stageImages(ctx context.Context, w *work) error {
 		return fmt.Errorf("reading the row images of %s: %w", tableName(t), err)
 	}
 	if t.Identity == scope.AppendOnly && ops != "i" && ops != "" {
-		return appendOnlyBroken(t, ops)
+		return appendOnlyBroken(t, ops, engine.Side(j.p.cfg.From.Side()))
 	}
 	if part > last {
 		return &engine.Error{
@@ -72,17 +72,21 @@ func (j *job) stageImages(ctx context.Context, w *work) error {
 	return nil
 }
 
-func appendOnlyBroken(t scope.Table, ops string) error {
+// PastTheGate writes rows on a closed side by hand, unseen by triggers of ours.
+const PastTheGate = "SET default_transaction_read_only = off; BEGIN; SELECT set_config('pgrunbook.mark', mark, true) FROM pgrunbook.side; INSERT or DELETE ...; COMMIT"
+
+func appendOnlyBroken(t scope.Table, ops string, from engine.Side) error {
 	what := "a row was deleted or updated"
 	for _, op := range ops {
 		if op == 't' {
 			what = "it was truncated"
 		}
 	}
-	return &engine.Error{
-		Op: "following", Object: tableName(t), Err: fmt.Errorf(`its identity is "append_only", but %s`, what),
-		Hint: `Begin again with identity = "full_row" or data = "at_freeze" for this table: pgrunbook abort, then plan and apply.`,
+	hint := `Begin again with identity = "full_row" or data = "at_freeze" for this table: pgrunbook abort, then plan and apply.`
+	if from == engine.Target { // there is no abort any more
+		hint = "Nothing carries that back. Stay on the target: pgrunbook finish"
 	}
+	return &engine.Error{Op: "following", Object: tableName(t), Err: fmt.Errorf(`its identity is "append_only", but %s`, what), Hint: hint}
 }
 
 // images are the staged images, taken apart into a record r.
@@ -162,9 +166,14 @@ func (j *job) writeImages(ctx context.Context, w *work) error {
 			return fmt.Errorf("deleting rows of %s: %w", tableName(t), err)
 		}
 		if n[1] != want {
+			from, to := engine.Side(j.p.cfg.From.Side()), j.p.cfg.To.Side()
+			hint := "or begin again with pgrunbook abort."
+			if from == engine.Target {
+				hint = "or stay on the target: pgrunbook finish"
+			}
 			return &engine.Error{
-				Class: engine.ClassDifferences, Op: "following", Object: tableName(t), Err: fmt.Errorf("%d rows were deleted on the %s but only %d of them are on the %s", want, j.p.cfg.From.Side(), n[1], j.p.cfg.To.Side()),
-				Hint: "Find out who wrote to the target, or what it lost. Rows of a table without a key cannot be mended one by one: begin again with pgrunbook abort.",
+				Class: engine.ClassDifferences, Op: "following", Object: tableName(t), Err: fmt.Errorf("%d rows were deleted on the %s but only %d of them are on the %s", want, from, n[1], to),
+				Hint: fmt.Sprintf("Find out who wrote to the %[1]s, or what it lost. Write what it lacks there, past its gate (%[2]s), then the same command; %[3]s", to, PastTheGate, hint),
 			}
 		}
 		j.res.Deleted += n[1]
