@@ -123,7 +123,7 @@ func TestNoWayBack(t *testing.T) {
 		t.Helper()
 		r.sql(r.source, "SET default_transaction_read_only = off; BEGIN; SELECT set_config('pgrunbook.mark', mark, true) FROM pgrunbook.side; "+sql+"; COMMIT")
 	}
-	past("UPDATE app.part SET note = 'unseen' WHERE ctid = (SELECT min(ctid) FROM app.part)")
+	past("UPDATE app.part SET note = 'unseen' WHERE ctid = (SELECT ctid FROM app.part LIMIT 1)")
 	r.says(r.want(12, "verify"), "app.part differs")
 	r.says(r.want(12, "rollback", "-y"), `different in "app"."part"`, "Next: pgrunbook verify", "--accept-differences", "finish, to stay")
 	r.says(r.want(0, "status"), "pgrunbook verify", "or pgrunbook finish, to stay")
@@ -153,8 +153,8 @@ func TestNoWayBack(t *testing.T) {
 	if follow.code != 1 {
 		t.Errorf("follow went on over a changed table: %d\n%s", follow.code, follow.text)
 	}
-	if n := r.ask(r.target, "SELECT count(*)::text FROM pgrunbook.event WHERE data -> 'finding' ->> 'code' LIKE 'BCK%'"); n != "3" {
-		t.Errorf("the way back was lost, found and lost again, and %s changes are recorded", n)
+	if n := r.ask(r.target, "SELECT count(*)::text FROM pgrunbook.event WHERE data -> 'finding' ->> 'code' LIKE 'BCK%'"); n != "5" {
+		t.Errorf("the way back was lost and found twice and lost again, and %s changes are recorded", n)
 	}
 	no("note")
 	r.sql(r.target, "ALTER TABLE app.part ALTER COLUMN note TYPE text")
