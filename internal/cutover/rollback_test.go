@@ -121,7 +121,7 @@ func TestNoWayBack(t *testing.T) {
 
 	past := func(sql string) { // the source's gate
 		t.Helper()
-		r.sql(r.source, "SET default_transaction_read_only = off; BEGIN; SELECT set_config('pgrunbook.mark', mark, true) FROM pgrunbook.side; "+sql+"; COMMIT")
+		r.sql(r.source, "BEGIN READ WRITE; SELECT set_config('pgrunbook.mark', mark, true) FROM pgrunbook.side; "+sql+"; COMMIT")
 	}
 	past("UPDATE app.part SET note = 'unseen' WHERE ctid = (SELECT ctid FROM app.part LIMIT 1)")
 	r.says(r.want(12, "verify"), "app.part differs")

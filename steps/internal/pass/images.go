@@ -73,7 +73,7 @@ func (j *job) stageImages(ctx context.Context, w *work) error {
 }
 
 // PastTheGate writes rows on a closed side by hand, unseen by triggers of ours.
-const PastTheGate = "SET default_transaction_read_only = off; BEGIN; SELECT set_config('pgrunbook.mark', mark, true) FROM pgrunbook.side; INSERT or DELETE ...; COMMIT"
+const PastTheGate = "BEGIN READ WRITE; SELECT set_config('pgrunbook.mark', mark, true) FROM pgrunbook.side; INSERT or DELETE ...; COMMIT"
 
 func appendOnlyBroken(t scope.Table, ops string, from engine.Side) error {
 	what := "a row was deleted or updated"
