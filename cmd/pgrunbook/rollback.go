@@ -73,6 +73,9 @@ func (a *app) rollback(ctx context.Context, args []string, f backFlags) error {
 	}
 	p, _, err := steps.PlanBack(ctx, s.env)
 	if err != nil {
+		if !f.plan && engine.ClassOf(err) == engine.ClassDifferences {
+			a.summary.Next = nextBack(err, s.path, f)
+		}
 		return err
 	}
 	if f.plan || !f.yes && !a.json {
