@@ -76,6 +76,25 @@ func meaning(path string, src []byte) (map[string]string, bool) {
 	return out, ok
 }
 
+// Names reports whether a text is that of the runbook with this name. One that cannot be read may be.
+func Names(path string, src []byte, name string) bool {
+	said, ok := meaning(path, src)
+	block := "runbook " + strconv.Quote(name)
+	another := "runbook \""
+	if isJSON(path) {
+		block, another = "runbook."+name, "runbook."
+	}
+	if _, found := said[block]; !ok || found {
+		return true
+	}
+	for key := range said {
+		if strings.HasPrefix(key, another) {
+			return false
+		}
+	}
+	return true
+}
+
 func bodyMeaning(out map[string]string, prefix string, src []byte, body *hclsyntax.Body) {
 	for name, attr := range body.Attributes {
 		out[prefix+name] = exprMeaning(src, attr.Expr.Range())

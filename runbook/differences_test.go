@@ -64,3 +64,23 @@ copy { workers = 2 }
 		t.Errorf("JSON (-want +got):\n%s", diff)
 	}
 }
+
+// Another project's file of the same name is told by the name of its runbook.
+func TestNames(t *testing.T) {
+	for _, c := range []struct {
+		path, text string
+		want       bool
+	}{
+		{"a.hcl", `runbook "erp" {}`, true},
+		{"a.hcl", `runbook "crm" {}`, false},
+		{"a.hcl", `runbook "erp" {`, true},
+		{"a.hcl", `tables {}`, true},
+		{"a.json", `{"runbook": {"erp": {}}}`, true},
+		{"a.json", `{"runbook": {"crm": {}}}`, false},
+		{"a.json", `{`, true},
+	} {
+		if got := runbook.Names(c.path, []byte(c.text), "erp"); got != c.want {
+			t.Errorf("Names(%s, %s) = %v", c.path, c.text, got)
+		}
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/pgrunbook/pgrunbook/engine"
@@ -16,17 +17,14 @@ import (
 // the run went over and back since. Where the source does not surely take writes, a command that may have to
 // end a flip is not held up: it goes on with what was reviewed, and the change is said.
 func (a *app) fresh(s *subject, run *steps.Existing) error {
-	changes, path, err := runbookChanges(s.path, s.plan)
-	if err != nil {
-		return err
-	}
-	if len(changes) > 0 {
-		text := path + " was changed since the plan was made: " + strings.Join(changes, "; ")
-		if run.Active() && run.Owner != engine.Source {
-			a.logger().Warn(text + "; what was reviewed is applied")
-		} else {
-			return stalePlan(text, path)
-		}
+	ends := run.Active() && run.Owner != engine.Source
+	changes, path := a.runbookChanges(s.path, s.plan)
+	switch {
+	case len(changes) == 0:
+	case ends:
+		a.logger().Warn(path + " was changed since the plan was made: " + strings.Join(changes, "; ") + "; what was reviewed is applied")
+	default:
+		return stalePlan(path+" was changed since the plan was made: "+strings.Join(changes, "; "), path)
 	}
 	if !run.Active() || run.Name != s.plan.Name || s.plan.Flips >= run.Flips {
 		return nil
@@ -48,23 +46,24 @@ func stalePlan(why, path string) error {
 }
 
 // runbookChanges says how the runbook differs from the one that a saved plan carries, where its file is
-// at hand: at the path that it was planned from, or beside the plan. Elsewhere the plan stands alone.
-func runbookChanges(planFile string, p *engine.Plan) (changes []string, path string, err error) {
+// at hand: at the path that it was planned from, or beside the plan. Elsewhere the plan stands alone, as it does
+// where the file cannot be read, or is another runbook's: a monorepo has many of one name.
+func (a *app) runbookChanges(planFile string, p *engine.Plan) (changes []string, path string) {
 	path = p.Runbook.Path
 	candidates := []string{path}
 	if !filepath.IsAbs(path) {
 		candidates = append(candidates, filepath.Join(filepath.Dir(planFile), path))
 	}
 	candidates = append(candidates, filepath.Join(filepath.Dir(planFile), filepath.Base(path)))
-	for _, candidate := range candidates {
+	for _, candidate := range slices.Compact(candidates) {
 		text, err := runbook.ReadFile(candidate)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+		case err != nil:
+			a.logger().Warn("the plan cannot be compared with this file, and stands alone without it", "err", err)
+		case runbook.Names(path, text, p.Name):
+			return runbook.Differences(path, []byte(p.Runbook.Text), text), candidate
 		}
-		if err != nil {
-			return nil, candidate, usageError("Make it readable, or take it away: the plan carries its own copy.", "comparing the plan with its runbook: %w", err)
-		}
-		return runbook.Differences(path, []byte(p.Runbook.Text), text), candidate, nil
 	}
-	return nil, path, nil
+	return nil, path
 }

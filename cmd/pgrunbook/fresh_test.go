@@ -25,11 +25,14 @@ func TestSavedPlanIsFresh(t *testing.T) {
 	other.Name, other.Steps = "r", []engine.StepPlan{{ID: "copy"}}
 	edited := strings.Replace(text, "4s", "2s", 1)
 	for name, c := range map[string]struct {
-		file string // beside the plan; empty is none
+		file string // beside the plan; empty is none, / a directory
 		plan *engine.Plan
 		run  *steps.Existing
 		want string
 	}{
+		"another runbook of the same name":   {strings.Replace(edited, `"r"`, `"other"`, 1), plan(0), nil, ""},
+		"a file that cannot be read":         {"/", plan(0), nil, ""},
+		"one, with a flip to be ended":       {"/", plan(0), run("unclear", 0, plan(0)), ""},
 		"new":                                {text, plan(0), nil, ""},
 		"on another machine":                 {"", plan(0), nil, ""},
 		"edited":                             {edited, plan(0), nil, "cutover.max_write_block changed"},
@@ -45,8 +48,13 @@ func TestSavedPlanIsFresh(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
-			if c.file != "" {
-				if err := os.WriteFile(filepath.Join(dir, "r.runbook.hcl"), []byte(c.file), 0o600); err != nil {
+			path := filepath.Join(dir, "r.runbook.hcl")
+			if c.file == "/" {
+				if err := os.Mkdir(path, 0o700); err != nil {
+					t.Fatal(err)
+				}
+			} else if c.file != "" {
+				if err := os.WriteFile(path, []byte(c.file), 0o600); err != nil {
 					t.Fatal(err)
 				}
 			}
