@@ -44,10 +44,11 @@ func Abort(ctx context.Context, env *Env, o AbortOptions) error {
 		return abortSource(ctx, env, emit, true, o)
 	}
 	if env.Journal.Reopened { // the source was cleaned, and may be another run's by now
-		if _, err := env.Journal.Begin(ctx, abortMark{drop: o.DropTarget}); err != nil {
-			return err
+		_, err := env.Journal.Begin(ctx, abortMark{drop: o.DropTarget})
+		if err == nil {
+			err = abortTarget(ctx, env, emit, o.DropTarget)
 		}
-		return abortTarget(ctx, env, emit, o.DropTarget)
+		return env.Journal.GiveBack(ctx, err)
 	}
 	if !o.WithoutSource {
 		if err := settleFlip(ctx, env); err != nil {

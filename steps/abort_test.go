@@ -45,12 +45,49 @@ func TestF85AbortLeavesTheSourceAsFound(t *testing.T) {
 	}
 	r.env.Journal.Close(t.Context()) // what stays can be dropped later
 	r.env.Plan = nil
+	r.env.Source = nowhere(t) // or another run's by now: nobody asks it
+	name := r.env.Runbook.Name
+	r.env.Runbook.Name = "another"
+	if err := OpenRun(t.Context(), r.env, OpenOptions{Aborted: true, AnyPlace: true}); engine.ClassOf(err) != engine.ClassHeld {
+		t.Errorf("as another runbook's run: %v", err)
+	}
+	r.aborted()
+	r.env.Runbook.Name = name
 	r.must(OpenRun(t.Context(), r.env, OpenOptions{Aborted: true, AnyPlace: true}))
 	t.Cleanup(func() { r.env.Journal.Close(context.Background()) })
+	stopped, stop := context.WithCancel(t.Context())
+	stop()
+	if err := Abort(stopped, r.env, AbortOptions{DropTarget: true}); err == nil {
+		t.Error("an abort that was stopped succeeded")
+	}
+	r.aborted()
+	r.env.Journal.Close(t.Context())
+	r.env.Plan = nil
+	r.must(OpenRun(t.Context(), r.env, OpenOptions{Aborted: true, AnyPlace: true}))
 	r.must(Abort(t.Context(), r.env, AbortOptions{DropTarget: true}))
 	r.sameSource("after the second abort")
 	r.aborted()
 	r.bare("after abort --drop-target of an aborted run", "pgrunbook")
+}
+
+// A plan whose files were changed since opens a run to end its flip, and for nothing else.
+func TestStalePlanEndsAnOpenFlip(t *testing.T) {
+	r := ready(t)
+	r.must(r.env.Journal.DecideFlip(t.Context(), r.env.Run.Epoch, engine.Source, engine.Target, nil))
+	r.env.Journal.Close(t.Context())
+	e, err := LookForRun(t.Context(), r.env.Target)
+	r.must(err)
+	if !e.FlipOpen() {
+		t.Error("no flip is open")
+	}
+	if err := OpenRun(t.Context(), r.env, OpenOptions{Stale: stale([]string{"file x.sql changed"})}); engine.ClassOf(err) != engine.ClassStale {
+		t.Errorf("got %v", err)
+	}
+	e, err = LookForRun(t.Context(), r.env.Target)
+	r.must(err)
+	if e.FlipOpen() || e.Owner != engine.Source {
+		t.Errorf("writes are on %s", e.Owner)
+	}
 }
 
 func TestAbortDropsWhatWasMadeOnTheTarget(t *testing.T) {

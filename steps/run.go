@@ -30,6 +30,9 @@ type Existing struct {
 // Active reports whether the run goes on.
 func (e *Existing) Active() bool { return e != nil && e.State == journal.Active }
 
+// FlipOpen reports whether a flip of the run is decided and not settled.
+func (e *Existing) FlipOpen() bool { return e.Active() && e.Owner == journal.Unclear }
+
 // LookForRun reads the target's active run, or the one that ended last. Nil is none.
 func LookForRun(ctx context.Context, target *pg.Server) (*Existing, error) {
 	run, err := journal.OpenReadOnly(ctx, target)

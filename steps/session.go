@@ -3,6 +3,7 @@ package steps
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"strings"
@@ -86,6 +87,9 @@ type OpenOptions struct {
 	WithoutSource bool // the source is gone: it is not locked
 	Aborted       bool // where no run is active, the one that was aborted last
 	AnyPlace      bool // also after a failover: for commands that trust nothing of what was copied
+
+	// Stale is why env.Plan is not what was reviewed: an open flip is ended with the source, and this is returned.
+	Stale error
 }
 
 // withoutTarget says what to type when the target, with its journal, never comes back.
@@ -101,11 +105,11 @@ func OpenRun(ctx context.Context, env *Env, o OpenOptions) error {
 	if err != nil {
 		return goneHint("opening the run", err, withoutTarget)
 	}
-	if err := env.adopt(run); err != nil {
+	if err := run.GiveBack(ctx, env.adopt(run)); err != nil {
 		run.Close(ctx)
 		return err
 	}
-	if o.WithoutSource {
+	if o.WithoutSource || run.Reopened { // an aborted run has nothing on the source, which may be another run's by now
 		return nil
 	}
 	err = pinPlaces(ctx, env, o)
@@ -117,6 +121,9 @@ func OpenRun(ctx context.Context, env *Env, o OpenOptions) error {
 		settleFirst(ctx, env)
 		undoFirst(ctx, env)
 		err = refreshScope(ctx, env)
+	}
+	if err == nil && o.Stale != nil {
+		err = errors.Join(settleFlip(ctx, env), o.Stale)
 	}
 	if err != nil {
 		run.Close(ctx)

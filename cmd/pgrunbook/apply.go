@@ -63,7 +63,7 @@ func (a *app) apply(ctx context.Context, args []string, f applyFlags) error {
 			return err
 		}
 	}
-	err = steps.OpenRun(ctx, s.env, steps.OpenOptions{ToolVersion: version(), Steal: a.steal, Amend: amend, Redact: a.redact})
+	err = steps.OpenRun(ctx, s.env, steps.OpenOptions{ToolVersion: version(), Steal: a.steal, Amend: amend, Redact: a.redact, Stale: s.stale})
 	if err != nil {
 		return err
 	}

@@ -26,6 +26,8 @@ type subject struct {
 	plan *engine.Plan // the saved plan; nil for a runbook
 	path string
 	env  *steps.Env
+
+	stale error // how the files beside the runbook differ from the reviewed ones, where a flip is to be ended all the same
 }
 
 // options says where a runbook's values come from.
@@ -128,13 +130,31 @@ func (a *app) open(ctx context.Context, args []string) (*subject, error) {
 	} else {
 		s.rb, err = a.loadRunbook(path)
 	}
-	if err != nil {
+	return a.prepare(ctx, s, err)
+}
+
+// prepare gives s both servers; err is how its runbook was read. Changed files keep nobody from ending a flip
+// that is open.
+func (a *app) prepare(ctx context.Context, s *subject, err error) (*subject, error) {
+	stale := s.plan != nil && engine.ClassOf(err) == engine.ClassStale
+	if err != nil && !stale {
 		return nil, err
 	}
-	if s.env, err = steps.NewEnv(s.rb, a.logger(), a.show()); err == nil {
-		s.env.Guardian = guardianCommand()
+	env, envErr := steps.NewEnv(s.rb, a.logger(), a.show())
+	if envErr != nil {
+		return nil, errors.Join(err, envErr)
 	}
-	return s, err
+	env.Guardian = guardianCommand()
+	s.env = env
+	if stale {
+		run, lookErr := steps.LookForRun(ctx, env.Target)
+		if lookErr != nil || !run.FlipOpen() {
+			return nil, err
+		}
+		a.logger().Warn(err.Error() + "; a flip is open: it is ended first, with what was reviewed")
+		s.stale = err
+	}
+	return s, nil
 }
 
 func errVarsOfPlan() error {
@@ -166,16 +186,7 @@ func (a *app) openTarget(ctx context.Context) (*subject, error) {
 	if s.rb, err = steps.LoadPlan(p, o); s.rb != nil {
 		a.hide(s.rb.Secrets()...)
 	}
-	if err != nil {
-		return nil, err
-	}
-	if s.env, err = steps.NewEnv(s.rb, a.logger(), a.show()); err == nil {
-		s.env.Guardian = guardianCommand()
-	}
-	if err != nil {
-		return nil, err
-	}
-	return s, nil
+	return a.prepare(ctx, s, err)
 }
 
 // targetURL gives the connection string of --target or of the environment. One with a password

@@ -43,6 +43,6 @@ func (a *app) openRun(ctx context.Context, args []string, o steps.OpenOptions) (
 	if err != nil {
 		return nil, err
 	}
-	o.ToolVersion, o.Redact, o.Steal = version(), a.redact, a.steal
+	o.ToolVersion, o.Redact, o.Steal, o.Stale = version(), a.redact, a.steal, s.stale
 	return s, a.ended(ctx, s.env.Target, s.env.Source, steps.OpenRun(ctx, s.env, o))
 }

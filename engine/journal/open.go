@@ -91,15 +91,16 @@ func (r *Run) open(ctx context.Context, o OpenOptions) error {
 		return err
 	}
 	failpoint.Hit("journal.found")
-	if err := r.lock.name(ctx, r.ID); err != nil {
-		return err
-	}
+	err = r.lock.name(ctx, r.ID)
 	r.target = r.target.ForRun(r.ID, r.Mark)
-	if _, err := r.target.TerminateLeftovers(ctx, r.lock.conn); err != nil {
-		return err
+	if err == nil {
+		_, err = r.target.TerminateLeftovers(ctx, r.lock.conn)
 	}
-	failpoint.Hit("journal.ended_leftovers")
-	return pgx.BeginFunc(ctx, r.lock.conn, func(tx pgx.Tx) error { return r.takeOver(ctx, tx) })
+	if err == nil {
+		failpoint.Hit("journal.ended_leftovers")
+		err = pgx.BeginFunc(ctx, r.lock.conn, func(tx pgx.Tx) error { return r.takeOver(ctx, tx) })
+	}
+	return r.GiveBack(ctx, err)
 }
 
 const activeSQL = `SELECT ` + runColumns + ` FROM pgrunbook.run WHERE state = 'active'`

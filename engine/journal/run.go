@@ -312,5 +312,20 @@ func (r *Run) end(ctx context.Context, state RunState) error {
 // Abort ends the run before its flip; its record is kept. The target can then take a new run.
 func (r *Run) Abort(ctx context.Context) error { return r.end(ctx, Aborted) }
 
+// GiveBack leaves a run that Open found aborted as it was found; any other it leaves alone. err is returned as it is.
+func (r *Run) GiveBack(ctx context.Context, err error) error {
+	if err == nil || !r.Reopened {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 3*time.Second)
+	defer cancel()
+	_ = r.write(ctx, func(tx pgx.Tx) error { // a later runner's epoch is higher
+		_, err := tx.Exec(ctx, `UPDATE pgrunbook.run SET state = 'aborted', ended = pg_catalog.clock_timestamp()
+			WHERE id = $1::text AND state = 'active' AND epoch <= $2::bigint`, r.ID, r.Epoch)
+		return err
+	})
+	return err
+}
+
 // Finish ends the run after its clean-up and keeps its record; Drop removes the record.
 func (r *Run) Finish(ctx context.Context) error { return r.end(ctx, Finished) }
