@@ -3,6 +3,8 @@ package pg
 import (
 	"context"
 	"fmt"
+	"strconv"
+	"strings"
 
 	"github.com/jackc/pgx/v5"
 )
@@ -42,15 +44,31 @@ const (
 	NoClients    Clients = "false"
 )
 
+// WaitingAt are those of the processes that wait for the gate's key.
+func WaitingAt(key int64, pids []int32) Clients {
+	list := make([]string, len(pids))
+	for i, pid := range pids {
+		list[i] = strconv.Itoa(int(pid))
+	}
+	return Clients(fmt.Sprintf(`pid = ANY ('{%s}') AND pid IN (SELECT l.pid FROM pg_locks l
+  WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND NOT l.granted AND ((l.classid::int8 << 32) | l.objid::int8) = %d
+    AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()))`, strings.Join(list, ","), key))
+}
+
 // EndClients ends the sessions of conn's database that are not ours. left are those that our role may
 // not end: to try would be an error, and end none.
 func EndClients(ctx context.Context, conn *pgx.Conn, which Clients) (ended, left []Session, err error) {
 	return clients(ctx, conn, which, true)
 }
 
+// Endable lists the sessions that EndClients would end, and those that it would leave.
+func Endable(ctx context.Context, conn *pgx.Conn, which Clients) (may, left []Session, err error) {
+	return clients(ctx, conn, which, false)
+}
+
 // Unendable lists the sessions that EndClients would leave.
 func Unendable(ctx context.Context, conn *pgx.Conn, which Clients) ([]Session, error) {
-	_, left, err := clients(ctx, conn, which, false)
+	_, left, err := Endable(ctx, conn, which)
 	return left, err
 }
 

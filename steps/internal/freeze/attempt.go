@@ -210,7 +210,7 @@ func (f *Freeze) bounded(ctx context.Context, hold, toHold *Hold) (context.Conte
 
 // carry proves that no older writer is left and brings to up to from's last commit.
 func (f *Freeze) carry(ctx context.Context, c *conns, pass Pass, cert *Certificate, mark func(string, string)) error {
-	tries, err := prove(ctx, c.look, f.Run, c.oids, false)
+	tries, err := f.prove(ctx, c.look, c.oids, false)
 	if err != nil {
 		return err
 	}

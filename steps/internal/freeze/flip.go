@@ -160,7 +160,7 @@ func (f *Freeze) lastLook(ctx context.Context, c *conns) error {
 	if failpoint.Mutant("freeze.no_last_look") {
 		return nil
 	}
-	if _, err := prove(ctx, c.look, f.Run, c.oids, true); err != nil {
+	if _, err := f.prove(ctx, c.look, c.oids, true); err != nil {
 		return err
 	}
 	if !failpoint.Mutant("freeze.no_last_count") {

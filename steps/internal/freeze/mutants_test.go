@@ -29,19 +29,6 @@ const (
 	stale    = "stale"   // something computed from before the flip was committed after it
 )
 
-const accountsSQL = "SELECT string_agg(id || '=' || balance, ' ' ORDER BY id) FROM public.account"
-
-func (p *pair) one(url, sql string) string {
-	p.t.Helper()
-	conn := p.connect(url)
-	defer func() { _ = conn.Close(context.Background()) }()
-	var s string
-	if err := conn.QueryRow(context.Background(), sql).Scan(&s); err != nil {
-		p.t.Fatal(err)
-	}
-	return s
-}
-
 // judge compares what the source has with what was carried, then asks both sides to write.
 func (p *pair) judge(carried string) string {
 	p.t.Helper()

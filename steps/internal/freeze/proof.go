@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/pgrunbook/pgrunbook/internal/failpoint"
+	"github.com/pgrunbook/pgrunbook/internal/pg"
 	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
 )
 
@@ -152,8 +153,8 @@ func Subscribed(ctx context.Context, conn *pgx.Conn, tables []scope.Table) error
 //
 // The last look ($3) leaves out who waits at the gate with a table in hand and has changed nothing: it has
 // no transaction id, or, since a TRUNCATE gets one with its lock, only tables to truncate, whose indexes
-// it takes when it does. One that disabled a trigger, wrote, and waits at the next gate may take the
-// refusal back to a savepoint and commit.
+// it takes when it does; a temporary table beside them is nothing. Of the others that wait there nobody can tell
+// whether they have written: see prove.
 const proofSQL = `
 WITH l AS (
   SELECT locktype, relation, classid, objid, objsubid, virtualtransaction AS vx, pid, mode, granted FROM pg_locks
@@ -163,21 +164,26 @@ WITH l AS (
 ), r AS (
   SELECT l.vx, l.pid, l.relation, l.mode, c.relkind, c.relpersistence = 't' AS is_temp, c.oid IS NULL AS unseen, l.relation = ANY ($1::oid[]) AS ours
     FROM l LEFT JOIN pg_class c ON c.oid = l.relation WHERE l.locktype = 'relation' AND l.granted AND l.relation >= 16384
-), room AS (
+), place AS (
   SELECT l.vx, coalesce(n.nspname ~ '^pg_temp_', false) AS is_temp
     FROM l LEFT JOIN pg_namespace n ON n.oid = l.objid WHERE l.locktype = 'object' AND l.classid = 'pg_namespace'::regclass
+), room AS (
+  SELECT vx, is_temp FROM place
   UNION ALL
   SELECT vx, is_temp FROM r
    WHERE is_temp OR NOT unseen AND mode IN ('ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')
 ), scratch AS (
   SELECT vx FROM room GROUP BY vx HAVING bool_and(is_temp)
+), made_temp AS (
+  SELECT vx FROM place GROUP BY vx HAVING bool_and(is_temp)
 ), waits AS (
   SELECT vx FROM k
    WHERE $3::bool AND NOT granted
      AND (NOT EXISTS (SELECT FROM l WHERE l.locktype = 'transactionid' AND l.granted AND l.vx = k.vx)
           OR NOT EXISTS (SELECT FROM r WHERE r.vx = k.vx
                AND (ours AND mode IN ('RowExclusiveLock', 'ShareRowExclusiveLock', 'ExclusiveLock')
-                    OR mode = 'AccessExclusiveLock' AND (unseen OR relkind NOT IN ('r', 'p', 'S')))))
+                    OR mode = 'AccessExclusiveLock' AND is_temp IS NOT TRUE
+                       AND (unseen AND vx NOT IN (SELECT vx FROM made_temp) OR relkind NOT IN ('r', 'p', 'S')))))
 )
 SELECT r.pid,
        CASE WHEN r.unseen THEN 'a transaction that created a table'
@@ -197,22 +203,69 @@ UNION ALL` + subscribedSQL
 // a clean second one in the rest.
 const looks = 5
 
-// prove repeats the proof until no older writer is left.
-func prove(ctx context.Context, conn *pgx.Conn, run scope.Run, oids []uint32, last bool) (tries int, err error) {
+// prove repeats the proof until no older writer is left. The last one ends who waits at the gate and may have
+// written past another one, as a disabled trigger lets it: one that locked a table for itself and then writes
+// looks the same. Either would be refused at the gate, but one that had written may take the refusal back to a
+// savepoint and commit. A rehearsal ends nobody: who could be ended is in nobody's way.
+func (f *Freeze) prove(ctx context.Context, conn *pgx.Conn, oids []uint32, last bool) (tries int, err error) {
 	if failpoint.Mutant("freeze.no_proof") {
 		return 1, nil
 	}
 	var left []Blocker
 	for tries = 1; tries <= looks; tries++ {
-		left, err = blockers(ctx, conn, proofSQL, oids, run.GateKey, last)
+		left, err = blockers(ctx, conn, proofSQL, oids, f.Run.GateKey, last)
 		if err != nil || len(left) == 0 {
 			return tries, err
+		}
+		if last {
+			ended, err := f.endWaiting(ctx, conn, left)
+			switch {
+			case err != nil:
+				return tries, err
+			case ended && f.Rehearsal:
+				return tries, nil
+			case ended:
+				tries-- // the next in the table's queue may have come to the gate
+			}
 		}
 		if err := pause(ctx); err != nil {
 			return tries, err
 		}
 	}
 	return tries, &BlockedError{Blockers: left}
+}
+
+// endWaiting ends all that is in the way, where all of it waits at the gate and our role may end it. Who may not
+// be ended is said in list.
+func (f *Freeze) endWaiting(ctx context.Context, conn *pgx.Conn, list []Blocker) (ended bool, err error) {
+	var pids []int32
+	for _, b := range list {
+		if !slices.Contains(pids, b.PID) {
+			pids = append(pids, b.PID)
+		}
+	}
+	waiting := pg.WaitingAt(f.Run.GateKey, pids)
+	may, not, err := pg.Endable(ctx, conn, waiting)
+	if err != nil {
+		return false, err
+	}
+	for i := range list {
+		if slices.ContainsFunc(not, func(s pg.Session) bool { return s.PID == list[i].PID }) {
+			list[i].What += ", which waits at the gate and which our role may end only after GRANT pg_signal_backend TO " + pgx.Identifier{conn.Config().User}.Sanitize() +
+				", a superuser's not even then"
+		}
+	}
+	if len(may) < len(pids) || f.Rehearsal {
+		return len(may) == len(pids), nil
+	}
+	gone, _, err := pg.EndClients(ctx, conn, waiting)
+	if err != nil {
+		return false, fmt.Errorf("ending who waits at the gate of the %s: %w", f.From.Side(), err)
+	}
+	for _, s := range gone {
+		f.Mark("proof", fmt.Sprintf("ended a session that waited at the gate of the %s and may have written: %s", f.From.Side(), s), 0)
+	}
+	return true, nil
 }
 
 // pause is the time between two looks.

@@ -10,17 +10,17 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// as gives a target URL of a role that owns what a freeze needs there and is no superuser.
-func (p *pair) as(suffix, sql string) (role, as string) {
+// as gives a side's URL of a role that owns what a freeze needs there and is no superuser.
+func (p *pair) as(side, suffix, sql string) (role, as string) {
 	p.t.Helper()
-	u, err := url.Parse(p.target)
+	u, err := url.Parse(side)
 	if err != nil {
 		p.t.Fatal(err)
 	}
 	role = strings.TrimPrefix(u.Path, "/") + suffix
-	p.exec(p.target, "CREATE ROLE "+role+" LOGIN; "+strings.ReplaceAll(sql, "ROLE", role))
+	p.exec(side, "CREATE ROLE "+role+" LOGIN; "+strings.ReplaceAll(sql, "ROLE", role))
 	p.t.Cleanup(func() {
-		p.exec(p.target, "REASSIGN OWNED BY "+role+" TO CURRENT_USER; DROP OWNED BY "+role+"; DROP ROLE "+role)
+		p.exec(side, "REASSIGN OWNED BY "+role+" TO CURRENT_USER; DROP OWNED BY "+role+"; DROP ROLE "+role)
 	})
 	u.User = url.User(role)
 	return role, u.String()
@@ -30,8 +30,8 @@ func (p *pair) as(suffix, sql string) (role, as string) {
 // must not happen beside it, nor fail for good.
 func TestR21OldSnapshotThatMayNotBeEnded(t *testing.T) {
 	p := newPair(t)
-	mover, as := p.as("_mover", "ALTER SCHEMA pgrunbook OWNER TO ROLE; ALTER SEQUENCE pgrunbook.gate_flag OWNER TO ROLE")
-	_, app := p.as("_app", "GRANT SELECT, INSERT ON public.account TO ROLE")
+	mover, as := p.as(p.target, "_mover", "ALTER SCHEMA pgrunbook OWNER TO ROLE; ALTER SEQUENCE pgrunbook.gate_flag OWNER TO ROLE")
+	_, app := p.as(p.target, "_app", "GRANT SELECT, INSERT ON public.account TO ROLE")
 	p.freeze.To = server(t, "target", as)
 	read := func(url string) *pgx.Conn {
 		conn := p.connect(url)
