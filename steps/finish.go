@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/hashicorp/hcl/v2"
@@ -58,11 +59,12 @@ func CloseRun(ctx context.Context, env *Env, o FinishOptions) error {
 // finishStep removes what the run made: everything on the target, and on the source everything but
 // the closed gate, which keeps writers from a database that is no longer the one.
 type finishStep struct {
-	env *Env
-	o   FinishOptions
+	env  *Env
+	o    FinishOptions
+	told bool // what is there instead of the source
 }
 
-func newFinish(env *Env, o FinishOptions) engine.Step { return &finishStep{env, o} }
+func newFinish(env *Env, o FinishOptions) engine.Step { return &finishStep{env: env, o: o} }
 
 func (s *finishStep) ID() engine.StepID   { return "finish" }
 func (s *finishStep) Phase() engine.Phase { return engine.PhaseFinish }
@@ -151,7 +153,13 @@ func (s *finishStep) allowed(ctx context.Context) error {
 		return err
 	}
 	if s.o.WithoutSource {
-		return sourceGone(ctx, s.env, "it answers, with its capture and its gate", "Let finish clean both sides: "+FinishOptions{Now: s.o.Now}.command()+". What is not this run's source must not answer at its address.")
+		found, err := givenUp(ctx, s.env, FinishOptions{Now: s.o.Now}.command())
+		if err != nil || s.told {
+			return err
+		}
+		s.told = true
+		abortSink{s.env}.Emit(engine.Event{Kind: engine.EventNote, Level: "warn", Message: "the source is given up: " + strings.Join(found, "; ")})
+		return nil
 	}
 	conn, err := s.env.Source.Connect(ctx, pg.Use{Name: "finish"})
 	if err != nil {
@@ -165,7 +173,11 @@ func (s *finishStep) allowed(ctx context.Context) error {
 	if at == gate.Closed || (at == gate.Absent && s.open()) { // absent: an earlier call took it off
 		return nil
 	}
-	return refuseFinish(engine.ClassAmbiguous, "Find out who wrote to the source since the cutover (pgrunbook verify) before anything is removed.",
+	hint := "Find out who wrote to the source since the cutover (pgrunbook verify) before anything is removed."
+	if at == gate.Absent {
+		hint += " If it was built anew since, and nothing of it is wanted: " + FinishOptions{Now: s.o.Now, WithoutSource: true}.command()
+	}
+	return refuseFinish(engine.ClassAmbiguous, hint,
 		"the source's gate is %s although the target takes writes", at)
 }
 

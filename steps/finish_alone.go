@@ -4,12 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 
 	"github.com/jackc/pgx/v5"
 
 	"github.com/pgrunbook/pgrunbook/engine"
 	"github.com/pgrunbook/pgrunbook/engine/journal"
 	"github.com/pgrunbook/pgrunbook/internal/pg"
+	"github.com/pgrunbook/pgrunbook/steps/internal/capture"
 	"github.com/pgrunbook/pgrunbook/steps/internal/gate"
 )
 
@@ -73,21 +75,118 @@ const (
 	letSourceSay = "Let it say how the flip went, with the same command as before it: pgrunbook apply. For two writable sides there is no way back."
 )
 
-// sourceGone makes sure that nothing answers at the source's address; why and hint are for one that does.
-func sourceGone(ctx context.Context, env *Env, why, hint string) error {
-	bounded, cancel := context.WithTimeout(ctx, targetLook)
-	defer cancel()
-	conn, err := env.Source.Connect(bounded, pg.Use{Name: "finish"})
+// answer is what was found at an address of the source.
+type answer struct {
+	address string
+	who     string // that answers there; empty where no session came about
+	ours    bool   // it has something of this run
+	err     error
+}
+
+// askSource looks at the source's address, and at the one that the run was begun with where that is another:
+// nothing need answer at a mistyped one.
+func askSource(ctx context.Context, env *Env) ([]answer, error) {
+	servers := []*pg.Server{env.Source}
+	if was := env.Journal.SourceIdentity.Address; was != "" && was != env.Source.Address() {
+		server, err := env.Source.At(was)
+		if err != nil {
+			return nil, fmt.Errorf("asking the source where the run was begun: %w", err)
+		}
+		servers = append(servers, server)
+	}
+	list := make([]answer, len(servers))
+	var all sync.WaitGroup
+	for i, server := range servers {
+		all.Add(1)
+		go func() {
+			defer all.Done()
+			list[i] = answerOf(ctx, env, server)
+		}()
+	}
+	all.Wait()
 	if ctx.Err() != nil {
-		return context.Cause(ctx)
+		return nil, context.Cause(ctx)
 	}
-	if err == nil {
-		_ = conn.Close(ctx)
-		err = errors.New(why)
-	} else if unreachable(err) {
-		return nil
+	return list, nil
+}
+
+func answerOf(ctx context.Context, env *Env, server *pg.Server) answer {
+	a := answer{address: server.Address()}
+	ctx, cancel := context.WithTimeout(ctx, targetLook)
+	defer cancel()
+	var conn *pgx.Conn
+	if conn, a.err = server.Connect(ctx, pg.Use{Name: "finish"}); a.err != nil {
+		return a
 	}
-	return &engine.Error{Op: "giving up the", Object: "source", Err: err, Hint: hint}
+	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
+	a.who = "a server"
+	id, err := server.Identity(ctx, conn)
+	if err != nil {
+		a.err = err
+		return a
+	}
+	was := env.Journal.SourceIdentity.SystemIdentifier
+	a.who = fmt.Sprintf("database %s of cluster %s", id.Database, id.SystemIdentifier)
+	if was != "" && id.SystemIdentifier != "" && id.SystemIdentifier != was {
+		return a
+	}
+	run, err := capture.RunOf(ctx, conn)
+	if err == nil && run.ID == "" { // a removal that died leaves the gate last
+		var at gate.Position
+		at, err = gate.State(ctx, conn, env.Run)
+		a.ours = at != gate.Absent
+	}
+	a.ours, a.err = a.ours || run.ID == env.Run.ID, err
+	return a
+}
+
+// silent reports whether nobody is there.
+func (a answer) silent() bool { return a.who == "" && unreachable(a.err) }
+
+func (a answer) refused(err error, hint string) error {
+	return &engine.Error{Op: "giving up the", Object: "source at " + a.address, Err: err, Hint: hint}
+}
+
+// sourceGone makes sure that nothing answers for the source while a flip is open.
+func sourceGone(ctx context.Context, env *Env) error {
+	list, err := askSource(ctx, env)
+	if err != nil {
+		return err
+	}
+	for _, a := range list {
+		switch {
+		case a.silent():
+		case a.who != "":
+			return a.refused(errors.New(sourceKnows), letSourceSay)
+		default:
+			return a.refused(a.err, letSourceSay)
+		}
+	}
+	return nil
+}
+
+// givenUp makes sure, where no flip is open, that nothing of this run answers for the source, and says what was
+// found instead of it: a server that was built anew, or another one.
+func givenUp(ctx context.Context, env *Env, both string) (found []string, err error) {
+	list, err := askSource(ctx, env)
+	if err != nil {
+		return nil, err
+	}
+	for _, a := range list {
+		switch {
+		case a.silent():
+			found = append(found, "nothing answers at "+a.address)
+		case a.err != nil:
+			return nil, a.refused(fmt.Errorf("something answers there, and nobody can tell whether it is the source: %w", a.err),
+				"Mend what it says, and let finish clean both sides: "+both+". Where it never lets this role in again, take everything of ours off the target by hand: docs/what-if.md, remove.")
+		case a.ours:
+			return nil, a.refused(errors.New("it answers, with its capture and its gate"),
+				"Let finish clean both sides: "+both+". What is not this run's source must not answer at its address.")
+		default:
+			found = append(found, a.who+" answers at "+a.address+", and has nothing of this run")
+		}
+	}
+	return found, nil
 }
 
 // openTargetAlone opens the target's gate with what belongs to its opening, and settles the flip in the
@@ -99,7 +198,7 @@ func openTargetAlone(ctx context.Context, env *Env, flip *journal.Flip) error {
 		return err
 	}
 	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
-	if err := sourceGone(ctx, env, sourceKnows, letSourceSay); err != nil {
+	if err := sourceGone(ctx, env); err != nil {
 		return err
 	}
 	statements, err := openingAlone(ctx, env, conn, flip)
@@ -121,7 +220,7 @@ func openTargetAlone(ctx context.Context, env *Env, flip *journal.Flip) error {
 		if err := gate.OpenIn(ctx, tx, env.Run.GateKey); err != nil {
 			return err
 		}
-		return sourceGone(ctx, env, sourceKnows, letSourceSay) // still: from here on nobody else can open it
+		return sourceGone(ctx, env) // still: from here on nobody else can open it
 	})
 	if err != nil {
 		return sided(engine.Target, unopened(engine.Target, err))

@@ -39,7 +39,11 @@ func TestFlipIsOpenAndTheSourceGone(t *testing.T) {
 			if err := finish(); err == nil || !strings.Contains(engine.HintOf(err), "pgrunbook apply") {
 				t.Fatalf("with a source that answers: %v, hint %q", err, engine.HintOf(err))
 			}
-			r.env.Source = nowhere(t)
+			r.env.Source = r.mistyped()
+			if err := finish(); err == nil || !strings.Contains(err.Error(), "it alone knows") || !strings.Contains(err.Error(), r.env.Journal.SourceIdentity.Address) {
+				t.Fatalf("with a source that answers where the run was begun: %v", err)
+			}
+			r.sourceIsGone()
 			if err := Abort(ctx, r.env, AbortOptions{WithoutSource: true}); err == nil || !strings.Contains(engine.HintOf(err), "pgrunbook finish --without-source") {
 				t.Errorf("abort --without-source: %v, hint %q", err, engine.HintOf(err))
 			}
@@ -77,6 +81,20 @@ func nowhere(t *testing.T) *Server {
 	return gone
 }
 
+// mistyped is the source's server with an address where nothing answers.
+func (r *rig) mistyped() *Server {
+	r.t.Helper()
+	server, err := r.env.Source.At("127.0.0.1:1/nothing")
+	r.must(err)
+	return server
+}
+
+// sourceIsGone puts the source where nothing answers, as if it had always been there.
+func (r *rig) sourceIsGone() {
+	r.env.Source = nowhere(r.t)
+	r.env.Journal.SourceIdentity.Address = r.env.Source.Address()
+}
+
 // stays demands that the target takes writes, and that the latest flip ended so.
 func (r *rig) stays(outcome string) {
 	r.t.Helper()
@@ -93,7 +111,7 @@ func TestOpenTargetStaysOpenWithoutTheSource(t *testing.T) {
 	r := moved(t, "")
 	ctx := t.Context()
 	r.must(r.env.Journal.DecideFlip(ctx, r.env.Run.Epoch, engine.Target, engine.Source, nil))
-	r.env.Source = nowhere(t)
+	r.sourceIsGone()
 	writer, err := testpg.Connect(ctx, r.target)
 	r.must(err)
 	defer func() { _ = writer.Close(context.Background()) }()

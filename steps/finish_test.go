@@ -3,6 +3,7 @@ package steps
 import (
 	"context"
 	"errors"
+	"net/url"
 	"slices"
 	"strings"
 	"testing"
@@ -81,8 +82,15 @@ func TestFinishWithoutTheSource(t *testing.T) {
 		t.Fatalf("with a source that answers: %v, hint %q", err, engine.HintOf(err))
 	}
 	there := r.env.Source
-	r.env.Source = nowhere(t)
+	r.env.Source = r.mistyped()
+	if err := r.walk(t.Context(), newFinish(r.env, o)); err == nil || !strings.Contains(err.Error(), r.env.Journal.SourceIdentity.Address+": it answers") {
+		t.Fatalf("with a source that answers where the run was begun: %v", err)
+	}
+	r.sourceIsGone()
 	r.must(r.walk(t.Context(), newFinish(r.env, o)))
+	if !r.heard("nothing answers at 127.0.0.1:1/nothing") {
+		t.Error("nobody was told which address was asked")
+	}
 	r.must(CloseRun(t.Context(), r.env, o))
 	if st, err := ReadStatus(t.Context(), r.env.Target, there); err != nil || st.State != journal.Finished || !strings.HasPrefix(st.Type, "nothing") {
 		t.Errorf("once the source is back the run is %q, next %q: %v", st.State, st.Type, err)
@@ -95,6 +103,37 @@ func TestFinishWithoutTheSource(t *testing.T) {
 	if err := try(t, r.source, "INSERT INTO shop.log VALUES ('late')"); err == nil {
 		t.Error("the source takes writes")
 	}
+}
+
+// What answers for the source and has nothing of the run is given up; what lets nobody in is not.
+func TestFinishWithoutASourceOfThisRun(t *testing.T) {
+	r := moved(t, "")
+	o := FinishOptions{WithoutSource: true}
+	u, err := url.Parse(r.source)
+	r.must(err)
+	u.User = url.User("dropped_since")
+	there := r.env.Source
+	r.env.Source, err = NewServer(engine.Source, u.String(), "")
+	r.must(err)
+	if err := r.walk(t.Context(), newFinish(r.env, o)); err == nil || !strings.Contains(err.Error(), "something answers there") || !strings.Contains(engine.HintOf(err), "docs/what-if.md") {
+		t.Fatalf("with a role that is dropped: %v, hint %q", err, engine.HintOf(err))
+	}
+	r.env.Source = there
+	r.exec(r.source, "DROP SCHEMA pgrunbook CASCADE") // as a backup from before the run has it
+	if err := r.walk(t.Context(), newFinish(r.env, FinishOptions{})); err == nil || !strings.Contains(engine.HintOf(err), "finish --without-source") {
+		t.Fatalf("finish with a source that was built anew: %v, hint %q", err, engine.HintOf(err))
+	}
+	r.must(r.walk(t.Context(), newFinish(r.env, o)))
+	if !r.heard("has nothing of this run") {
+		t.Error("nobody was told what answers there")
+	}
+}
+
+// Another cluster at its address is not the source, whatever it has.
+func TestFinishWithAnotherClusterForTheSource(t *testing.T) {
+	r := moved(t, "")
+	r.env.Journal.SourceIdentity.SystemIdentifier = "1"
+	r.must(r.walk(t.Context(), newFinish(r.env, FinishOptions{WithoutSource: true})))
 }
 
 func TestFinishRefusesBeforeTheFlip(t *testing.T) {

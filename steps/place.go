@@ -64,7 +64,11 @@ func timelineOf(ctx context.Context, env *Env, side engine.Side) (int64, error) 
 	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
 	id, err := server.Identity(ctx, conn)
 	if err == nil && id.SystemIdentifier != "" && was.SystemIdentifier != "" && (id.SystemIdentifier != was.SystemIdentifier || id.Database != was.Database) {
-		return 0, engine.Errorf(engine.ClassStale, fmt.Sprintf("Name the %s that the run was begun with: %s", side, was.Address),
+		hint := fmt.Sprintf("Name the %s that the run was begun with: %s", side, was.Address)
+		if side == engine.Source {
+			hint += "; if it is gone for good, after the cutover: pgrunbook finish --without-source"
+		}
+		return 0, engine.Errorf(engine.ClassStale, hint,
 			"the %s at %s is another database than the run's: database %s of cluster %s, not %s of %s", side, server.Address(), id.Database, id.SystemIdentifier, was.Database, was.SystemIdentifier)
 	}
 	return id.Timeline, err

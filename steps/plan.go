@@ -127,7 +127,7 @@ func LoadPlan(p *engine.Plan, o runbook.Options) (*runbook.Runbook, error) {
 	if diags.HasErrors() {
 		return rb, &engine.Error{
 			Class: engine.ClassRunbook, Op: "reading the runbook of the plan", Err: diags,
-			Hint: "Set the environment variables that its sensitive variables read; for the servers alone PGRUNBOOK_SOURCE_URL and PGRUNBOOK_TARGET_URL will do, without a runbook or plan in the command.",
+			Hint: "Set the environment variables that its sensitive variables read; where those are the servers' alone and the run has begun, PGRUNBOOK_SOURCE_URL and PGRUNBOOK_TARGET_URL will do, without a runbook or plan in the command.",
 		}
 	}
 	if changes := fileChanges(p.Runbook, pinRunbook(rb)); len(changes) > 0 {

@@ -186,7 +186,7 @@ func PlanFinish(ctx context.Context, env *Env, o FinishOptions) (*engine.Plan, [
 	if err != nil {
 		return nil, nil, err
 	}
-	step := &finishStep{env, o}
+	step := &finishStep{env: env, o: o}
 	if err := step.due(owner); err != nil && (!o.WithoutSource || owner.Side != journal.Unclear) { // which that settles
 		p.Findings = append(p.Findings, engine.Finding{Code: "FIN001", Severity: engine.SeverityError, Text: "not now: " + err.Error(), Fix: engine.HintOf(err)})
 	}

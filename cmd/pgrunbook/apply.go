@@ -97,6 +97,7 @@ func (a *app) accept(ctx context.Context, s *subject, f applyFlags) (amend bool,
 	if mine && !run.Active() && s.plan == nil {
 		a.summary.Message = fmt.Sprintf("run %s of %s is %s: nothing to do", run.ID, run.Name, run.State)
 		if run.State != "aborted" {
+			a.summary.Next = "nothing; to begin anew with this target, DROP SCHEMA pgrunbook CASCADE there takes the journal of the finished run away; then the same command"
 			return false, nil
 		}
 	}

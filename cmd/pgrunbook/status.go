@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"time"
@@ -85,7 +86,7 @@ func withFile(next string, args []string) string {
 	if len(args) == 0 {
 		return next
 	}
-	if _, err := findRunbook(nil); err == nil {
+	if only, err := findRunbook(nil); err == nil && filepath.Clean(only) == filepath.Clean(args[0]) {
 		return next
 	}
 	return typed.ReplaceAllString(next, "$0 "+strings.ReplaceAll(args[0], "$", "$$"))

@@ -1,6 +1,9 @@
 package main
 
-import "testing"
+import (
+	"os"
+	"testing"
+)
 
 // TestNextNamesTheFile: what is typed as it stands must be about the run that was asked for.
 func TestNextNamesTheFile(t *testing.T) {
@@ -17,6 +20,21 @@ func TestNextNamesTheFile(t *testing.T) {
 		}
 		if got := withFile(said, nil); got != said {
 			t.Errorf("without a file: %q", got)
+		}
+	}
+}
+
+// The directory's only runbook need not be named; beside it another one still is.
+func TestNextNamesAnotherFile(t *testing.T) {
+	t.Chdir(t.TempDir())
+	if err := os.WriteFile("e.runbook.hcl", nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for file, want := range map[string]string{
+		"e.runbook.hcl": "pgrunbook apply", "./e.runbook.hcl": "pgrunbook apply", "../f.runbook.hcl": "pgrunbook apply ../f.runbook.hcl", "e.plan": "pgrunbook apply e.plan",
+	} {
+		if got := withFile("pgrunbook apply", []string{file}); got != want {
+			t.Errorf("%s: %q, want %q", file, got, want)
 		}
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -74,6 +75,38 @@ func (s *Server) ReadOnly() *Server {
 	other := s.copy()
 	other.readOnly = true
 	return other
+}
+
+// At gives the same side, with the same credentials, at another address as Address writes it.
+func (s *Server) At(address string) (*Server, error) {
+	slash := strings.LastIndex(address, "/")
+	if slash < 0 {
+		return nil, fmt.Errorf("%q is no address", address)
+	}
+	other := s.copy()
+	other.conf = s.conf.Copy()
+	other.conf.Database, other.conf.Fallbacks = address[slash+1:], nil
+	plain := s.conf.TLSConfig == nil || slices.ContainsFunc(s.conf.Fallbacks, func(f *pgconn.FallbackConfig) bool { return f.TLSConfig == nil })
+	var ways []*pgconn.FallbackConfig
+	for _, at := range strings.Split(address[:slash], ",") {
+		colon := strings.LastIndex(at, ":")
+		port, err := strconv.ParseUint(at[colon+1:], 10, 16)
+		if colon < 0 || err != nil {
+			return nil, fmt.Errorf("%q is no address", address)
+		}
+		if s.conf.TLSConfig != nil && !strings.HasPrefix(at, "/") { // a socket has no TLS
+			tls := s.conf.TLSConfig.Clone()
+			if tls.ServerName != "" {
+				tls.ServerName = at[:colon]
+			}
+			ways = append(ways, &pgconn.FallbackConfig{Host: at[:colon], Port: uint16(port), TLSConfig: tls})
+		}
+		if plain || strings.HasPrefix(at, "/") {
+			ways = append(ways, &pgconn.FallbackConfig{Host: at[:colon], Port: uint16(port)})
+		}
+	}
+	other.conf.Host, other.conf.Port, other.conf.TLSConfig, other.conf.Fallbacks = ways[0].Host, ways[0].Port, ways[0].TLSConfig, ways[1:]
+	return other, nil
 }
 
 // copy leaves out what was found out about a pooler.
