@@ -60,7 +60,7 @@ func carryDDL(ctx context.Context, env *Env, cp engine.Checkpoint, c *carry) (ag
 		}
 		if ch.What == capture.ColumnDropped {
 			cp.Emit(engine.Event{Kind: engine.EventNote, Level: "warn", Object: pg.Name(ch.Table.Schema, ch.Table.Name), Message: fmt.Sprintf("%s: carried to the target: %s", ch.Text, ch.SQL)})
-			if err := dropCarried(ctx, env, cp, sides, ch.SQL, []scope.Name{ch.Table}); err != nil {
+			if err := dropCarried(ctx, env, cp, sides, ch.SQL, []scope.Name{ch.Table}, changedColumns(c.changes, ch.ID)...); err != nil {
 				return nil, err
 			}
 			failpoint.Hit("ddl.dropped")
@@ -93,6 +93,15 @@ func carryDDL(ctx context.Context, env *Env, cp engine.Checkpoint, c *carry) (ag
 		failpoint.Hit("ddl.accepted")
 	}
 	return again, nil
+}
+
+func changedColumns(changes []capture.Change, id int32) (list []string) {
+	for _, c := range changes {
+		if c.ID == id && c.Column != "" {
+			list = append(list, c.Column)
+		}
+	}
+	return list
 }
 
 // carryChange runs a change's statement on the target, which may have it already.

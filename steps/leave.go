@@ -119,9 +119,9 @@ func quotedNames(names []scope.Name) string {
 
 // dropCarried drops on the target what the source has dropped, with what depends on it there: on the
 // source that went too, or was made anew since. What this run did not bring is a person's: with such
-// an object in the way nothing is dropped. What went is recorded with it, so that a definition that
-// the source has is made again.
-func dropCarried(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sideConns, sql string, names []scope.Name) error {
+// an object in the way nothing is dropped; of a column (columns are those that changed on the source), one
+// on its own table too. What went is recorded with it, so that a definition that the source has is made again.
+func dropCarried(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sideConns, sql string, names []scope.Name, columns ...string) error {
 	known, err := restoredDefinitions(ctx, env)
 	if err != nil {
 		return err
@@ -143,8 +143,17 @@ func dropCarried(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sid
 		if err != nil {
 			return err
 		}
+		had, err := columnTexts(ctx, tx.Conn(), quotedNames(names[:1]))
+		if err != nil {
+			return err
+		}
 		if _, err := tx.Exec(ctx, sql); err != nil {
 			return err
+		}
+		if len(columns) > 0 {
+			if err := onlyColumns(ctx, tx, names[0], columns, had); err != nil {
+				return err
+			}
 		}
 		after, err := dump.Inventory(ctx, tx.Conn(), nil)
 		if err != nil {
@@ -152,7 +161,8 @@ func dropCarried(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sid
 		}
 		for id, i := range before {
 			now, there := after[id]
-			of := slices.Contains(e.Relations, i.Rel)
+			own := ownWords(i.Kind) || i.Kind == dump.ItemComment
+			of := slices.Contains(e.Relations, i.Rel) && (len(columns) == 0 || own || i.Kind == dump.ItemTable) // the table itself: see onlyColumns
 			switch {
 			case !there && staysInRun(env, i, names):
 				return fmt.Errorf("%s would go with it, and is still on the source", id)
@@ -160,7 +170,7 @@ func dropCarried(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sid
 				continue
 			case there:
 				return fmt.Errorf("%s would change with it", id)
-			case !of && !ownWords(i.Kind) && i.Kind != dump.ItemComment && (known[id] == "" || known[id] == gone):
+			case !of && !own && (known[id] == "" || known[id] == gone):
 				return fmt.Errorf("%s depends on it, and is none that this run brought", id)
 			}
 			cursor.Handled[id] = gone
@@ -175,6 +185,22 @@ func dropCarried(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sid
 		return &engine.Error{
 			Op: "carrying a change to the target", Object: quotedNames(names), Err: fmt.Errorf("%s: %w", sql, err),
 			Hint: "Drop what depends on it on the target by hand, or make the same change there, then run the same command again.",
+		}
+	}
+	return nil
+}
+
+// onlyColumns refuses to drop a column where another one would go or change with it that is the same as ever on the
+// source: one that somebody generates from it on the target, or whose default takes from its sequence there.
+func onlyColumns(ctx context.Context, tx pgx.Tx, table scope.Name, columns []string, had map[string]columnText) error {
+	name := pg.Name(table.Schema, table.Name)
+	has, err := columnTexts(ctx, tx.Conn(), name)
+	if err != nil {
+		return err
+	}
+	for _, c := range slices.SortedFunc(maps.Values(had), byNumber) {
+		if has[c.name] != c && !slices.Contains(columns, c.name) {
+			return fmt.Errorf("column %s of %s would go or change with it, and did not on the source", c.quoted(), name)
 		}
 	}
 	return nil

@@ -128,6 +128,28 @@ func TestF41DroppedWhileCapturing(t *testing.T) {
 	r.sameTables(t)
 }
 
+// With a column goes what the run brought, and nothing that somebody made on the target, on the column's own table too.
+func TestF40DroppedColumnBesideOthers(t *testing.T) {
+	r := following(t, `schema { on_ddl = "carry" }`)
+	r.exec(r.source, "ALTER TABLE shop.invoice DROP COLUMN total")
+	for _, c := range []struct{ make, undo, named string }{
+		{"CREATE INDEX mine ON shop.invoice (total)", "DROP INDEX shop.mine", `"mine"`},
+		{"ALTER TABLE shop.invoice ADD CONSTRAINT mine CHECK (total < 100000)", "ALTER TABLE shop.invoice DROP CONSTRAINT mine", `"mine"`},
+		{"CREATE POLICY mine ON shop.invoice USING (total > 5)", "DROP POLICY mine ON shop.invoice", `"mine"`},
+		{"ALTER TABLE shop.invoice ADD COLUMN mine numeric GENERATED ALWAYS AS (total * 2) STORED", "ALTER TABLE shop.invoice DROP COLUMN mine", `"mine"`},
+		{"CREATE SEQUENCE shop.mine OWNED BY shop.invoice.total; ALTER TABLE shop.invoice ALTER customer SET DEFAULT nextval('shop.mine')", "DROP SEQUENCE shop.mine CASCADE", `"customer"`},
+	} {
+		r.exec(r.target, c.make)
+		if err := r.catchUp(); err == nil || !strings.Contains(err.Error(), c.named) || engine.HintOf(err) == "" {
+			t.Errorf("%s: %v, hint %q", c.make, err, engine.HintOf(err))
+		}
+		r.want(r.target, "SELECT count(*)::text FROM pg_attribute WHERE attrelid = 'shop.invoice'::regclass AND attname = 'total'", "1")
+		r.exec(r.target, c.undo)
+	}
+	r.must(r.catchUp())
+	r.sameTables(t)
+}
+
 // Rows on the target that are nobody's to throw away stay: those of a table that only has the name of a dropped
 // partition, those that the runbook leaves to the target, and those of a table that inherited from a dropped one and
 // does no more.
