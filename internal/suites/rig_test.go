@@ -178,10 +178,13 @@ var schemaName = regexp.MustCompile(`\b(?:keyed|whole)_[a-z0-9_]+`)
 
 var address = regexp.MustCompile(`127\.0\.0\.1:\d+/\w+`)
 
+// temporary finds what a definition names in a session's own schema.
+var temporary = regexp.MustCompile(`(?:schema|type|relation) "pg_temp_\d+(?:\.[^"]*)?"`)
+
 // stable is what of an error is the same each time.
 func stable(why, schema string) string {
 	first, _, _ := strings.Cut(strings.ReplaceAll(why, schema, "SCHEMA"), "\n")
-	return address.ReplaceAllString(first, "ADDRESS")
+	return temporary.ReplaceAllString(address.ReplaceAllString(first, "ADDRESS"), "something temporary")
 }
 
 // follow brings the target up to date. refuse ends what the program refuses.
