@@ -114,7 +114,7 @@ func TestR7WaitersThatMayNotBeEnded(t *testing.T) {
 	_, app := p.as(p.source, "_app", "GRANT ALL ON public.account TO ROLE")
 	p.freeze.From = server(t, "source", as)
 	p.freeze.Budget = 20 * time.Second
-	try := func(n int) (err error, got string) {
+	try := func(n int) (got string, err error) {
 		late, ended := p.connect(app), make(chan error, 1)
 		p.passed = func(context.Context) error {
 			p.run(late, "BEGIN; LOCK TABLE public.account")
@@ -128,9 +128,9 @@ func TestR7WaitersThatMayNotBeEnded(t *testing.T) {
 		_, err = p.freeze.Attempt(context.Background(), n)
 		got = state(<-ended)
 		_ = late.Close(context.Background())
-		return err, got
+		return got, err
 	}
-	err, got := try(1)
+	got, err := try(1)
 	var blocked *BlockedError
 	if !errors.Is(err, ErrNotNow) || !errors.As(err, &blocked) || !strings.Contains(err.Error(), "waits at the gate") || !strings.Contains(err.Error(), "GRANT pg_signal_backend TO \""+mover) || got != "" {
 		t.Fatalf("without the right: %v, and who waited ended with %q", err, got)
@@ -138,12 +138,12 @@ func TestR7WaitersThatMayNotBeEnded(t *testing.T) {
 	p.wantSide("source")
 	p.exec(p.source, "GRANT pg_signal_backend TO "+mover)
 	p.freeze.Rehearsal = true
-	if err, got := try(2); err != nil || got != "" {
+	if got, err := try(2); err != nil || got != "" {
 		t.Fatalf("a rehearsal: %v, and who waited ended with %q", err, got)
 	}
 	p.wantSide("source")
 	p.freeze.Rehearsal = false
-	if err, got := try(3); err != nil || got != "57P01" {
+	if got, err := try(3); err != nil || got != "57P01" {
 		t.Fatalf("with the right: %v, and who waited ended with %q", err, got)
 	}
 	p.wantSide("target")
