@@ -160,7 +160,7 @@ func TestNoErrorHoldsThePassword(t *testing.T) {
 	service := write("service.conf", fmt.Sprintf("[erp]\nhost=127.0.0.1\nport=%d\nuser=postgres\ndbname=postgres\npassword=%s\nsslmode=disable\n", c.Port, canary), 0o600)
 	passfile := write("pgpass", fmt.Sprintf("127.0.0.1:%d:*:postgres:%s\n", c.Port, canary), 0o644)
 	leaky := write("leaky.sh", "#!/bin/sh\necho "+canary+"\necho "+canary+" >&2\nexit 3\n", 0o700)
-	slow := write("slow.sh", "#!/bin/sh\necho "+canary+"\nsleep 60\n", 0o700)
+	slow := write("slow.sh", "#!/bin/sh\necho "+canary+"\nexec sleep 60\n", 0o700)
 	at := fmt.Sprintf("127.0.0.1:%d/postgres", c.Port)
 	tests := map[string]Config{
 		"wrong password":           {URL: "postgresql://postgres:" + canary + "@" + at},
