@@ -208,13 +208,8 @@ func (n news) leave(ctx context.Context, env *Env, cp engine.Checkpoint, sides *
 	for _, t := range n.left {
 		name := pg.Name(t.Schema, t.Name.Name)
 		cp.Emit(engine.Event{Kind: engine.EventNote, Level: "warn", Object: name, Message: name + " became a partition: its rows go with its tree"})
-		for _, side := range []engine.Side{engine.Source, engine.Target} {
-			if t.Data != scope.Live || side == engine.Target && !back {
-				continue
-			}
-			if err := capture.Forget(ctx, sides.of(side), env.Run, t, waiting(cp, side, "remove capture of a partition")); err != nil {
-				return err
-			}
+		if err := forget(ctx, env, cp, sides, t, back, "remove capture of a partition"); err != nil {
+			return err
 		}
 		// The tree makes it again.
 		if err := runOn(ctx, sides.target, t.Name, waiting(cp, engine.Target, "drop a table on the target"), "DROP TABLE IF EXISTS "+name); err != nil {

@@ -88,13 +88,8 @@ func leave(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sideConns
 	}
 	failpoint.Hit("leave.dropped")
 	for _, t := range tables {
-		for _, side := range []engine.Side{engine.Source, engine.Target} {
-			if t.Data != scope.Live || side == engine.Target && !back {
-				continue
-			}
-			if err := capture.Forget(ctx, sides.of(side), env.Run, t, waiting(cp, side, "remove capture of a dropped table")); err != nil {
-				return err
-			}
+		if err := forget(ctx, env, cp, sides, t, back, "remove capture of a dropped table"); err != nil {
+			return err
 		}
 		if err := env.Journal.DropItems(ctx, t.ID); err != nil { // of a load that was under way
 			return err
@@ -109,13 +104,27 @@ func leave(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sideConns
 	return recordScope(ctx, env)
 }
 
-func quotedNames(names []scope.Name) string {
+// forget takes the capture of a table that leaves the run off the source, and off the target where the way back is
+// captured (back).
+func forget(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sideConns, t scope.Table, back bool, what string) error {
+	if t.Data != scope.Live {
+		return nil
+	}
+	if err := capture.Forget(ctx, sides.source, env.Run, t, waiting(cp, engine.Source, what)); err != nil || !back {
+		return err
+	}
+	return capture.Forget(ctx, sides.target, env.Run, t, waiting(cp, engine.Target, what))
+}
+
+func quoted(names []scope.Name) []string {
 	list := make([]string, len(names))
 	for i, n := range names {
 		list[i] = pg.Name(n.Schema, n.Name)
 	}
-	return strings.Join(list, ", ")
+	return list
 }
+
+func quotedNames(names []scope.Name) string { return strings.Join(quoted(names), ", ") }
 
 // dropCarried drops on the target what the source has dropped, with what depends on it there: on the
 // source that went too, or was made anew since. What this run did not bring is a person's: with such
@@ -222,11 +231,7 @@ SELECT oid FROM tree`
 
 // treesOf gives tables that are there, with their partitions.
 func treesOf(ctx context.Context, conn *pgx.Conn, names []scope.Name) ([]uint32, error) {
-	quoted := make([]string, len(names))
-	for i, n := range names {
-		quoted[i] = pg.Name(n.Schema, n.Name)
-	}
-	rows, err := conn.Query(ctx, treesSQL, quoted)
+	rows, err := conn.Query(ctx, treesSQL, quoted(names))
 	if err != nil {
 		return nil, fmt.Errorf("looking at %s on the target: %w", quotedNames(names), err)
 	}
