@@ -2,6 +2,7 @@ package cutover_test
 
 import (
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -40,6 +41,11 @@ func strikes(ways [2]way) *assault {
 					a.left[i] = append(a.left[i], strike{point, f, false})
 				}
 			}
+		}
+	}
+	if only := os.Getenv("PGRUNBOOK_BOUNDARY"); only != "" {
+		for i := range a.left {
+			a.left[i] = slices.DeleteFunc(a.left[i], func(s strike) bool { return s.point != only })
 		}
 	}
 	return a

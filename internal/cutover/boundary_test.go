@@ -87,6 +87,9 @@ type way struct {
 
 const begins, commits = "freeze.prepared", "freeze.between" // of the freeze; from's COMMIT has happened
 
+// armed is passed where a gate's trigger is missing: in a later run only if somebody dropped it.
+const armed = "gate.armed"
+
 // discover makes one undisturbed run and reads its boundaries from its trace: a new one is covered
 // without being named here.
 func (w *wired) discover(from, to int, args ...string) way {
@@ -143,6 +146,9 @@ func (w *wired) reach(y way, s strike) (p *process, lift func()) {
 		act := map[string]string{killed: "kill", stopped: "stop"}[s.fault]
 		if act == "" {
 			act = "wait=" + gone
+		}
+		if s.point == armed {
+			w.sql([]string{w.source, w.target}[y.from], "DROP TRIGGER IF EXISTS \"!pgrunbook_gate\" ON app.bag")
 		}
 		p = w.start(where+":"+act, y.args...)
 		w.eventually(s.fault+" at "+s.point, func() bool {
