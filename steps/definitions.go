@@ -76,7 +76,9 @@ func (c *comparison) read(ctx context.Context, env *Env, sides *sideConns, was, 
 		i := c.source[id]
 		known, missing := was[id] != "", c.target[id].Kind == ""
 		awaited := missing && i.Kind.AfterRows() && handled[id] != "" // nothing has made it so far
-		if !awaited && (dump.Unchanged(was, i) || c.target[id].Def == i.Def && !ownWords(i.Kind)) {
+		// One that went under another kind, as a partition that had been detached, is still known as it was.
+		lacking := missing && (i.Kind == dump.ItemTable || i.Kind == dump.ItemPartition) && env.Runbook.Schema.Mode != "existing"
+		if !awaited && !lacking && (dump.Unchanged(was, i) || c.target[id].Def == i.Def && !ownWords(i.Kind)) {
 			continue
 		}
 		if !known && ownWords(i.Kind) {

@@ -1,9 +1,11 @@
 package steps
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
@@ -69,9 +71,18 @@ func mendRefused(ctx context.Context, env *Env, cp engine.Checkpoint) (bool, err
 	return mended, nil
 }
 
-// carry runs the statements of a difference on the target.
+// carry tells of a difference and runs its statements on the target.
 func (d difference) carry(ctx context.Context, cp engine.Checkpoint, sides *sideConns) error {
 	cp.Emit(engine.Event{Kind: engine.EventNote, Level: "warn", Object: d.item.ID(), Message: fmt.Sprintf("%s: carried to the target%s", d.text(), d.how())})
+	return d.run(ctx, cp, sides)
+}
+
+// undefined reports whether a statement named what is not there: a table, function, type or column, or a schema.
+func undefined(err error) bool {
+	return slices.Contains([]string{"42P01", "42883", "42704", "42703", "3F000"}, pg.SQLState(err))
+}
+
+func (d difference) run(ctx context.Context, cp engine.Checkpoint, sides *sideConns) error {
 	for _, sql := range d.sql {
 		err := d.politely(ctx, cp, sides, sql)
 		if d.item.Kind == dump.ItemCheck && pg.SQLState(err) == "23514" { // rows that passes have still to bring; see afterRows
@@ -113,6 +124,7 @@ func (d difference) politely(ctx context.Context, cp engine.Checkpoint, sides *s
 func (c *comparison) settle(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sideConns, cursor *catchUpCursor) (err error) {
 	stop := env.Runbook.Schema.OnDDL != "carry"
 	var restore []dump.Item
+	var later []difference // they name what is new itself
 	for _, d := range c.differences {
 		switch {
 		case d.mild && !d.restore:
@@ -122,7 +134,9 @@ func (c *comparison) settle(ctx context.Context, env *Env, cp engine.Checkpoint,
 		case stop || !d.carried():
 			return d.stop(stop)
 		}
-		if err := d.carry(ctx, cp, sides); err != nil {
+		if err := d.carry(ctx, cp, sides); undefined(err) {
+			later = append(later, d)
+		} else if err != nil {
 			return err
 		}
 		if d.restore {
@@ -134,6 +148,9 @@ func (c *comparison) settle(ctx context.Context, env *Env, cp engine.Checkpoint,
 			return err
 		}
 	}
+	if err := runLater(ctx, cp, sides, later); err != nil {
+		return err
+	}
 	for _, d := range c.differences {
 		def := gone
 		if d.verb != "was dropped" {
@@ -144,6 +161,28 @@ func (c *comparison) settle(ctx context.Context, env *Env, cp engine.Checkpoint,
 		}
 	}
 	return cp.Save(ctx, nil, cursor)
+}
+
+// runLater runs what named what was not there; one may need another, so as long as one of them succeeds all are tried.
+func runLater(ctx context.Context, cp engine.Checkpoint, sides *sideConns, later []difference) error {
+	for len(later) > 0 {
+		var still []difference
+		var why error
+		for _, d := range later {
+			err := d.run(ctx, cp, sides)
+			if err != nil && !undefined(err) {
+				return err
+			}
+			if err != nil {
+				still, why = append(still, d), cmp.Or(why, err)
+			}
+		}
+		if len(still) == len(later) {
+			return why
+		}
+		later = still
+	}
+	return nil
 }
 
 func (d difference) how() string {
@@ -185,7 +224,10 @@ func restoreNew(ctx context.Context, env *Env, cp engine.Checkpoint, sides *side
 		return err
 	}
 	defer func() { _ = a.Close() }()
-	entries := a.Of(items)
+	entries, err := a.Of(ctx, sides.source, sides.target, items)
+	if err != nil {
+		return err
+	}
 	if err := restoreEntries(ctx, env, cp, sides, a, o, roles, entries); err != nil {
 		return err
 	}

@@ -121,30 +121,3 @@ func ReadLabels(ctx context.Context, conn *pgx.Conn, oid uint32) ([]string, erro
 	}
 	return labels, nil
 }
-
-// hangsOn are the kinds of entries that have no object of their own.
-var hangsOn = map[string]bool{"DEFAULT": true, "SEQUENCE OWNED BY": true, "ACL": true, "COMMENT": true, "TABLE ATTACH": true}
-
-// Of picks the archive's entries that make items, with what hangs on them: defaults, owned sequences,
-// rights, comments, attached partitions.
-func (a *Archive) Of(items []Item) []Entry {
-	want := map[objectID]bool{}
-	for _, i := range items {
-		want[objectID{i.Class, i.OID}] = true
-	}
-	picked := map[int]bool{}
-	var out []Entry
-	for _, e := range a.Pre {
-		take := e.Class != 0 && want[objectID{e.Class, e.OID}]
-		if !take && hangsOn[e.Kind] {
-			for _, d := range e.Deps {
-				take = take || picked[d]
-			}
-		}
-		if take {
-			picked[e.DumpID] = true
-			out = append(out, e)
-		}
-	}
-	return out
-}

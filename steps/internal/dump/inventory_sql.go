@@ -14,6 +14,7 @@ WITH ns AS (
          ns.name || '.' || quoted(c.relname) AS name, c.relowner, c.relacl, c.reltype, ns.name AS nsp
     FROM pg_class c JOIN ns ON ns.oid = c.relnamespace
    WHERE c.relkind IN ('r', 'p', 'v', 'm', 'S', 'f', 'c') AND NOT EXISTS (SELECT FROM ext WHERE classid = 'pg_class'::regclass AND objid = c.oid)
+     AND NOT (c.relkind = 'c' AND EXISTS (SELECT FROM ext WHERE classid = 'pg_type'::regclass AND objid = c.reltype))
 ), fn AS (
   SELECT p.oid, p.{kindcolumn}, p.prorettype, p.proowner, p.proacl, ns.name || '.' || quoted(p.proname) || '(' || pg_get_function_identity_arguments(p.oid) || ')' AS name
     FROM pg_proc p JOIN ns ON ns.oid = p.pronamespace WHERE NOT EXISTS (SELECT FROM ext WHERE classid = 'pg_proc'::regclass AND objid = p.oid)
@@ -25,7 +26,8 @@ WITH ns AS (
     FROM pg_constraint con JOIN ns ON ns.oid = con.connamespace WHERE con.contype IN ('c', 'p', 'u', 'x', 'f') AND (con.conislocal OR con.conrelid = 0) AND {conparent}
 ), item (classid, oid, rel, kind, name, def) AS (
   SELECT 'pg_namespace'::regclass::oid, oid, 0::oid, 'schema', name, '' FROM ns WHERE NOT EXISTS (SELECT FROM ext WHERE classid = 'pg_namespace'::regclass AND objid = ns.oid)
-  UNION ALL SELECT 'pg_class'::regclass, rel.oid, rel.oid, CASE rel.kind WHEN 'c' THEN 'type' ELSE 'table' END, rel.name, rel.kind || coalesce(pg_get_partkeydef(rel.oid), '') || (
+  UNION ALL SELECT CASE rel.kind WHEN 'c' THEN 'pg_type'::regclass ELSE 'pg_class'::regclass END, CASE rel.kind WHEN 'c' THEN rel.reltype ELSE rel.oid END, rel.oid, -- as an archive names them
+      CASE rel.kind WHEN 'c' THEN 'type' ELSE 'table' END, rel.name, rel.kind || coalesce(pg_get_partkeydef(rel.oid), '') || (
       SELECT coalesce(string_agg(concat_ws(' ', quoted(a.attname), format_type(a.atttypid, a.atttypmod), a.attnotnull, a.attidentity, {generated}, nullif(a.collation_name, ''), pg_get_expr(d.adbin, d.adrelid)), ', ' ORDER BY a.attname), '')
         FROM (SELECT a.*, CASE WHEN a.attcollation <> (SELECT typcollation FROM pg_type WHERE oid = a.atttypid) THEN (SELECT collname::text FROM pg_collation WHERE oid = a.attcollation) ELSE '' END AS collation_name
                 FROM pg_attribute a) a LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
@@ -60,9 +62,13 @@ WITH ns AS (
   UNION ALL SELECT o.classid, o.oid, 0, 'object', i.type || ' ' || i.identity, ''
     FROM (SELECT 'pg_operator'::regclass::oid AS classid, o.oid FROM pg_operator o JOIN ns ON ns.oid = o.oprnamespace
           UNION ALL SELECT 'pg_opclass'::regclass, o.oid FROM pg_opclass o JOIN ns ON ns.oid = o.opcnamespace
+          UNION ALL SELECT 'pg_opfamily'::regclass, o.oid FROM pg_opfamily o JOIN ns ON ns.oid = o.opfnamespace
           UNION ALL SELECT 'pg_collation'::regclass, o.oid FROM pg_collation o JOIN ns ON ns.oid = o.collnamespace
+          UNION ALL SELECT 'pg_conversion'::regclass, o.oid FROM pg_conversion o JOIN ns ON ns.oid = o.connamespace
           UNION ALL SELECT 'pg_ts_config'::regclass, o.oid FROM pg_ts_config o JOIN ns ON ns.oid = o.cfgnamespace
           UNION ALL SELECT 'pg_ts_dict'::regclass, o.oid FROM pg_ts_dict o JOIN ns ON ns.oid = o.dictnamespace
+          UNION ALL SELECT 'pg_ts_parser'::regclass, o.oid FROM pg_ts_parser o JOIN ns ON ns.oid = o.prsnamespace
+          UNION ALL SELECT 'pg_ts_template'::regclass, o.oid FROM pg_ts_template o JOIN ns ON ns.oid = o.tmplnamespace
           UNION ALL SELECT 'pg_cast'::regclass, oid FROM pg_cast WHERE oid >= 16384
           UNION ALL SELECT 'pg_language'::regclass, oid FROM pg_language WHERE oid >= 16384
           UNION ALL SELECT 'pg_foreign_data_wrapper'::regclass, oid FROM pg_foreign_data_wrapper
