@@ -38,6 +38,7 @@ type watch struct {
 	list  []watched // what the sums are of
 	items map[string]string
 	held  bool // writers are: nothing that takes long
+	told  map[string]bool
 }
 
 func readSums(ctx context.Context, env *Env, conn *pgx.Conn) ([]int64, error) {
@@ -78,6 +79,27 @@ func (w *watch) last() (sums []int64, items map[string]string, held bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.sums, w.items, w.held
+}
+
+// tellTemporary names, once a process, what is left out of the source's definitions because it goes with a session.
+func tellTemporary(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sideConns) error {
+	list, err := dump.Temporary(ctx, sides.source, env.Scope)
+	if err != nil {
+		return err
+	}
+	env.watch.mu.Lock()
+	defer env.watch.mu.Unlock()
+	for _, text := range list {
+		if env.watch.told[text] {
+			continue
+		}
+		if env.watch.told == nil {
+			env.watch.told = map[string]bool{}
+		}
+		env.watch.told[text] = true
+		cp.Emit(engine.Event{Kind: engine.EventNote, Level: "warn", Message: text})
+	}
+	return nil
 }
 
 // errRedefined says that definitions of the source changed which no captured table shows.

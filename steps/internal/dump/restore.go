@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -60,7 +61,7 @@ func (a *Archive) Restore(ctx context.Context, to *pg.Server, entries []Entry, o
 		return nil
 	}
 	if err != nil {
-		return &engine.Error{Op: "restoring the structure on", Object: to.Address(), Err: err, Hint: restoreHint(err)}
+		return &engine.Error{Op: "restoring the structure on", Object: to.Address(), Err: refusedCommand(err), Hint: restoreHint(err)}
 	}
 	return nil
 }
@@ -88,6 +89,22 @@ func Refused(err error) bool {
 	var failed *ProgramError
 	return errors.As(err, &failed) && strings.Contains(failed.Output, "could not execute query: ERROR:") &&
 		!slices.ContainsFunc(lostConnection, func(words string) bool { return strings.Contains(failed.Output, words) })
+}
+
+// command is where pg_restore repeats the statement that was refused; its first line has the name.
+var command = regexp.MustCompile(`(?m)^Command was: (.*?)[ (;]*$`)
+
+// refusedCommand puts the statement that the server refused before the program's words.
+func refusedCommand(err error) error {
+	var failed *ProgramError
+	if !errors.As(err, &failed) {
+		return err
+	}
+	m := command.FindStringSubmatch(failed.Output)
+	if m == nil {
+		return err
+	}
+	return fmt.Errorf("%s: %w", m[1], err)
 }
 
 // restoreHint reads pg_restore's complaint.
