@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -37,9 +38,17 @@ const (
 	poolerTimeout = 10 * time.Second
 )
 
+// proxy is what was found out about what stands between us and the server.
+type proxy struct {
+	sync.Mutex
+	together bool // it keeps a session together
+	apart    bool // it resets a session before the next client gets it, or did not show that it does not
+}
+
 // checkPooler is cheap where no proxy is in between: the process id of the connection's start is
-// that of the server's process.
-func (s *Server) checkPooler(ctx context.Context, conn *pgx.Conn) error {
+// that of the server's process. A session of the freeze waits for no look at resets: neither side may take
+// writes meanwhile, and what it gets of a session that was not reset it still sees.
+func (s *Server) checkPooler(ctx context.Context, conn *pgx.Conn, use Use) error {
 	pid, err := backendPID(ctx, conn)
 	if err != nil {
 		return err
@@ -48,18 +57,21 @@ func (s *Server) checkPooler(ctx context.Context, conn *pgx.Conn) error {
 	if pid == conn.PgConn().PID() {
 		return nil
 	}
-	s.pooler.Lock()
-	defer s.pooler.Unlock()
-	if s.poolerOK {
-		return s.unused(ctx, conn)
+	s.proxy.Lock()
+	defer s.proxy.Unlock()
+	if !s.proxy.together {
+		if err := s.probePooler(ctx, conn); err != nil {
+			return err
+		}
+		s.proxy.together = true
 	}
-	if err := s.probePooler(ctx, conn); err != nil {
-		return err
+	if s.proxy.apart || use.Hold {
+		return s.unused(ctx, conn)
 	}
 	if err := s.probeReset(ctx, conn); err != nil {
 		return err
 	}
-	s.poolerOK = true
+	s.proxy.apart = true
 	return nil
 }
 

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/jackc/pgx/v5/pgproto3"
@@ -17,6 +18,7 @@ type miniPooler struct {
 	t       *testing.T
 	server  string
 	session bool // session mode
+	clients atomic.Int32
 	mu      sync.Mutex
 	idle    []*pgproto3.Frontend
 }
@@ -33,6 +35,7 @@ func (p *miniPooler) listen() string {
 			if err != nil {
 				return
 			}
+			p.clients.Add(1)
 			go p.serve(conn)
 		}
 	}()
@@ -176,4 +179,35 @@ func TestPoolerInSessionModeIsFine(t *testing.T) {
 		t.Errorf("read only is %s", got)
 	}
 	connect(t, newServer(t, Config{URL: c.ConnString()}), Use{ReadOnly: true})
+}
+
+// A pooler is asked once, by whichever copy of the side comes first; a session of the freeze asks for the mode alone.
+// Another address may be another pooler.
+func TestPoolerIsAskedOnce(t *testing.T) {
+	p := &miniPooler{t: t, server: testpg.Shared(t, testMajor).Addr(), session: true}
+	at := p.listen()
+	s := newServer(t, Config{URL: "postgresql://postgres@" + at + "/postgres?sslmode=disable"})
+	opened := func(s *Server, use Use) int32 {
+		before := p.clients.Load()
+		connect(t, s, use)
+		return p.clients.Load() - before
+	}
+	if n := opened(s, Use{Hold: true}); n != 2 {
+		t.Errorf("a session of the freeze opened %d, want itself and one for the mode", n)
+	}
+	if n := opened(s.ForRun("r1", "m"), Use{}); n < 3 {
+		t.Errorf("%d sessions do not show whether the pooler resets them", n)
+	}
+	for name, same := range map[string]*Server{"the same": s, "of the run": s.ForRun("r1", "m"), "read-only": s.ReadOnly()} {
+		if n := opened(same, Use{}); n != 1 {
+			t.Errorf("%s: %d sessions for one", name, n)
+		}
+	}
+	other, err := s.At(s.Address())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := opened(other, Use{}); n == 1 {
+		t.Error("another address was taken for the same pooler")
+	}
 }

@@ -4,9 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 )
 
 const (
@@ -38,24 +41,18 @@ func (s *Server) probeReset(ctx context.Context, conn *pgx.Conn) error {
 	if err := s.unused(ctx, conn); err != nil {
 		return err
 	}
-	left, err := s.open(ctx, Use{Name: "look for a pooler"})
-	if err != nil {
+	left, pid, err := s.another(ctx)
+	if left == nil {
 		return err
 	}
-	pid, err := backendPID(ctx, left)
-	if err == nil {
-		_, err = left.Exec(ctx, "SET pgrunbook.probe = 'left'")
-	}
+	_, err = left.Exec(ctx, "SET pgrunbook.probe = 'left'")
 	closeQuietly(ctx, left)
 	if err != nil {
 		return fmt.Errorf("looking whether the pooler resets sessions: %w", err)
 	}
 	for range resetRounds {
 		next, other, err := s.another(ctx)
-		if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
-			return nil
-		}
-		if err != nil {
+		if next == nil {
 			return err
 		}
 		defer closeQuietly(ctx, next) // not before the last round: the next one would get the same session
@@ -70,18 +67,33 @@ func (s *Server) probeReset(ctx context.Context, conn *pgx.Conn) error {
 	return nil
 }
 
-// another opens one more session, and gives the process that serves it.
+// another opens one more session, and gives the process that serves it. No session and no error: there is none to
+// be had now.
 func (s *Server) another(ctx context.Context) (*pgx.Conn, uint32, error) {
-	ctx, cancel := context.WithTimeout(ctx, resetTimeout)
+	bounded, cancel := context.WithTimeout(ctx, resetTimeout)
 	defer cancel()
-	conn, err := s.open(ctx, Use{Name: "look for a pooler"})
-	if err != nil {
-		return nil, 0, err
-	}
-	pid, err := backendPID(ctx, conn)
-	if err != nil {
+	conn, err := s.open(bounded, Use{Name: "look for a pooler"})
+	var pid uint32
+	if err == nil {
+		if pid, err = backendPID(bounded, conn); err == nil {
+			return conn, pid, nil
+		}
 		closeQuietly(ctx, conn)
-		return nil, 0, err
 	}
-	return conn, pid, nil
+	if full(err) || errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
+		return nil, 0, nil
+	}
+	return nil, 0, err
+}
+
+// fullWords are how PgBouncer says, with the SQLSTATE of all its errors, that it or the server behind it has no room.
+var fullWords = []string{"no more connections allowed", "client connections exceeded", "query_wait_timeout", "too many"}
+
+// full reports whether there is no room for one more session.
+func full(err error) bool {
+	var pgErr *pgconn.PgError
+	if !errors.As(err, &pgErr) {
+		return false
+	}
+	return pgErr.Code == "53300" || pgErr.Code == "08P01" && slices.ContainsFunc(fullWords, func(words string) bool { return strings.Contains(pgErr.Message, words) })
 }

@@ -1,7 +1,9 @@
 package pg
 
 import (
+	"context"
 	"errors"
+	"net/url"
 	"strings"
 	"testing"
 
@@ -51,7 +53,7 @@ func TestPoolerWithSessionsOfAnEarlierRun(t *testing.T) {
 	})
 	url := b.URL("db", "postgres")
 	s := newServer(t, Config{URL: url, Mark: "m"})
-	s.poolerOK = true
+	s.proxy.together, s.proxy.apart = true, true
 	conn, err := s.Connect(testContext(t), Use{Marked: true})
 	if err != nil {
 		t.Fatal(err)
@@ -66,6 +68,46 @@ func TestPoolerWithSessionsOfAnEarlierRun(t *testing.T) {
 	}
 	if !errors.As(err, &refused) || !strings.Contains(err.Error(), "the mark of a run") {
 		t.Errorf("Connect: %v", err)
+	}
+}
+
+// Where there is no room for one more session, nothing shows that the pooler or server does not reset them, and
+// every later one is looked at.
+func TestPoolerWithoutRoom(t *testing.T) {
+	c := testpg.Shared(t, testMajor)
+	db := testpg.NewDB(t, c)
+	admin := connect(t, newServer(t, Config{URL: db}), Use{})
+	run(t, admin, "CREATE ROLE alone LOGIN CONNECTION LIMIT 1")
+	t.Cleanup(func() { run(t, admin, "DROP ROLE alone") })
+	full := func(settings map[string]string, size int) string {
+		b := testpg.StartBouncerT(t, testpg.BouncerOptions{Databases: map[string]string{"db": db}, PoolMode: "session", PoolSize: size, Settings: settings})
+		return b.URL("db", "postgres")
+	}
+	alone, err := url.Parse(db)
+	if err != nil {
+		t.Fatal(err)
+	}
+	alone.User = url.User("alone")
+	for name, at := range map[string]string{
+		"clients":  full(map[string]string{"max_client_conn": "1"}, 0),
+		"sessions": full(map[string]string{"query_wait_timeout": "1"}, 1),
+		"role":     alone.String(),
+	} {
+		s := newServer(t, Config{URL: at})
+		var only *pgx.Conn
+		err := Retry(testContext(t), "opening the only session", func(ctx context.Context) (err error) { // the pooler's own start may have left a client
+			if only, err = s.open(ctx, Use{}); err == nil {
+				_, err = backendPID(ctx, only) // a pool gives it its session now
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.probeReset(testContext(t), only); err != nil {
+			t.Errorf("no room for %s: %v", name, err)
+		}
+		closeQuietly(t.Context(), only)
 	}
 }
 

@@ -52,9 +52,9 @@ func (s *Server) ProgramOptions(ctx context.Context, options map[string]string) 
 		return nil, err
 	}
 	defer closeQuietly(ctx, conn)
-	s.pooler.Lock()
-	pooled := s.poolerOK
-	s.pooler.Unlock()
+	s.proxy.Lock()
+	pooled := s.proxy.together
+	s.proxy.Unlock()
 	if pooled {
 		return nil, nil
 	}

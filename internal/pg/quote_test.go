@@ -1,6 +1,7 @@
 package pg
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -35,5 +36,28 @@ func TestParseIdentifier(t *testing.T) {
 	}
 	if got := Name("My", `q"q`); got != `"My"."q""q"` {
 		t.Error(got)
+	}
+}
+
+// What is displayed names the object in SQL, and is written as a person would.
+func TestDisplayIsReadBackAsSQL(t *testing.T) {
+	conn := connect(t, newServer(t, Config{URL: testpg.NewDB(t, testpg.Shared(t, testMajor))}), Use{})
+	for want, name := range map[string][2]string{
+		"app.orders": {"app", "orders"}, `app."Order Items"`: {"app", "Order Items"}, `"App"."q""q"`: {"App", `q"q`},
+		`app."1st"`: {"app", "1st"}, `"order"."a.b"`: {"order", "a.b"}, "app.order": {"app", "order"},
+	} {
+		if got := Display(name[0], name[1]); got != want {
+			t.Errorf("%s is displayed for %s", got, want)
+		}
+		run(t, conn, "CREATE SCHEMA IF NOT EXISTS "+pgx.Identifier{name[0]}.Sanitize(), "CREATE TABLE "+want+" ()")
+		if got := show(t, conn, "SELECT count(*)::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE nspname = $1 AND relname = $2", name[0], name[1]); got != "1" {
+			t.Errorf("%s is another table", want)
+		}
+	}
+	words := show(t, conn, "SELECT string_agg(word, ' ') FROM pg_get_keywords() WHERE catcode IN ('R', 'T')")
+	for _, word := range strings.Fields(words) {
+		if Display(word, "x") != `"`+word+`".x` {
+			t.Errorf("schema %s is displayed without quotes", word)
+		}
 	}
 }

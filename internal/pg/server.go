@@ -10,7 +10,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -28,8 +27,7 @@ type Server struct {
 	explain  func(*MovedError) error // nil: a MovedError says it itself
 	readOnly bool                    // every session is one that cannot write
 
-	pooler   sync.Mutex
-	poolerOK bool // a proxy is in between and was found to keep sessions together
+	proxy *proxy // of every copy that goes to the same address
 }
 
 // Use says what a session is for. The zero value is a plain read-write session with pinned
@@ -55,7 +53,7 @@ func New(cfg Config) (*Server, error) {
 	if _, err := rand.Read(token[:]); err != nil {
 		return nil, fmt.Errorf("drawing a random token: %w", err)
 	}
-	return &Server{cfg: cfg, conf: conf, warnings: warnings, token: hex.EncodeToString(token[:]), watch: newWatch(), known: &knows{}}, nil
+	return &Server{cfg: cfg, conf: conf, warnings: warnings, token: hex.EncodeToString(token[:]), watch: newWatch(), known: &knows{}, proxy: &proxy{}}, nil
 }
 
 // ForRun gives the same side with a run's id and mark, which are known only once the journal is
@@ -84,7 +82,7 @@ func (s *Server) At(address string) (*Server, error) {
 		return nil, fmt.Errorf("%q is no address", address)
 	}
 	other := s.copy()
-	other.conf = s.conf.Copy()
+	other.conf, other.proxy = s.conf.Copy(), &proxy{}
 	other.conf.Database, other.conf.Fallbacks = address[slash+1:], nil
 	plain := s.conf.TLSConfig == nil || slices.ContainsFunc(s.conf.Fallbacks, func(f *pgconn.FallbackConfig) bool { return f.TLSConfig == nil })
 	var ways []*pgconn.FallbackConfig
@@ -109,9 +107,9 @@ func (s *Server) At(address string) (*Server, error) {
 	return other, nil
 }
 
-// copy leaves out what was found out about a pooler.
 func (s *Server) copy() *Server {
-	return &Server{cfg: s.cfg, conf: s.conf, warnings: s.warnings, token: s.token, watch: s.watch, known: s.known, explain: s.explain, readOnly: s.readOnly}
+	other := *s
+	return &other
 }
 
 // Config gives the settings, secrets included: for a process of ours that takes over, through a pipe.
@@ -134,7 +132,7 @@ func (s *Server) Connect(ctx context.Context, use Use) (*pgx.Conn, error) {
 	}
 	// Before anything is set: in a transaction-mode pooler it would stay behind in a session that
 	// an application gets next.
-	err = s.checkPooler(ctx, conn)
+	err = s.checkPooler(ctx, conn, use)
 	if err == nil {
 		err = s.checkPlace(ctx, conn)
 	}
