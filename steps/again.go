@@ -74,7 +74,7 @@ func startOver(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sideC
 	if err := env.Journal.Reopen(ctx, verifyID, true); err != nil { // what it proved of this table is no more
 		return err
 	}
-	cp.Emit(engine.Event{Kind: engine.EventNote, Level: "warn", Object: t.Schema + "." + t.Name.Name, Message: (&recopy{changes: seen}).Error()})
+	cp.Emit(engine.Event{Kind: engine.EventNote, Level: "warn", Object: t.Display(), Message: (&recopy{changes: seen}).Error()})
 	if err := detachRemoved(ctx, env, cp, sides, seen); err != nil {
 		return err
 	}

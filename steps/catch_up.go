@@ -53,7 +53,7 @@ func (s *catchUpStep) Plan(context.Context) (engine.StepPlan, error) {
 	for _, t := range s.env.Scope.Tables {
 		if t.Data == scope.Live && t.Identity == scope.FullRow {
 			p.Hazards = append(p.Hazards, engine.Hazard{
-				Kind: engine.HazardLoad, Object: t.Schema + "." + t.Name.Name,
+				Kind: engine.HazardLoad, Object: t.Display(),
 				Text: "a table without a key: each pass with deleted or updated rows reads the whole table on the target",
 			})
 		}
@@ -161,7 +161,7 @@ func stillLoading(ctx context.Context, env *Env) ([]string, error) {
 	var left []string
 	for _, t := range env.Scope.Tables {
 		if t.Data == scope.Live && states[t.ID].State != journal.Following {
-			left = append(left, t.Schema+"."+t.Name.Name)
+			left = append(left, t.Display())
 		}
 	}
 	return left, nil

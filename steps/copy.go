@@ -144,7 +144,7 @@ func (s *copyStep) loaded(ctx context.Context, tables []scope.Table) error {
 	}
 	names := make([]string, len(tables))
 	for i, t := range tables {
-		names[i] = t.Schema + "." + t.Name.Name
+		names[i] = t.Display()
 	}
 	return &engine.Error{
 		Class: engine.ClassApproval, Op: externalWait, Object: joinSome(names), Err: errors.New("nobody has said that it is done"),
@@ -208,8 +208,8 @@ func (p *copyProgress) table(t load.Progress) {
 		size = t.Bytes
 	}
 	p.cp.Emit(engine.Event{
-		Kind: engine.EventTable, Object: t.Table.Schema + "." + t.Table.Name.Name, Reason: string(t.Stage),
-		Message: fmt.Sprintf("%s.%s: %s", t.Table.Schema, t.Table.Name.Name, t.Stage),
+		Kind: engine.EventTable, Object: t.Table.Display(), Reason: string(t.Stage),
+		Message: fmt.Sprintf("%s: %s", t.Table.Display(), t.Stage),
 		Rows:    t.Rows, RowsAll: max(t.Table.Rows, t.Rows), Bytes: t.Bytes, BytesAll: size,
 	})
 	p.mu.Lock()

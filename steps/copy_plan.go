@@ -60,7 +60,7 @@ func addRows(e *engine.Estimate, t scope.Table) {
 }
 
 func copyAction(t scope.Table) engine.Action {
-	name := t.Schema + "." + t.Name.Name
+	name := t.Display()
 	a := engine.Action{On: engine.Source, Object: name, Why: t.Why}
 	switch t.Method {
 	case scope.PgDump:
@@ -77,7 +77,7 @@ func copyAction(t scope.Table) engine.Action {
 }
 
 func copyHazards(t scope.Table) []engine.Hazard {
-	name := t.Schema + "." + t.Name.Name
+	name := t.Display()
 	if t.Identity == scope.FullRow && t.Bytes > snapshotHazard {
 		return []engine.Hazard{{
 			Kind: engine.HazardLoad, Object: name,

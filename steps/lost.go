@@ -58,7 +58,7 @@ func readLoss(ctx context.Context, env *Env, conn *pgx.Conn, c gate.Closing, ans
 	}
 	for _, t := range env.Scope.Tables {
 		if t.Data == scope.AtFreeze {
-			l.AtFlip = append(l.AtFlip, t.Schema+"."+t.Name.Name)
+			l.AtFlip = append(l.AtFlip, t.Display())
 		}
 	}
 	for _, u := range undo {

@@ -205,7 +205,7 @@ func tablesOf(p *engine.Plan) map[string]scope.Table {
 	}
 	out := map[string]scope.Table{}
 	for _, t := range s.Tables {
-		out[t.Schema+"."+t.Name.Name] = t
+		out[t.Display()] = t
 	}
 	return out
 }

@@ -53,14 +53,14 @@ func mayWriteBack(ctx context.Context, env *Env) error {
 	var lacks []string
 	grants := map[string][]string{} // by what is granted
 	err = rightsOf(ctx, conn, tablesBackSQL, tables, func(n scope.Name, needs string) {
-		lacks = append(lacks, fmt.Sprintf("%s on %s.%s", needs, n.Schema, n.Name))
+		lacks = append(lacks, fmt.Sprintf("%s on %s", needs, n.Display()))
 		grants[needs+" ON"] = append(grants[needs+" ON"], pg.Name(n.Schema, n.Name))
 	})
 	if err != nil {
 		return err
 	}
 	err = rightsOf(ctx, conn, sequencesBackSQL, seqs, func(n scope.Name, owner string) {
-		lacks = append(lacks, fmt.Sprintf("setting the sequence %s.%s", n.Schema, n.Name))
+		lacks = append(lacks, fmt.Sprintf("setting the sequence %s", n.Display()))
 		grants[pgx.Identifier{owner}.Sanitize()] = nil
 	})
 	if err != nil || len(lacks) == 0 {

@@ -50,7 +50,7 @@ func (s *schemaStep) Plan(ctx context.Context) (engine.StepPlan, error) {
 	}
 	for _, t := range s.env.Scope.Tables {
 		for _, sql := range gate.Statements(s.env.Run, t) {
-			p.Actions = append(p.Actions, engine.Action{On: engine.Target, Object: t.Schema + "." + t.Name.Name, SQL: sql, Group: "gate the tables"})
+			p.Actions = append(p.Actions, engine.Action{On: engine.Target, Object: t.Display(), SQL: sql, Group: "gate the tables"})
 		}
 	}
 	if c.OnDDL == "carry" {

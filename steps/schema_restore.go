@@ -123,7 +123,7 @@ func (s *schemaStep) empty(ctx context.Context, target *pgx.Conn) ([]dump.Made, 
 		}
 		if there {
 			return nil, &engine.Error{
-				Class: engine.ClassPreflight, Op: "restoring into the target", Object: t.Schema + "." + t.Name.Name,
+				Class: engine.ClassPreflight, Op: "restoring into the target", Object: t.Display(),
 				Err:  fmt.Errorf("the target already has this table (%d objects are there)", len(have)),
 				Hint: "Use an empty database, or keep what is there: schema { mode = \"existing\" }.",
 			}

@@ -212,7 +212,7 @@ func (st *Status) readTables(ctx context.Context, run *journal.Run) error {
 }
 
 func tableStatus(t scope.Table, load journal.TableProgress, state string) TableStatus {
-	ts := TableStatus{Name: t.Schema + "." + t.Name.Name, State: state, Rows: load.Rows, Bytes: load.Bytes, BytesAll: t.Bytes}
+	ts := TableStatus{Name: t.Display(), State: state, Rows: load.Rows, Bytes: load.Bytes, BytesAll: t.Bytes}
 	switch {
 	case t.Data == scope.AtFreeze:
 		ts.State, ts.Done = "at_freeze", 1

@@ -71,7 +71,7 @@ func (s *verifyStep) Plan(context.Context) (engine.StepPlan, error) {
 	}
 	for _, t := range tables {
 		for _, on := range []engine.Side{engine.Source, engine.Target} {
-			p.Actions = append(p.Actions, engine.Action{On: on, Object: t.Schema + "." + t.Name.Name, SQL: sql, Group: "compare"})
+			p.Actions = append(p.Actions, engine.Action{On: on, Object: t.Display(), SQL: sql, Group: "compare"})
 		}
 	}
 	return p, nil
@@ -163,8 +163,8 @@ func (s *verifyStep) compare(ctx context.Context, passer *pass.Passer, emit func
 // verified reports one table.
 func (s *verifyStep) verified(t compare.TableResult, done, all int) engine.Event {
 	e := engine.Event{
-		Kind: engine.EventVerify, Object: t.Schema + "." + t.Name.Name, Rows: t.FromRows, Elapsed: t.Elapsed,
-		Message: fmt.Sprintf("%s.%s: %d rows equal (%d of %d tables)", t.Schema, t.Name.Name, t.FromRows, done, all),
+		Kind: engine.EventVerify, Object: t.Display(), Rows: t.FromRows, Elapsed: t.Elapsed,
+		Message: fmt.Sprintf("%s: %d rows equal (%d of %d tables)", t.Display(), t.FromRows, done, all),
 	}
 	if t.Differs {
 		e.Level, e.Message = "error", s.describe(t)
@@ -182,7 +182,7 @@ func (s *verifyStep) describe(t compare.TableResult) string {
 	if t.More {
 		more = "; and more"
 	}
-	text := fmt.Sprintf("%s.%s differs: %d rows on the %s, %d on the %s", t.Schema, t.Name.Name, t.FromRows, s.from, t.ToRows, s.from.Other())
+	text := fmt.Sprintf("%s differs: %d rows on the %s, %d on the %s", t.Display(), t.FromRows, s.from, t.ToRows, s.from.Other())
 	if len(rows) > 0 {
 		text += " (" + strings.Join(rows, "; ") + more + ")"
 	}
@@ -200,7 +200,7 @@ func (s *verifyStep) differences(res compare.Result) error {
 		texts = append(texts, s.describe(t))
 	}
 	return &engine.Error{
-		Class: engine.ClassDifferences, Op: "comparing both sides", Object: bad[0].Schema + "." + bad[0].Name.Name,
+		Class: engine.ClassDifferences, Op: "comparing both sides", Object: bad[0].Display(),
 		Err:  fmt.Errorf("%d of %d tables differ: %s", len(bad), len(res.Tables), strings.Join(cut(texts, 10), "\n")),
 		Hint: s.mends(bad),
 	}
@@ -214,7 +214,7 @@ func (s *verifyStep) mends(bad []compare.TableResult) string {
 	}
 	var keyed, keyless []string
 	for _, t := range bad {
-		name := t.Schema + "." + t.Name.Name
+		name := t.Display()
 		if at := slices.IndexFunc(s.env.Scope.Tables, func(c scope.Table) bool { return c.Name == t.Name }); at >= 0 && s.env.Scope.Tables[at].Identity != scope.ByKey {
 			keyless = append(keyless, name)
 		} else {

@@ -70,7 +70,7 @@ func (w *textWriter) tables(inv *steps.Inventory) {
 	w.line("# exclude_data = [\"public.job_lock\"] # there, and empty")
 	w.line("}\n")
 	for _, t := range inv.Big {
-		w.line("# large: %s.%s, %s", t.Schema, t.Name, sizeText(t.Bytes))
+		w.line("# large: %s, %s", pattern(t.Schema)+"."+pattern(t.Name), sizeText(t.Bytes))
 	}
 	for _, t := range inv.Keyless {
 		w.keyless(t)

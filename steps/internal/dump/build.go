@@ -85,7 +85,7 @@ func (b *Builder) BuildIndexes(ctx context.Context, t scope.Table) error {
 // partition; who waits for such a lock holds up no reader and no writer.
 func (b *Builder) Analyze(ctx context.Context, conn *pgx.Conn, t scope.Table) error {
 	if _, err := conn.Exec(ctx, "ANALYZE "+pg.Name(t.Schema, t.Name.Name)); err != nil {
-		return fmt.Errorf("analyzing %s.%s: %w", t.Schema, t.Name.Name, err)
+		return fmt.Errorf("analyzing %s: %w", t.Display(), err)
 	}
 	return nil
 }

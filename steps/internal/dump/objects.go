@@ -99,7 +99,7 @@ func (o Object) String() string {
 	if o.Table.Name == "" {
 		return fmt.Sprintf("%s %s", o.Kind, o.Name)
 	}
-	return fmt.Sprintf("%s %s on %s.%s", o.Kind, o.Name, o.Table.Schema, o.Table.Name)
+	return fmt.Sprintf("%s %s on %s", o.Kind, o.Name, o.Table.Display())
 }
 
 // reader collects objects over one connection.

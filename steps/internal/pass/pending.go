@@ -127,11 +127,11 @@ func (s *fromSession) cutoff(ctx context.Context, t scope.Table, n int64) (strin
 		deltaTable(t), span{low: s.low[t.ID]}.where(d, t.ID), n-1)
 	rows, err := s.conn.Query(ctx, q)
 	if err != nil {
-		return "", false, fmt.Errorf("cutting the delta of %s.%s: %w", t.Schema, t.Name.Name, err)
+		return "", false, fmt.Errorf("cutting the delta of %s: %w", t.Display(), err)
 	}
 	cuts, err := pgx.CollectRows(rows, pgx.RowTo[string])
 	if err != nil {
-		return "", false, fmt.Errorf("cutting the delta of %s.%s: %w", t.Schema, t.Name.Name, err)
+		return "", false, fmt.Errorf("cutting the delta of %s: %w", t.Display(), err)
 	}
 	if len(cuts) == 0 {
 		return "", false, nil

@@ -70,7 +70,7 @@ func guc(text string) (time.Duration, bool) {
 // swallowedErrors: a closed gate raises an error, and a function that catches everything would
 // take a refused write for done.
 func swallowedErrors(ctx context.Context, f *Facts) ([]engine.Finding, error) {
-	names, err := f.From.list(ctx, `SELECT n.nspname || '.' || p.proname FROM pg_proc p
+	names, err := f.From.list(ctx, `SELECT quote_ident(n.nspname) || '.' || quote_ident(p.proname) FROM pg_proc p
   JOIN pg_namespace n ON n.oid = p.pronamespace JOIN pg_language l ON l.oid = p.prolang
  WHERE l.lanname = 'plpgsql' AND n.nspname !~ '^pg_' AND n.nspname NOT IN ('information_schema', 'pgrunbook')
    AND p.prosrc ~* '\mwhen\s+(.*\mor\s+)?others\M'

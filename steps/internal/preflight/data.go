@@ -49,11 +49,11 @@ func targetTables(ctx context.Context, f *Facts) ([]engine.Finding, error) {
 		err := f.To.conn.QueryRow(ctx, "SELECT EXISTS (SELECT FROM "+pg.Name(schema, table)+")").Scan(&rows)
 		switch {
 		case pg.SQLState(err) == "42501": // insufficient_privilege
-			reading.lacks(fmt.Sprintf("GRANT USAGE ON SCHEMA %[1]s TO %[2]s; GRANT SELECT ON ALL TABLES IN SCHEMA %[1]s TO %[2]s;", ident(schema), ident(f.To.Connected)), schema+"."+table)
+			reading.lacks(fmt.Sprintf("GRANT USAGE ON SCHEMA %[1]s TO %[2]s; GRANT SELECT ON ALL TABLES IN SCHEMA %[1]s TO %[2]s;", ident(schema), ident(f.To.Connected)), pg.Display(schema, table))
 		case err != nil:
-			return nil, fmt.Errorf("looking into %s.%s: %w", schema, table, err)
+			return nil, fmt.Errorf("looking into %s: %w", pg.Display(schema, table), err)
 		case rows:
-			full = append(full, schema+"."+table)
+			full = append(full, pg.Display(schema, table))
 		}
 	}
 	out := reading.findings(engine.Target, f.To.Connected, "SELECT on tables, to see that they are empty")

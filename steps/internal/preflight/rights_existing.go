@@ -107,7 +107,7 @@ func existingSequenceRights(ctx context.Context, f *Facts) ([]engine.Finding, er
 	if err != nil {
 		return nil, err
 	}
-	rows, err := s.conn.Query(ctx, `SELECT n.nspname || '.' || c.relname, pg_get_userbyid(c.relowner)::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+	rows, err := s.conn.Query(ctx, `SELECT quote_ident(n.nspname) || '.' || quote_ident(c.relname), pg_get_userbyid(c.relowner)::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
  WHERE c.oid = ANY ($1::oid[]) AND NOT pg_has_role($2::name, c.relowner, 'USAGE') ORDER BY 1`, sequences, s.Role)
 	if err != nil {
 		return nil, err

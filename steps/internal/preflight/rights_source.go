@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/pgrunbook/pgrunbook/engine"
+	"github.com/pgrunbook/pgrunbook/internal/pg"
 )
 
 func roleExists(s *Side) []engine.Finding {
@@ -104,7 +105,7 @@ func tableRights(ctx context.Context, s *Side, tables []uint32) ([]engine.Findin
 	var owns, triggers, reads, writes, uses bool
 	var ownership, triggering, reading, writing, usage rights
 	_, err = pgx.ForEachRow(rows, []any{&schema, &table, &owner, &owns, &triggers, &reads, &writes, &uses}, func() error {
-		name := schema + "." + table
+		name := pg.Display(schema, table)
 		if !uses {
 			usage.lacks(fmt.Sprintf("GRANT USAGE ON SCHEMA %s TO %s;", ident(schema), ident(s.Role)), schema)
 		}
@@ -149,7 +150,7 @@ func sourceSequences(ctx context.Context, f *Facts) ([]engine.Finding, error) {
 	var schema, name string
 	var reading rights
 	_, err = pgx.ForEachRow(rows, []any{&schema, &name}, func() error {
-		reading.lacks(fmt.Sprintf("GRANT SELECT ON ALL SEQUENCES IN SCHEMA %s TO %s;", ident(schema), ident(s.Role)), schema+"."+name)
+		reading.lacks(fmt.Sprintf("GRANT SELECT ON ALL SEQUENCES IN SCHEMA %s TO %s;", ident(schema), ident(s.Role)), pg.Display(schema, name))
 		return nil
 	})
 	if err != nil {
@@ -173,7 +174,7 @@ func sequencesBack(ctx context.Context, f *Facts, oids []uint32) ([]engine.Findi
 	var schema, name, owner string
 	var setting rights
 	_, err = pgx.ForEachRow(rows, []any{&schema, &name, &owner}, func() error {
-		setting.lacks(s.join(owner), schema+"."+name)
+		setting.lacks(s.join(owner), pg.Display(schema, name))
 		return nil
 	})
 	return setting.findings(engine.Source, s.Role, "the owner's right to set sequences, for the way back"), err

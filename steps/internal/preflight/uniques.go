@@ -71,7 +71,7 @@ func stricterKeys(ctx context.Context, f *Facts) ([]engine.Finding, error) {
 			continue
 		}
 		out = append(out, finding(engine.SeverityWarning, engine.Target, pg.Name(u.Schema, u.Index), u.drop()+" -- or make the same key on the source first: that shows whether its rows allow it",
-			"The target's %s.%s has a key that the source's has not: the load stops at a row that it refuses.", u.Schema, u.Table))
+			"The target's %s has a key that the source's has not: the load stops at a row that it refuses.", pg.Display(u.Schema, u.Table)))
 	}
 	return out, nil
 }

@@ -3,7 +3,6 @@ package scope
 import (
 	"context"
 	"fmt"
-	"strings"
 
 	"github.com/jackc/pgx/v5"
 
@@ -36,21 +35,10 @@ type relation struct {
 // Display writes the name for a person, with quotes where they are needed. There is no String: a
 // Table embeds Name and would print as its name alone.
 func (n Name) Display() string {
-	return quoteIfNeeded(n.Schema) + "." + quoteIfNeeded(n.Name)
+	return pg.Display(n.Schema, n.Name)
 }
 
 func (r *relation) String() string { return r.Display() }
-
-// quoteIfNeeded writes a name as a person would.
-func quoteIfNeeded(s string) string {
-	for i, c := range s {
-		if c >= 'a' && c <= 'z' || c == '_' || i > 0 && c >= '0' && c <= '9' {
-			continue
-		}
-		return `"` + strings.ReplaceAll(s, `"`, `""`) + `"`
-	}
-	return s
-}
 
 // unanalyzed reports that it has rows of which pg_class knows no number.
 func (r *relation) unanalyzed() bool { return r.uncounted && r.filled }

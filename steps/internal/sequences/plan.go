@@ -159,7 +159,7 @@ func Apply(ctx context.Context, to *pgx.Conn, changes []Change) error {
 	var b strings.Builder
 	for _, c := range changes {
 		if c.Schema == ownSchema {
-			return fmt.Errorf("setting sequences: %s.%s is ours and is never carried", c.Schema, c.Name.Name)
+			return fmt.Errorf("setting sequences: %s is ours and is never carried", c.Display())
 		}
 		b.WriteString(c.SQL())
 		b.WriteString(";\n")

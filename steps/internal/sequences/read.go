@@ -48,7 +48,7 @@ func Read(ctx context.Context, conn *pgx.Conn, seqs []scope.Sequence) ([]State, 
 	var schemas, names []string
 	for i, s := range seqs {
 		if s.Schema == ownSchema {
-			return nil, fmt.Errorf("reading sequences: %s.%s is ours and is never carried", s.Schema, s.Name.Name)
+			return nil, fmt.Errorf("reading sequences: %s is ours and is never carried", s.Display())
 		}
 		states[i].Name = s.Name
 		schemas, names = append(schemas, s.Schema), append(names, s.Name.Name)
@@ -77,7 +77,7 @@ func Read(ctx context.Context, conn *pgx.Conn, seqs []scope.Sequence) ([]State, 
 	}
 	if i := slices.Index(found, false); i >= 0 {
 		return nil, &engine.Error{
-			Class: engine.ClassStale, Op: "reading sequence", Object: schemas[i] + "." + names[i], Err: fmt.Errorf("it is not there any more"),
+			Class: engine.ClassStale, Op: "reading sequence", Object: seqs[i].Display(), Err: fmt.Errorf("it is not there any more"),
 			Hint: "Run plan again: the sequence was dropped or renamed.",
 		}
 	}

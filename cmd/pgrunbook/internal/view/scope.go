@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/pgrunbook/pgrunbook/engine"
+	"github.com/pgrunbook/pgrunbook/internal/pg"
 )
 
 // planTable is what is shown of a table in the plan's scope.
@@ -68,7 +69,7 @@ func notCarried(p *engine.Plan, s planScope) []string {
 	return out
 }
 
-func (t planTable) label() string { return printable(t.Schema + "." + t.Name) }
+func (t planTable) label() string { return printable(pg.Display(t.Schema, t.Name)) }
 
 // how gives the table's way over: the method, or when or that its rows do not move live.
 func (t planTable) how() string {
