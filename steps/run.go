@@ -2,7 +2,6 @@ package steps
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"time"
@@ -207,8 +206,9 @@ func planOf(ctx context.Context, env *Env, built []engine.Step) (*engine.Plan, e
 	return &p, nil
 }
 
-// Finish walks the steps of finish on the open run of env, and removes the journal last.
-func Finish(ctx context.Context, env *Env, f FinishOptions, o WalkOptions) ([]engine.Outcome, error) {
+// Finish walks the steps of finish on the open run of env, and removes the journal last. Before that it hands the
+// certificate of the latest flip, which goes with the journal, to last.
+func Finish(ctx context.Context, env *Env, f FinishOptions, o WalkOptions, last func(Certificate) error) ([]engine.Outcome, error) {
 	env.report(o.Show)
 	p, built, err := PlanFinish(ctx, env, f)
 	if err != nil {
@@ -229,13 +229,10 @@ func Finish(ctx context.Context, env *Env, f FinishOptions, o WalkOptions) ([]en
 	if err != nil {
 		return outcomes, err
 	}
-	// The certificate goes with the journal: here it is for the last time.
 	if c, err := certificateOf(ctx, env.Journal); err == nil {
-		text, err := json.Marshal(c)
-		if err != nil {
-			return outcomes, fmt.Errorf("writing the freeze certificate as JSON: %w", err)
+		if err := last(c); err != nil {
+			return outcomes, err
 		}
-		env.Sink.Emit(engine.Event{Kind: engine.EventNote, Message: "the freeze certificate, which goes with the journal: " + string(text)})
 	}
 	return outcomes, CloseRun(ctx, env, f)
 }

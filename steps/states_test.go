@@ -88,7 +88,7 @@ finish {
 	})
 
 	t.Run("finish refuses before it stops anything", func(t *testing.T) {
-		if _, err := Finish(ctx, r.env, FinishOptions{Now: true}, WalkOptions{Show: r.env.Sink}); err == nil || !strings.Contains(err.Error(), "writes are on the source") {
+		if _, err := Finish(ctx, r.env, FinishOptions{Now: true}, WalkOptions{Show: r.env.Sink}, nil); err == nil || !strings.Contains(err.Error(), "writes are on the source") {
 			t.Errorf("finish with writes on the source: %v", err)
 		}
 		if _, err := os.Stat(stopped); err == nil {

@@ -68,7 +68,10 @@ func (a *app) finish(ctx context.Context, args []string, o steps.FinishOptions, 
 		return err
 	}
 	w := a.walkBack(backFlags{approve: f.approve, by: f.by})
-	a.summary.Outcomes, err = steps.Finish(ctx, s.env, o, w)
+	a.summary.Outcomes, err = steps.Finish(ctx, s.env, o, w, func(c steps.Certificate) error {
+		defer a.show().Suspend()() // a live block would be drawn into it
+		return a.writeCertificate(c, a.json)
+	})
 	if engine.ClassOf(err) == engine.ClassApproval {
 		a.summary.Next = nextAfter(err, "the same command")
 	}

@@ -139,10 +139,14 @@ func (a *app) certificate(ctx context.Context, args []string) error {
 	if err != nil {
 		return noRun(err)
 	}
+	return a.writeCertificate(c, asJSON)
+}
+
+func (a *app) writeCertificate(c steps.Certificate, asJSON bool) error {
 	if asJSON {
 		return view.WriteLine(a.stdout, view.LineCertificate, fmt.Sprintf("freeze from %s to %s", c.From, c.To), c, time.Now())
 	}
-	_, err = fmt.Fprint(a.stdout, c)
+	_, err := fmt.Fprint(a.stdout, c)
 	return err
 }
 

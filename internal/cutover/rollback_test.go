@@ -63,7 +63,7 @@ func TestThereAndBack(t *testing.T) {
 	r.want(0, "apply", "-y")
 	r.writing(onTarget)
 	r.same()
-	r.says(r.want(0, "finish", "-y", "--now"), `the freeze certificate, which goes with the journal: {`)
+	r.says(r.want(0, "finish", "-y", "--now"), "flip from source to target, epoch", "write block", "final pass")
 	r.writing(onTarget)
 	r.balance(r.target)
 	r.refused(r.source, "25006")
