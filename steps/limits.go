@@ -123,7 +123,7 @@ func (l *limits) look(ctx context.Context) error {
 	}
 	var why reasons
 	if c.Paused {
-		why.add("paused by "+c.By, "")
+		why.add(pausedWords+c.By, "")
 	}
 	var errs []error
 	for _, limit := range inForce(l.env.Runbook.Limits, c.Settings) {

@@ -21,7 +21,7 @@ func (e *Env) unpaused(ctx context.Context, emit func(engine.Event)) error {
 		}
 		if time.Since(told) >= saidAgain {
 			told = time.Now()
-			emit(engine.Event{Kind: engine.EventWaiting, Reason: "paused by " + c.By, Message: "paused by " + c.By + ": pgrunbook unpause lets it go on"})
+			emit(engine.Event{Kind: engine.EventWaiting, Reason: pausedWords + c.By, Message: pausedWords + c.By + ": pgrunbook unpause lets it go on"})
 		}
 		select {
 		case <-ctx.Done():

@@ -286,32 +286,6 @@ func Approve(ctx context.Context, target *pg.Server, name, by string) error {
 	return run.Approve(ctx, engine.Approval{Name: name, By: by, At: time.Now().UTC(), PlanDigest: run.Digest})
 }
 
-// SetControl changes the switches of the target's active run and gives them back.
-func SetControl(ctx context.Context, target *pg.Server, by string, change func(*journal.Control)) (journal.Control, error) {
-	run, err := journal.Attach(ctx, target, "control")
-	if err != nil {
-		return journal.Control{}, err
-	}
-	defer run.Close(ctx)
-	return run.SetControl(ctx, by, change)
-}
-
-// Pause makes the runner of the target's active run stop at its next safe point, or go on, and says whether
-// there is one.
-func Pause(ctx context.Context, target *pg.Server, by string, paused bool) (runs bool, err error) {
-	run, err := journal.Attach(ctx, target, "control")
-	if err != nil {
-		return false, err
-	}
-	defer run.Close(ctx)
-	h, ok, err := run.Holder(ctx)
-	if err != nil {
-		return false, err
-	}
-	_, err = run.SetControl(ctx, by, func(c *journal.Control) { c.Paused = paused })
-	return ok && h.Alive, err
-}
-
 // distrust takes back an earlier proof that both sides are equal: no cutover may rest on it.
 func distrust(ctx context.Context, env *Env, id engine.StepID) error {
 	owner, err := env.Journal.Owner(ctx)

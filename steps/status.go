@@ -116,6 +116,9 @@ func ReadStatus(ctx context.Context, target, source *pg.Server) (Status, error) 
 			return st, err
 		}
 	}
+	if st.Paused && st.running() && !strings.Contains(st.Held+st.Waiting, pausedWords) {
+		st.Waiting = "the pause is not heard yet: what is under way goes on to its next safe point"
+	}
 	if err := st.readLag(ctx, target); err != nil {
 		return st, err
 	}
@@ -242,9 +245,14 @@ func (st *Status) readWaiting(ctx context.Context, run *journal.Run) error {
 	if err != nil {
 		return err
 	}
+	before := false // what was said before the pause that was asked for last, or let go of
 	for i := len(events) - 1; i >= 0; i-- {
 		e := events[i]
 		switch {
+		case e.Mark == pauseMark:
+			before = true
+		case before && saysPaused(e):
+			continue
 		case e.Step != "" && e.Step != st.Step:
 			return nil
 		case e.Kind == engine.EventWaiting && e.Mark == limitMark:

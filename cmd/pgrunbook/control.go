@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -31,17 +32,13 @@ func (a *app) pausing(use, short string, paused bool) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			runs, err := steps.Pause(cmd.Context(), target, whoAmI(), paused)
+			p, err := steps.Pause(cmd.Context(), target, whoAmI(), paused)
 			if err != nil {
 				return a.ended(cmd.Context(), target, source, err)
 			}
-			a.summary.Message = "paused within seconds; capture goes on"
-			if !runs {
-				a.summary.Message = "no command works on the run now: the next one waits at its first safe point; capture goes on"
-			}
-			a.summary.Next = "pgrunbook unpause"
-			if !paused {
-				a.summary.Message, a.summary.Next = "the run goes on", "pgrunbook status --watch"
+			a.summary.Message, a.summary.Next = unpausedText(p), withFile("pgrunbook status", args)
+			if paused {
+				a.summary.Message, a.summary.Next = pausedText(p), withFile("pgrunbook unpause", args)
 			}
 			return nil
 		},
@@ -52,11 +49,45 @@ func (a *app) pausing(use, short string, paused bool) *cobra.Command {
 	return cmd
 }
 
+// pausedText says when a pause was asked for, by whom, and whether it has taken effect.
+func pausedText(p steps.Paused) string {
+	text := fmt.Sprintf("pause asked for by %s at %s", p.By, p.Asked.UTC().Format(time.RFC3339))
+	step := ""
+	if p.Step != "" {
+		step = fmt.Sprintf(" in step %s", p.Step)
+	}
+	switch {
+	case p.Holder == nil:
+		text += "; no command works on the run now: the next one waits at its first safe point"
+	case p.Heard:
+		text += fmt.Sprintf(", and heard by %s%s: it stands still once what is under way there has ended", processText(p.Holder), step)
+	default:
+		text += fmt.Sprintf(", not heard yet: %s goes on to its next safe point%s, and pgrunbook status says whether it has heard", processText(p.Holder), step)
+	}
+	return text + "; capture goes on"
+}
+
+func unpausedText(p steps.Paused) string {
+	switch {
+	case !p.Was:
+		return "it was not paused"
+	case p.Holder == nil:
+		return "paused no more; no command works on the run now"
+	default:
+		return fmt.Sprintf("%s goes on within seconds", processText(p.Holder))
+	}
+}
+
+func processText(h *journal.Holder) string {
+	return fmt.Sprintf("process %d of %s on %s", h.PID, h.User, h.Host)
+}
+
 func newSet(a *app) *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "set NAME=VALUE... [RUNBOOK | PLAN]",
-		Short: "Change a tunable of the run while it works: workers, or a limit",
-		Long: `Change a tunable of the run while it works; it takes effect within seconds.
+		Use:   "set [NAME=VALUE...] [RUNBOOK | PLAN]",
+		Short: "Change a tunable of the run while it works: workers, or a limit; without one, show them",
+		Long: `Change a tunable of the run while it works; it takes effect within seconds. Without
+NAME=VALUE it shows what holds now.
 
   workers       sessions on each side; 0 goes back to the runbook's number
   copy_rate     bytes per second that are read from the source, such as 20MiB/s
@@ -64,7 +95,6 @@ func newSet(a *app) *cobra.Command {
                 the max of this limit; it does what the runbook's limit does, or pauses
 
 A limit set to "off" is the runbook's again, one set to "unlimited" is none.`,
-		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error { return a.set(cmd.Context(), args) },
 	}
 	a.withVars(cmd)
@@ -118,8 +148,11 @@ func (a *app) set(ctx context.Context, args []string) error {
 			rest = append(rest, arg)
 		}
 	}
-	if len(settings) == 0 || len(rest) > 1 {
+	if len(rest) > 1 || len(rest) == 1 && tunables()[rest[0]] != nil {
 		return usageError("Write for example: pgrunbook set workers=8", "what is to be set?")
+	}
+	if len(settings) == 0 {
+		return a.showTunables(ctx, rest)
 	}
 	var probe journal.Control
 	if err := setAll(settings, &probe); err != nil {
@@ -137,6 +170,36 @@ func (a *app) set(ctx context.Context, args []string) error {
 	}
 	a.summary.Message = "set " + strings.Join(settings, ", ") + "; it takes effect within seconds"
 	return nil
+}
+
+// showTunables prints what holds now, and how it is changed.
+func (a *app) showTunables(ctx context.Context, args []string) error {
+	target, err := a.openServer(ctx, args)
+	if err != nil {
+		return err
+	}
+	list, last, err := steps.Tunables(ctx, target)
+	if err != nil {
+		return noRun(err)
+	}
+	var lines, pairs []string
+	for _, t := range list {
+		line := fmt.Sprintf("  %-12s %-20s", t.Name, t.Value)
+		if t.Runbook != "" {
+			line += " set; in the runbook: " + t.Runbook
+		}
+		lines, pairs = append(lines, strings.TrimRight(line, " ")), append(pairs, t.Name+"="+t.Value)
+	}
+	if a.json {
+		a.summary.Message = strings.Join(pairs, "; ")
+		return nil
+	}
+	if last.By != "" {
+		lines = append(lines, fmt.Sprintf("\nLast set, paused or let go on by %s at %s.", last.By, last.At.UTC().Format(time.RFC3339)))
+	}
+	_, err = fmt.Fprintln(a.stdout, strings.Join(lines, "\n"))
+	a.summary.Next = withFile("pgrunbook set NAME=VALUE", args)
+	return err
 }
 
 func setAll(settings []string, c *journal.Control) error {

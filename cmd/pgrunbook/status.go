@@ -79,7 +79,7 @@ func (a *app) status(ctx context.Context, args []string, watch bool) error {
 }
 
 // typed are the commands of a run in what status says to type, each up to where a file is named.
-var typed = regexp.MustCompile(`pgrunbook (?:approve \S+ --by WHO|(?:apply|rollback|verify|finish|abort|unpause|plan|status)(?: --[a-z-]+)*)`)
+var typed = regexp.MustCompile(`pgrunbook (?:approve \S+ --by WHO|set NAME=VALUE|(?:apply|rollback|verify|finish|abort|unpause|plan|status)(?: --[a-z-]+)*)`)
 
 // withFile names the file of args in what is to be typed, where the directory does not say which it is.
 func withFile(next string, args []string) string {

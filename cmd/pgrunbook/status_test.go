@@ -12,7 +12,7 @@ func TestNextNamesTheFile(t *testing.T) {
 		"pgrunbook apply: it looks; pgrunbook finish --without-source":      "pgrunbook apply e.runbook.hcl: it looks; pgrunbook finish --without-source e.runbook.hcl",
 		"pgrunbook approve go --by WHO":                                     "pgrunbook approve go --by WHO e.runbook.hcl",
 		"nothing: it is running. pgrunbook status --watch follows it":       "nothing: it is running. pgrunbook status --watch e.runbook.hcl follows it",
-		"nothing: it goes on. pgrunbook set NAME=VALUE changes a limit":     "nothing: it goes on. pgrunbook set NAME=VALUE changes a limit",
+		"nothing: it goes on. pgrunbook set NAME=VALUE changes a limit":     "nothing: it goes on. pgrunbook set NAME=VALUE e.runbook.hcl changes a limit",
 		"pgrunbook rollback, which was begun; or pgrunbook finish, to stay": "pgrunbook rollback e.runbook.hcl, which was begun; or pgrunbook finish e.runbook.hcl, to stay",
 	} {
 		if got := withFile(said, []string{"e.runbook.hcl"}); got != want { // this directory has no runbook

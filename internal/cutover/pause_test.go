@@ -79,7 +79,11 @@ func (r *rig) paused(p *process, step, at string, first func(), then ...func()) 
 		r.eventually("arrived in "+step, func() bool { _, err := os.Stat(at + ".here"); return err == nil })
 	}
 	before := heard()
-	r.want(0, "pause")
+	asked := r.want(0, "pause")
+	if step == "verify" || step == "arm" { // while rows are copied and caught up, limits are looked at beside it
+		r.says(asked, "not heard yet: process ")
+		r.says(r.want(0, "status"), "the pause is not heard yet")
+	}
 	if first != nil {
 		first()
 	}
@@ -89,7 +93,10 @@ func (r *rig) paused(p *process, step, at string, first func(), then ...func()) 
 	}
 	r.eventually(step+" hears the pause", func() bool { return heard() > before })
 	r.t.Logf("pause was heard in %s after %s", step, time.Since(began).Round(10*time.Millisecond))
-	r.says(r.want(0, "status"), "paused")
+	r.says(r.want(0, "status"), "paused by ")
+	r.eventually("the journal has that it was heard in "+step, func() bool {
+		return strings.Contains(r.want(0, "pause"), "in step "+step+": it stands still")
+	})
 	for _, do := range then {
 		do()
 	}
