@@ -15,6 +15,7 @@ func (l *loader) loadCutover(b *Body, at hcl.Range) {
 	c.Range = at
 	c.Enabled = b.Bool("enabled", c.Enabled)
 	c.MaxWriteBlock = b.Duration("max_write_block", c.MaxWriteBlock)
+	boundBlock(b, c.MaxWriteBlock)
 	c.Attempts = int(b.Int("attempts", int64(c.Attempts), 1))
 	c.RetryEvery = b.Duration("retry_every", c.RetryEvery)
 	c.SequenceMargin = b.Int("sequence_margin", c.SequenceMargin, 0)
@@ -26,8 +27,10 @@ func (l *loader) loadCutover(b *Body, at hcl.Range) {
 	}
 	c.EndSessions = b.Bool("end_sessions", c.EndSessions)
 	if c.Window = b.String("window"); b.Known("window") {
-		if _, err := ParseWindow(c.Window); err != nil {
+		if w, err := ParseWindow(c.Window); err != nil {
 			b.Errorf("window", "Bad window", "%s.", capitalize(err.Error()))
+		} else if w.Length() < c.MaxWriteBlock {
+			b.Errorf("window", "Window too short", "The window is open for %s, and writes may be held for max_write_block = %s: no attempt could begin in it. Make it longer, or max_write_block shorter.", w.Length(), c.MaxWriteBlock)
 		}
 	}
 	if message := b.String("closed_message"); b.Known("closed_message") {
@@ -35,6 +38,16 @@ func (l *loader) loadCutover(b *Body, at hcl.Range) {
 			b.Errorf("closed_message", "Empty message", "closed_message is what a refused writer reads. Write a sentence, or leave it out for the standard one.")
 		}
 		c.ClosedMessage = message
+	}
+}
+
+// longestBlock bounds max_write_block: nobody holds writes for longer, and PostgreSQL's timeouts of that time
+// are numbers of milliseconds in 32 bits.
+const longestBlock = 24 * time.Hour
+
+func boundBlock(b *Body, block time.Duration) {
+	if block > longestBlock {
+		b.Errorf("max_write_block", "Bad duration", "max_write_block is how long the application's writes may wait; more than %s is no freeze but an outage. Write for example \"2s\".", longestBlock)
 	}
 }
 

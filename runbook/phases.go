@@ -149,7 +149,9 @@ func (l *loader) loadRollback(b *Body, at hcl.Range) {
 	if !r.Enabled && r.KeepFor > 0 {
 		b.Errorf("keep_for", "Nothing to keep", "keep_for says how long the way back stays open, and enabled = false closes it. Remove one of them.")
 	}
-	if r.MaxWriteBlock = b.Duration("max_write_block", 0); !r.Enabled && r.MaxWriteBlock > 0 {
+	r.MaxWriteBlock = b.Duration("max_write_block", 0)
+	boundBlock(b, r.MaxWriteBlock)
+	if !r.Enabled && r.MaxWriteBlock > 0 {
 		b.Errorf("max_write_block", "Nothing to bound", "max_write_block says how long writes may wait on the way back, and enabled = false closes it. Remove one of them.")
 	}
 }

@@ -130,7 +130,7 @@ func positive(n float64, err error) (float64, error) {
 	return n, err
 }
 
-// Window is the time of day in which a cutover may start.
+// Window is the time of day in which a cutover may hold writes.
 type Window struct {
 	from, to time.Duration // since midnight; to before from spans midnight
 	zone     *time.Location
@@ -178,6 +178,26 @@ func (w Window) Contains(t time.Time) bool {
 		return now >= w.from && now < w.to
 	}
 	return now >= w.from || now < w.to
+}
+
+// Length is how long the window is open on a day without a change of clocks.
+func (w Window) Length() time.Duration {
+	if w.from < w.to {
+		return w.to - w.from
+	}
+	return 24*time.Hour - w.from + w.to
+}
+
+// End is when the window that contains t closes.
+func (w Window) End(t time.Time) time.Time {
+	local := t.In(w.zone)
+	for day := range 3 {
+		end := time.Date(local.Year(), local.Month(), local.Day()+day, int(w.to/time.Hour), int(w.to%time.Hour/time.Minute), 0, 0, w.zone)
+		if end.After(t) {
+			return end
+		}
+	}
+	return t // not reached: a day has one end
 }
 
 // Next returns t when it lies in the window, else the next start of the window after t.

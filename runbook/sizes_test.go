@@ -69,6 +69,27 @@ func TestWindow(t *testing.T) {
 			t.Errorf("%s after %s begins %s, want %s", tc.window, tc.now, got, tc.next)
 		}
 	}
+	for _, tc := range []struct {
+		window, now, end string
+		length           time.Duration
+	}{
+		{"02:00-05:00", "2026-11-20T04:59:30Z", "2026-11-20T05:00:00Z", 3 * time.Hour},
+		{"22:30-04:00", "2026-11-20T23:00:00Z", "2026-11-21T04:00:00Z", 5*time.Hour + 30*time.Minute},
+		{"22:30-04:00", "2026-11-21T03:00:00Z", "2026-11-21T04:00:00Z", 5*time.Hour + 30*time.Minute},
+		{"22:00-00:00", "2026-11-21T23:00:00Z", "2026-11-22T00:00:00Z", 2 * time.Hour},
+		{"02:00-05:00 Europe/Berlin", "2026-11-20T01:30:00Z", "2026-11-20T04:00:00Z", 3 * time.Hour},
+	} {
+		w, err := ParseWindow(tc.window)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := w.End(at(tc.now)); !got.Equal(at(tc.end)) {
+			t.Errorf("%s at %s ends %s, want %s", tc.window, tc.now, got, tc.end)
+		}
+		if got := w.Length(); got != tc.length {
+			t.Errorf("%s is open for %s, want %s", tc.window, got, tc.length)
+		}
+	}
 	for _, text := range []string{"", "2:00-5:00", "02:00", "02:00-25:00", "02:00-05:00 Mars/Base", "02:00-05:00 Local", "02:00-05:00-06:00", "05:00-05:00"} {
 		if _, err := ParseWindow(text); err == nil {
 			t.Errorf("%q is a window", text)

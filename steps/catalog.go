@@ -35,6 +35,9 @@ func checkCatalog(ctx context.Context, env *Env, conn *pgx.Conn, side engine.Sid
 			return err
 		}
 	}
+	if err := noLargeObjects(ctx, env, conn, side); err != nil {
+		return err
+	}
 	changes, err := capture.Check(ctx, conn, env.Run, captured(env))
 	if err != nil {
 		return err
@@ -55,6 +58,29 @@ func checkCatalog(ctx context.Context, env *Env, conn *pgx.Conn, side engine.Sid
 		return err
 	}
 	return uncarried(env, changes)
+}
+
+// errLargeObjects is for what neither a trigger nor the gate sees: a large object is created and written
+// without a statement on any table of the application.
+var errLargeObjects = errors.New("there are large objects, which cannot be followed")
+
+// noLargeObjects looks whether somebody has made one since the plan, which refuses them unless the runbook
+// says otherwise.
+func noLargeObjects(ctx context.Context, env *Env, conn *pgx.Conn, side engine.Side) error {
+	if env.Runbook.Cutover.LargeObjects == "ignore" {
+		return nil
+	}
+	var object *uint32
+	if err := conn.QueryRow(ctx, "SELECT min(oid) FROM pg_largeobject_metadata").Scan(&object); err != nil {
+		return fmt.Errorf("looking for large objects: %w", err)
+	}
+	if object == nil {
+		return nil
+	}
+	return &engine.Error{
+		Class: engine.ClassPreflight, Op: "following", Object: fmt.Sprintf("large object %d of the %s", *object, side), Err: errLargeObjects,
+		Hint: fmt.Sprintf(`Move them into bytea columns and drop them there: SELECT lo_unlink(oid) FROM pg_largeobject_metadata; or set large_objects = "ignore" in the cutover block and carry them from the %s yourself. Then run the same command again.`, side),
+	}
 }
 
 // uncarried names a change that only catch_up may carry, or that the runbook does not let it.

@@ -191,6 +191,9 @@ func (s *catchUpStep) check(ctx context.Context, conn *pgx.Conn) error {
 	if err := checkDefinitions(ctx, s.env, conn); err != nil {
 		return err
 	}
+	if err := noLargeObjects(ctx, s.env, conn, engine.Source); err != nil {
+		return err
+	}
 	changes, err := capture.Check(ctx, conn, s.env.Run, s.env.Scope.Tables)
 	if err != nil {
 		return err

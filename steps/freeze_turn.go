@@ -29,17 +29,25 @@ func (f *flipper) unpaused(ctx context.Context) error {
 	return f.env.unpaused(ctx, f.cp.Emit)
 }
 
-// closedUntil is when the runbook's window opens; zero: it is open.
+// closedUntil is when the runbook's window opens next; zero: it is open, for at least as long as writes may be
+// held.
 func (f *flipper) closedUntil() (time.Time, error) {
 	text := f.env.Runbook.Cutover.Window
 	if text == "" || !f.heeds() {
 		return time.Time{}, nil
 	}
 	w, err := runbook.ParseWindow(text)
-	if now := f.now(); err == nil && !w.Contains(now) {
+	if err != nil {
+		return time.Time{}, err
+	}
+	now := f.now()
+	if end := w.End(now); w.Contains(now) && end.Sub(now) < f.Budget {
+		return w.Next(end), nil
+	}
+	if !w.Contains(now) {
 		return w.Next(now), nil
 	}
-	return time.Time{}, err
+	return time.Time{}, nil
 }
 
 // turn waits until nobody says pause and the window is open. While it is closed passes go on.
@@ -91,7 +99,7 @@ func (f *flipper) mayHold(ctx context.Context) error {
 	}
 	opens, err := f.closedUntil()
 	if err == nil && !opens.IsZero() {
-		err = fmt.Errorf("%w: %w: the cutover window %s has ended", freeze.ErrNotNow, errNotYet, f.env.Runbook.Cutover.Window)
+		err = fmt.Errorf("%w: %w: the cutover window %s has ended, or is open for less than max_write_block", freeze.ErrNotNow, errNotYet, f.env.Runbook.Cutover.Window)
 	}
 	return err
 }

@@ -64,7 +64,7 @@ func TestFreezeHeedsPauseAndWindow(t *testing.T) {
 			case 1:
 				pause(true)
 			case 2:
-				c.set(at(6)) // the passes took until the window's end
+				c.set(at(5).Add(-30 * time.Second)) // after the passes the window is open for less than max_write_block
 			case 3:
 				c.set(at(24+6), at(24+3)) // so did the poolers, after one more look
 			}
@@ -94,7 +94,7 @@ func TestFreezeHeedsPauseAndWindow(t *testing.T) {
 	pause(false)
 	heard("a pause during the passes", paused)
 	pause(false)
-	heard("the end of the window during the passes", window)
+	heard("a window that is open for less than writes may be held", window)
 	c.set(at(24 + 3))
 	heard("the end of the window just before the hold", window)
 	r.exec(r.source, "UPDATE shop.customer SET name = 'still here' WHERE id = 1")

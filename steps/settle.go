@@ -20,6 +20,7 @@ const (
 	fromWrites    verdict = iota // and no flip is open
 	neverFlipped                 // a flip is decided and did not happen: from takes writes
 	halfFlipped                  // from is closed by a decided flip: to is opened, if it is not open yet
+	shutByHand                   // both are closed, and to had been open: no flip explains that
 	journalBehind                // the journal says that to takes writes, the gates say from
 	contradiction                // no flip that is recorded explains the gates
 )
@@ -35,6 +36,8 @@ func judge(state freeze.State, owner journal.Ownership, to engine.Side) verdict 
 		return neverFlipped
 	case !state.FromClosed && state.ToClosed:
 		return fromWrites
+	case state.FromClosed && state.ToClosed && owner.Side == to:
+		return shutByHand
 	case state.FromClosed && (unsettled || owner.Side == to):
 		return halfFlipped
 	default:
@@ -52,7 +55,7 @@ func (f *flipper) settle(ctx context.Context) (opened bool, err error) {
 		defer f.closeGates(ctx)
 	}
 	state, owner, v, err := f.verdict(ctx)
-	if err == nil && (v == journalBehind || v == contradiction) {
+	if err == nil && (v == journalBehind || v == shutByHand || v == contradiction) {
 		state, owner, v, err = f.verdict(ctx) // unless a runner that woke up flipped between two looks
 	}
 	if err != nil {
@@ -70,6 +73,8 @@ func (f *flipper) settle(ctx context.Context) (opened bool, err error) {
 			return false, unopened(f.to, err)
 		}
 		return true, f.env.Journal.SetOwner(ctx, nil, f.to)
+	case shutByHand:
+		return false, closedByHand(f.to)
 	case journalBehind:
 		return false, ambiguous(fmt.Sprintf("the journal says that the %s takes writes, but its gate is closed and the %s's is open", f.to, f.from))
 	default:
@@ -110,11 +115,18 @@ func (f *flipper) closeGates(ctx context.Context) {
 }
 
 // ambiguous is for a person: no look tells who may write.
-func ambiguous(text string) error {
+func ambiguous(text string) *engine.Error {
 	return &engine.Error{
 		Class: engine.ClassAmbiguous, Op: "finding who may write", Err: errors.New(text),
 		Hint: "Look at both sides: SELECT last_value FROM pgrunbook.gate_flag (0 is open). Close one by hand before anything else: ALTER SEQUENCE pgrunbook.gate_flag RESTART 1.",
 	}
+}
+
+// closedByHand is the end where a side that a flip had opened is closed: who did that knows why.
+func closedByHand(side engine.Side) error {
+	e := ambiguous(fmt.Sprintf("both sides are closed; by the journal the %s takes writes, and no flip is open: somebody closed it by hand", side))
+	e.Hint = fmt.Sprintf("Find out who closed it, then open the %s and no other: psql, SET default_transaction_read_only = off; ALTER SEQUENCE pgrunbook.gate_flag RESTART 0. Then run the same command again.", side)
+	return e
 }
 
 // noCutover is the end of a freeze that changed nothing.

@@ -54,7 +54,27 @@ func TestF02KilledInTheFreeze(t *testing.T) {
 	r.nap("freeze.between", onSource, "rollback", "-y")
 	r.unheard("apply", "-y")
 	r.same()
+	r.shut()
 	r.balance(r.target)
+}
+
+// shut closes the side that a cutover opened, by hand and before its step is done: the same command does not
+// open it again.
+func (r *rig) shut() {
+	r.t.Helper()
+	r.want(0, "rollback", "-y")
+	p := r.start("freeze.after@1:kill", "apply", "-y")
+	if o := p.end(); o.signal != syscall.SIGKILL {
+		r.t.Fatalf("apply did not die after the flip: exit code %d\n%s", o.code, o.text)
+	}
+	r.writing(onTarget)
+	const flag = "SET default_transaction_read_only = off; BEGIN; SELECT pg_advisory_xact_lock(gate_key) FROM pgrunbook.side; ALTER SEQUENCE pgrunbook.gate_flag RESTART %d; COMMIT"
+	r.sql(r.target, fmt.Sprintf(flag, 1))
+	r.says(r.want(15, "apply", "-y"), "somebody closed it by hand", "open the target and no other")
+	r.refused(r.target, "25006")
+	r.sql(r.target, fmt.Sprintf(flag, 0))
+	r.want(0, "apply", "-y")
+	r.writing(onTarget)
 }
 
 // endedByAnother demands a certificate with all times of a flip that its runner did not live to see.
