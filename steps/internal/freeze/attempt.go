@@ -53,7 +53,7 @@ type Freeze struct {
 	AtOpen    func(ctx context.Context, exec ExecFunc) error  // statements in to's hold, committed with its opening
 	AtClose   func(ctx context.Context, exec ExecFunc) error  // statements in from's hold, committed with its closing; nil is none
 	Opening   pg.Etiquette                                    // how a process that ends a flip asks for AtOpen's locks
-	Mark      func(name, message string, took time.Duration)  // progress; took is 0 where nobody asks
+	Mark      func(name, message string, took time.Duration)  // progress; took is since writers began to wait, 0 where none does any more
 	LetGo     func(ctx context.Context)                       // a side takes writes again, or the other one does
 	Undone    func(ctx context.Context)                       // from takes writes again and no flip is on its way, before switch steps are undone
 	Compare   func(ctx context.Context) (string, error)       // what changed since the live verification
@@ -153,13 +153,14 @@ func (f *Freeze) held(ctx context.Context, c *conns, hold, toHold *Hold, pass Pa
 	ctx, cancel := f.bounded(ctx, hold, toHold)
 	defer cancel(nil)
 	mark := func(name, message string) {
-		cert.Marks = append(cert.Marks, Mark{Name: name, After: time.Since(hold.Since)})
-		f.Mark(name, message, 0)
+		after := time.Since(hold.Since)
+		cert.Marks = append(cert.Marks, Mark{Name: name, After: after})
+		f.Mark(name, message, after)
 	}
 	cert.Marks = append(cert.Marks, Mark{Name: MarkHold, After: time.Since(hold.Since)})
 	f.Mark(MarkHold, fmt.Sprintf("writes are held on the %s, drained in %s", f.From.Side(), hold.Took.Round(100*time.Microsecond)), hold.Took)
 	if err := f.carry(ctx, c, pass, cert, mark); err != nil {
-		return f.why(ctx, err)
+		return f.giveUp(ctx, hold, err)
 	}
 	if f.Rehearsal {
 		err := f.lastLook(ctx, c)
@@ -168,12 +169,12 @@ func (f *Freeze) held(ctx context.Context, c *conns, hold, toHold *Hold, pass Pa
 		}
 		hold.Release(ctx)
 		cert.Blocked = time.Since(hold.Since)
-		mark("undo", fmt.Sprintf("let go: the %s takes writes again after %s", f.From.Side(), cert.Blocked.Round(time.Millisecond)))
+		mark(MarkUndo, fmt.Sprintf("let go: the %s takes writes again after %s", f.From.Side(), cert.Blocked.Round(time.Millisecond)))
 		return err
 	}
 	// Before any client is sent there: one that waits at the gate holds a lock on its table.
 	if err := f.AtOpen(ctx, toHold.Exec); err != nil {
-		return f.why(ctx, fmt.Errorf("preparing the opening of the %s: %w", f.To.Side(), err))
+		return f.giveUp(ctx, hold, fmt.Errorf("preparing the opening of the %s: %w", f.To.Side(), err))
 	}
 	begun := 0
 	undo := func() { f.sendBack(ctx, hold, begun) }
@@ -235,7 +236,7 @@ func (f *Freeze) carry(ctx context.Context, c *conns, pass Pass, cert *Certifica
 	if cert.Sequences, err = f.Sequences(ctx); err != nil {
 		return fmt.Errorf("setting the sequences: %w", err)
 	}
-	mark("sequences", engine.Plural(cert.Sequences, "sequence")+" set")
+	mark(MarkCarried, engine.Plural(cert.Sequences, "sequence")+" set")
 	failpoint.Hit("freeze.sequences")
 	cert.Compared, err = f.Compare(ctx)
 	return err
@@ -270,18 +271,32 @@ func (f *Freeze) sendBack(ctx context.Context, hold *Hold, begun int) {
 	if f.Undone != nil {
 		f.Undone(ctx)
 	}
-	f.Mark("undo", fmt.Sprintf("let go: the %s takes writes again after %s", f.From.Side(), time.Since(hold.Since).Round(time.Millisecond)), 0)
+	f.letGo(hold)
 	failpoint.Hit("freeze.letgo")
 	for i := begun - 1; i >= 0; i-- {
 		s := f.Switch[i]
 		undoCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.Timeout)
 		if err := s.Undo(undoCtx); err != nil {
-			f.Mark("undo", fmt.Sprintf("undoing %s failed: %v: check by hand where it points", s.Name, err), 0)
+			f.Mark(MarkUndo, fmt.Sprintf("undoing %s failed: %v: check by hand where it points", s.Name, err), 0)
 		} else {
-			f.Mark("undo", "undid "+s.Name, 0)
+			f.Mark(MarkUndo, "undid "+s.Name, 0)
 		}
 		cancel()
 	}
+}
+
+// giveUp ends an attempt that has repointed nothing yet.
+func (f *Freeze) giveUp(ctx context.Context, hold *Hold, err error) error {
+	err = f.why(ctx, err)
+	hold.Release(ctx)
+	f.letGo(hold)
+	return err
+}
+
+// letGo tells how long writers waited in vain.
+func (f *Freeze) letGo(hold *Hold) {
+	waited := time.Since(hold.Since)
+	f.Mark(MarkUndo, fmt.Sprintf("let go: the %s takes writes again after %s", f.From.Side(), waited.Round(time.Millisecond)), waited)
 }
 
 // why says why an attempt ended, with the budget or the lost hold as the reason where it was one. A hold

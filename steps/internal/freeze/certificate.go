@@ -47,10 +47,13 @@ type PassResult struct {
 	At       time.Time `json:"at,omitzero"`        // of the snapshot, by from's clock
 }
 
-// What tells how long a drain takes: the gate was held after it, or given up.
+// What tells how long the next freeze takes. A mark's time is from the moment writers began to wait.
 const (
-	MarkHold = "hold"
-	MarkBusy = "busy"
+	MarkHold    = "hold"      // the gate was held: the drain is over
+	MarkBusy    = "busy"      // or it was given up
+	MarkCarried = "sequences" // to has all that from has
+	MarkFlip    = "flip"      // to takes writes
+	MarkUndo    = "undo"      // from takes writes again
 )
 
 // Mark is one boundary of the freeze with its distance from Began.

@@ -147,7 +147,7 @@ func (f *Freeze) flip(ctx context.Context, c *conns, hold, toHold *Hold, cert *C
 		return fmt.Errorf("%w: %w", ErrUnknown, err)
 	}
 	cert.Flip(time.Now())
-	mark("flip", fmt.Sprintf("the %s takes writes; they were blocked for %s", f.To.Side(), cert.Blocked.Round(time.Millisecond)))
+	mark(MarkFlip, fmt.Sprintf("the %s takes writes; they were blocked for %s", f.To.Side(), cert.Blocked.Round(time.Millisecond)))
 	failpoint.Hit("freeze.flipped")
 	return nil
 }

@@ -254,6 +254,33 @@ func TestRehearsalLetsGo(t *testing.T) {
 	}
 }
 
+// An attempt that comes to no end says how long writers waited for it, and so does one that carried
+// everything over: what is predicted rests on that.
+func TestMarksSayHowLongWritersWaited(t *testing.T) {
+	p := newPair(t)
+	took := map[string]time.Duration{}
+	p.freeze.Mark = func(name, _ string, waited time.Duration) { took[name] = waited }
+	fails := errors.New("no room")
+	p.passed = func(context.Context) error { return fails }
+	if _, err := p.freeze.Attempt(context.Background(), 1); !errors.Is(err, fails) {
+		t.Errorf("the attempt ended with %v", err)
+	}
+	if took[MarkHold] <= 0 || took[MarkUndo] <= took[MarkHold] || took[MarkCarried] != 0 {
+		t.Errorf("of an attempt whose pass failed: %v", took)
+	}
+	p.wantSide("source")
+	clear(took)
+	p.passed = func(context.Context) error { return nil }
+	p.freeze.AtOpen = func(context.Context, ExecFunc) error { return fails }
+	if _, err := p.freeze.Attempt(context.Background(), 2); !errors.Is(err, fails) {
+		t.Errorf("the attempt ended with %v", err)
+	}
+	if took[MarkCarried] <= took[MarkHold] || took[MarkUndo] <= took[MarkCarried] {
+		t.Errorf("of an attempt that could not open the target: %v", took)
+	}
+	p.wantSide("source")
+}
+
 // A target that falls silent while its hold works holds up the source's writers no longer than one
 // statement may take: heartbeats wait behind the statement and would not notice.
 func TestF14SilentTargetInItsHold(t *testing.T) {
