@@ -38,7 +38,7 @@ FULL_TESTS := TestApproval|TestThereAndBack|TestTampering|TestDDLStopsByDefault|
   TestEveryBoundary|TestGivenUpTargetIsNotOpened|TestOverBudget|TestUntilEachStep|TestWayBackBetweenMajors|TestLongScripts|$\
   TestWhatCountsAsGone|TestWhatIf|TestProxy.*|TestBouncer.*|TestCopiedClustersHaveTheirOwnIdentity|TestServerDiesWithItsOwner|TestNextStartSweepsWhatAKilledOwnerLeft|$\
   TestSchemaDumpComparesAcrossMajors|TestClientsDumpANewerServer|TestDDLStops|TestF11W5CrashThatEmptiesUnloggedTables|TestF11W5CrashOfTheSourceOnTheWayBack|TestFreezeBesideLocks|TestWholeStory|TestPauseIsHeard|$\
-  TestPoolersAstray|TestUndoneInReverse|TestFreezeHeedsPauseAndWindow|TestReaderAtTheOpening|TestUndoThatFails|TestR8SubscribedSource|$\
+  TestPoolersAstray|TestUndoneInReverse|TestFreezeHeedsPauseAndWindow|TestPredictedByRehearsal|TestReaderAtTheOpening|TestUndoThatFails|TestR8SubscribedSource|$\
   TestPgbouncerCutover|TestCopyRate|TestDiffFindsPlantedDifferences|TestLedgerFindsPlantedDamage|TestLedgerMovesToTheOtherServer|TestNewDBIsDroppedThoughInUse|$\
   TestR2ClosedSurvivesACrash|TestVerifyAfterTheFlip|TestDifferencesTakeBackAnEarlierProof|TestAbortWithoutTheTarget|TestKeyRangesOnOldSources|TestF48Names|TestIsolation|TestRegress|TestF41DroppedAndMadeAgain|TestHotTable|TestWideDatabase
 SKIP := $(if $(PGRUNBOOK_FULL)$(PGRUNBOOK_SOAK),,-skip '^($(FULL_TESTS))$$')

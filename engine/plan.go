@@ -5,7 +5,6 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
-	"strconv"
 	"time"
 )
 
@@ -59,38 +58,6 @@ type Identity struct {
 // Same reports whether two identities name the same database of the same cluster.
 func (i Identity) Same(o Identity) bool {
 	return i.SystemIdentifier == o.SystemIdentifier && i.DatabaseOID == o.DatabaseOID && i.Database == o.Database
-}
-
-// Prediction is what the cutover is expected to cost.
-type Prediction struct {
-	WriteBlock time.Duration `json:"write_block,omitempty"`
-	Switch     time.Duration `json:"switch,omitempty"`   // of it: switch steps, at their timeouts
-	Drain      time.Duration `json:"drain,omitempty"`    // of it: what the latest drain took beyond the usual
-	Pause      time.Duration `json:"pause,omitempty"`    // not of it: clients of poolers wait so long before
-	Budget     time.Duration `json:"budget,omitempty"`   // max_write_block
-	Back       time.Duration `json:"back,omitempty"`     // a rollback's, where it has one of its own
-	Measured   bool          `json:"measured,omitempty"` // by passes of the run; otherwise it is an estimate
-	Why        string        `json:"why,omitempty"`
-}
-
-// Over reports whether a freeze is not even tried. Timeouts of switch steps do not count: they are
-// limits, and the budget ends what reaches them. Nor does the drain: only another attempt tells whether
-// the writers that it waited for are still there.
-func (p Prediction) Over() bool { return p.Budget > 0 && p.WriteBlock-p.Switch-p.Drain > p.Budget }
-
-// String says it in a sentence's end: "predicted write block 0.2s of 2s (why)".
-func (p Prediction) String() string {
-	text := "predicted write block " + strconv.FormatFloat(float64(p.WriteBlock.Round(10*time.Millisecond).Milliseconds())/1000, 'f', -1, 64) + "s"
-	if p.Budget > 0 {
-		text += " of " + p.Budget.String()
-	}
-	if p.Over() {
-		text += ", OVER the budget: no freeze would begin"
-	}
-	if p.Why != "" {
-		text += " (" + p.Why + ")"
-	}
-	return text
 }
 
 // Severity of a finding.

@@ -134,16 +134,20 @@ func TestPrediction(t *testing.T) {
 	if got := p.String(); p.Over() || got != "predicted write block 1.25s of 1s (2 tables)" {
 		t.Errorf("over %v: %s", p.Over(), got)
 	}
-	p.WriteBlock = 1140 * time.Millisecond
-	if got := p.String(); !strings.Contains(got, " 1.14s of ") {
-		t.Errorf("seconds are not rounded: %s", got)
+	p.WriteBlock = 1141 * time.Millisecond
+	if got := p.String(); !strings.Contains(got, " 1.141s of ") {
+		t.Errorf("it is not as exact as its parts: %s", got)
 	}
 	p.WriteBlock = 1250 * time.Millisecond
 	p.Switch, p.Drain = 0, time.Second
 	if p.Over() {
 		t.Error("one drain that was slow keeps every later attempt away")
 	}
-	p.Drain = 0
+	p.Drain, p.Undone = 0, time.Second
+	if p.Over() {
+		t.Error("one attempt that was undone keeps every later one away")
+	}
+	p.Undone = 0
 	if got := p.String(); !p.Over() || got != "predicted write block 1.25s of 1s, OVER the budget: no freeze would begin (2 tables)" {
 		t.Errorf("over %v: %s", p.Over(), got)
 	}

@@ -47,10 +47,9 @@ func PlanBack(ctx context.Context, env *Env) (*engine.Plan, []engine.Step, error
 		p.Predictions = engine.Prediction{Why: back.Why}
 		return p, built, nil
 	}
-	if p.Predictions, err = predictNow(ctx, env.Journal, owner); err != nil {
+	if p.Predictions, err = predictNow(ctx, env, owner); err != nil {
 		return nil, nil, err
 	}
-	p.Predictions.Budget = writeBlock(env.Runbook, engine.Target) // it may have been tuned since the plan
 	p.Predictions.Why += fmt.Sprintf("; %d rows to carry back before it, about %s", back.Pending, back.Estimate)
 	return p, built, nil
 }

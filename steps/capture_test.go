@@ -128,6 +128,7 @@ func (r *rig) plan() *engine.Plan {
 		r.t.Fatal(err)
 	}
 	r.env.Scope = resolved
+	p.Predictions = predict(r.env, engine.Source)
 	return p
 }
 

@@ -153,7 +153,7 @@ func Amend(ctx context.Context, env *Env, run *journal.Run, toolVersion string) 
 		}
 		p.Steps = append(p.Steps, sp)
 	}
-	p.Predictions = predict(env, engine.Source, assumedRate)
+	p.Predictions = predict(env, engine.Source)
 	return &p, nil
 }
 

@@ -97,9 +97,10 @@ type flipper struct {
 	guard   *guardian
 	atOpen  []string // statements in the hold that opens to
 	cert    *freeze.Certificate
-	final   pass.Result // of the last exact pass inside a freeze
-	decided bool        // a flip, by the present attempt
-	stuck   *stuckStep  // of the present attempt
+	final   pass.Result    // of the last exact pass inside a freeze
+	decided bool           // a flip, by the present attempt
+	stuck   *stuckStep     // of the present attempt
+	seen    []engine.Event // marks of this process's attempts
 	now     func() time.Time
 }
 
@@ -153,7 +154,7 @@ func (s *freezeStep) build(ctx context.Context, cp engine.Checkpoint) (_ *flippe
 		LetGo:  f.poolers.free,
 		Undone: f.undecided,
 		Mark: func(name, message string, took time.Duration) {
-			cp.Emit(engine.Event{Kind: engine.EventFreeze, Mark: name, Message: message, Elapsed: took})
+			f.marked(engine.Event{Mark: name, Message: message, Elapsed: took})
 		},
 	}
 	return f, nil
@@ -199,7 +200,7 @@ func (f *flipper) attempts(ctx context.Context) error {
 			return err
 		}
 		if predicted.Over() {
-			last = fmt.Errorf("predicted write block of %s is over max_write_block %s: %s", predicted.WriteBlock-predicted.Switch-predicted.Drain, f.Budget, predicted.Why)
+			last = overPredicted(predicted)
 		} else {
 			f.note("freeze attempt %d of %d, %s", n, c.Attempts, predicted)
 			if err = f.attempt(ctx, n); err == nil {
@@ -311,6 +312,13 @@ func (f *flipper) flipped(ctx context.Context) error {
 	}
 	failpoint.Hit("freeze.owned")
 	return f.env.Journal.SaveCertificate(ctx, f.cert)
+}
+
+// marked tells a mark of the freeze, and remembers it for the next prediction.
+func (f *flipper) marked(e engine.Event) {
+	e.Kind = engine.EventFreeze
+	f.seen = append(f.seen, e)
+	f.cp.Emit(e)
 }
 
 func (f *flipper) note(format string, args ...any) {

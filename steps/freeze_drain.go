@@ -18,25 +18,25 @@ func (f *flipper) silent(ctx context.Context) error {
 	return silent(ctx, f.looks.of(f.to), f.to, f.env.Scope)
 }
 
-// drain makes passes until they stop getting shorter and predicts the write block from the last.
+// drain makes passes until they stop getting shorter and predicts the write block by the last and by earlier freezes.
 func (f *flipper) drain(ctx context.Context) (predicted engine.Prediction, err error) {
-	estimate := predict(f.env, f.from, f.reload.rate)
 	owner, err := f.env.Journal.Owner(ctx)
 	if err != nil {
-		return estimate, err
+		return predicted, err
 	}
 	shown, err := measureNow(ctx, f.env.Journal, owner)
 	if err != nil {
-		return estimate, err
+		return predicted, err
 	}
+	shown.see(f.seen) // the journal may not have them yet
 	best := time.Duration(0)
 	for i := range 30 {
 		if err := f.unpaused(ctx); err != nil { // whose time is not the pass's
-			return estimate, err
+			return predicted, err
 		}
 		start := time.Now()
 		if err := f.pass(ctx); err != nil {
-			return estimate, err
+			return predicted, err
 		}
 		took := time.Since(start)
 		if took <= smallEnough || (i >= 3 && took >= best) {
@@ -46,7 +46,13 @@ func (f *flipper) drain(ctx context.Context) (predicted engine.Prediction, err e
 		best = took
 	}
 	shown.Pass = best
-	return shown.on(estimate), nil
+	c := costsOf(f.env.Scope)
+	c.limits = switchLimits(f.env)
+	c.askSizes(ctx, f.looks.of(f.from), f.env.Scope)
+	if f.reload.bytes = c.bytes; c.planned { // as they were some day: they tell no rate
+		f.reload.bytes = 0
+	}
+	return budgeted(f.env, f.from, c.predict(shown)), nil
 }
 
 // pass makes one exact pass with patience for locks and lost connections, once nobody says pause.

@@ -2,7 +2,10 @@ package steps
 
 import (
 	"context"
+	"fmt"
+	"time"
 
+	"github.com/pgrunbook/pgrunbook/engine"
 	"github.com/pgrunbook/pgrunbook/steps/internal/freeze"
 	"github.com/pgrunbook/pgrunbook/steps/internal/pass"
 )
@@ -45,7 +48,11 @@ func (p *finalPass) Run(ctx context.Context) (freeze.PassResult, error) {
 		return freeze.PassResult{}, err
 	}
 	p.f.final = res
+	start := time.Now()
 	rows, err := p.f.reload.run(ctx)
+	if rate, took := p.f.reload.rate(time.Since(start)), time.Since(start); err == nil && rate > 0 {
+		p.f.marked(engine.Event{Mark: markReload, Bytes: p.f.reload.bytes, Rate: rate, Elapsed: took, Message: fmt.Sprintf("reloaded %s in %s", engine.Plural(len(p.f.reload.tables), "table"), took.Round(time.Millisecond))})
+	}
 	return freeze.PassResult{ID: res.PassID, Rows: res.Rows + res.Deleted + rows, Position: res.Snapshot, At: res.SnapshotAt}, err
 }
 

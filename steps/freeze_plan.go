@@ -46,7 +46,7 @@ func (s *freezeStep) Plan(context.Context) (engine.StepPlan, error) {
 
 // estimate is of one attempt: the write block and what is reloaded inside it.
 func (s *freezeStep) estimate() engine.Estimate {
-	e := engine.Estimate{Seconds: predict(s.env, s.from, assumedRate).WriteBlock.Seconds()}
+	e := engine.Estimate{Seconds: predict(s.env, s.from).WriteBlock.Seconds()}
 	for _, t := range s.env.Scope.Tables {
 		if t.Data != scope.AtFreeze {
 			continue

@@ -46,7 +46,7 @@ func MakePlan(ctx context.Context, env *Env, toolVersion string) (*engine.Plan, 
 		}
 		p.Steps = append(p.Steps, sp)
 	}
-	p.Predictions = predict(env, engine.Source, assumedRate)
+	p.Predictions = predict(env, engine.Source)
 	return p, nil
 }
 
@@ -87,10 +87,13 @@ func unplanned(id engine.StepID, err error) engine.Finding {
 
 // Recheck gives the plan of a run that goes on with the findings of now: those of the day on which it
 // was accepted may be mended, and there may be new ones. After the flip there are none: a preflight
-// asks what could stop the way there.
+// asks what could stop the way there. So it is with the prediction.
 func Recheck(ctx context.Context, env *Env, p *engine.Plan, owner engine.Side) (*engine.Plan, error) {
 	now := *p
 	now.Findings = nil
+	if owner != engine.Source {
+		now.Predictions = withoutFreeze(p.Predictions)
+	}
 	if owner == engine.Target {
 		return &now, nil
 	}
@@ -99,7 +102,13 @@ func Recheck(ctx context.Context, env *Env, p *engine.Plan, owner engine.Side) (
 		return nil, err
 	}
 	now.Findings = fresh.Findings
-	return &now, nil
+	if look.Scope == nil || owner != engine.Source {
+		return &now, nil
+	}
+	look.Plan = p
+	var err error
+	now.Predictions, err = predictRun(ctx, &look)
+	return &now, err
 }
 
 // sensitiveValue stands in a plan for the value of a sensitive variable.

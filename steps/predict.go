@@ -3,26 +3,27 @@ package steps
 import (
 	"context"
 	"fmt"
-	"slices"
+	"strings"
 	"time"
+
+	"github.com/dustin/go-humanize"
+	"github.com/jackc/pgx/v5"
 
 	"github.com/pgrunbook/pgrunbook/engine"
 	"github.com/pgrunbook/pgrunbook/engine/journal"
+	"github.com/pgrunbook/pgrunbook/internal/pg"
 	"github.com/pgrunbook/pgrunbook/runbook"
-	"github.com/pgrunbook/pgrunbook/steps/internal/freeze"
 	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
 )
 
 // What the parts of a freeze cost, from measurements on 2 cores with 2,000 tables and as many
 // sequences: rounded up, since a promise that is kept is worth more than a small number.
 const (
-	costBase       = 60 * time.Millisecond // hold, proof, last exact pass of a quiet database, both COMMITs
-	costQuiet      = 10 * time.Millisecond // of these the pass
-	costDrain      = 10 * time.Millisecond // and the drain
-	costTable      = 100 * time.Microsecond
-	costSequence   = 200 * time.Microsecond
-	minReload      = 5 * time.Millisecond
-	roundPredicted = 10 * time.Millisecond
+	costHold     = 40 * time.Millisecond // hold, proof, drain and last exact pass of a quiet database
+	costFlip     = 20 * time.Millisecond // both COMMITs and what stands around them, which a rehearsal leaves out
+	costTable    = 100 * time.Microsecond
+	costSequence = 200 * time.Microsecond
+	minReload    = 5 * time.Millisecond
 )
 
 // writeBlock is the budget of a freeze that starts from a side.
@@ -30,131 +31,219 @@ func writeBlock(rb *runbook.Runbook, from engine.Side) time.Duration {
 	return rb.WriteBlock(from == engine.Target)
 }
 
-// predict estimates the write block from what a freeze has to do, in either direction. Switch steps
-// count with their timeouts. rate is that of reloads, in bytes a second.
-func predict(env *Env, from engine.Side, rate float64) engine.Prediction {
-	block := costBase + time.Duration(len(env.Scope.Tables))*costTable + time.Duration(len(env.Scope.Sequences))*costSequence
-	var bytes int64
-	reloads := 0
-	for _, t := range env.Scope.Tables {
+// costs is what a freeze has to do.
+type costs struct {
+	tables    int
+	sequences int
+	reloads   int           // tables that are reloaded inside it
+	bytes     int64         // of these
+	planned   bool          // as they were when the plan was made
+	limits    time.Duration // of the switch steps together
+}
+
+func costsOf(s *scope.Scope) costs {
+	c := costs{tables: len(s.Tables), sequences: len(s.Sequences)}
+	for _, t := range s.Tables {
 		if t.Data == scope.AtFreeze {
-			reloads++
-			bytes += t.Bytes
-			block += minReload
+			c.reloads++
+			c.bytes += t.Bytes
 		}
 	}
-	block += time.Duration(float64(bytes) / rate * float64(time.Second))
-	p := engine.Prediction{Budget: writeBlock(env.Runbook, from), Back: env.Runbook.Rollback.MaxWriteBlock, Why: engine.Plural(len(env.Scope.Tables), "table") + ", " + engine.Plural(len(env.Scope.Sequences), "sequence")}
-	if reloads > 0 {
-		p.Why += ", " + engine.Plural(reloads, "table") + " reloaded inside the freeze"
+	return c
+}
+
+// predict gives the write block with its parts, each in whole milliseconds: they add up.
+func (c costs) predict(m measured) engine.Prediction {
+	p := engine.Prediction{Measured: m.Pass > 0 || m.Drain > 0 || m.Work > 0, Switch: c.limits, Drain: whole(m.Drain), Pause: m.Pause}
+	parts, firm := c.work(m, m.reloadRate()), sumOf(c.work(m, m.firmRate()))
+	took, what := m.longest()
+	if more := whole(took) - sumOf(parts); more > 0 {
+		parts = append(parts, engine.Part{Takes: more, What: fmt.Sprintf("more, since %s %s after its drain", what, whole(took))})
+	}
+	if m.Rehearsed {
+		firm = max(firm, whole(m.Work))
+	}
+	p.Undone = max(0, sumOf(parts)-firm)
+	parts = append(parts, engine.Part{Takes: costFlip, What: "to flip"})
+	if p.Drain > 0 {
+		parts = append(parts, engine.Part{Takes: p.Drain, What: "for the last drain"})
+	}
+	if p.Switch > 0 {
+		parts = append(parts, engine.Part{Takes: p.Switch, What: "for the switch steps at their full timeouts"})
+	}
+	p.WriteBlock, p.Parts = sumOf(parts), parts
+	if p.Why = p.Explain(); p.Pause > 0 {
+		p.Why += fmt.Sprintf("; before it the poolers' clients wait for PAUSE, which took %s", p.Pause.Round(time.Millisecond))
+	}
+	return p
+}
+
+// work is what stands between the drain and the switch steps, by what is known of each part alone.
+// rate is that of reloads, in bytes a second.
+func (c costs) work(m measured, rate float64) []engine.Part {
+	parts := []engine.Part{{Takes: costHold, What: "to hold and prove"}}
+	add := func(takes time.Duration, what string) {
+		if takes > 0 {
+			parts = append(parts, engine.Part{Takes: whole(takes), What: what})
+		}
+	}
+	add(time.Duration(c.tables)*costTable, "for "+engine.Plural(c.tables, "table"))
+	add(time.Duration(c.sequences)*costSequence, "for "+engine.Plural(c.sequences, "sequence"))
+	if c.reloads > 0 {
+		size := humanize.IBytes(uint64(max(c.bytes, 0)))
+		if c.planned {
+			size += " when planned,"
+		}
+		add(time.Duration(c.reloads)*minReload+time.Duration(float64(c.bytes)/rate*float64(time.Second)),
+			fmt.Sprintf("to reload %s inside the freeze, %s at %s/s", engine.Plural(c.reloads, "table"), size, humanize.IBytes(uint64(rate))))
+	}
+	add(m.Pass, "for the last pass")
+	return parts
+}
+
+func sumOf(parts []engine.Part) (sum time.Duration) {
+	for _, p := range parts {
+		sum += p.Takes
+	}
+	return sum
+}
+
+// whole rounds up to whole milliseconds.
+func whole(d time.Duration) time.Duration {
+	return (d + time.Millisecond - 1).Truncate(time.Millisecond)
+}
+
+// predict estimates the write block of a plan's freeze, in either direction, before anything was measured.
+func predict(env *Env, from engine.Side) engine.Prediction {
+	c := costsOf(env.Scope)
+	c.limits = switchLimits(env)
+	return budgeted(env, from, c.predict(measured{}))
+}
+
+// budgeted says what a prediction is held to. It may have been tuned since the plan; who has no runbook
+// has the plan's.
+func budgeted(env *Env, from engine.Side, p engine.Prediction) engine.Prediction {
+	p.From = from
+	if env.Runbook != nil {
+		p.Budget, p.Back = writeBlock(env.Runbook, from), env.Runbook.Rollback.MaxWriteBlock
+		return p
+	}
+	was := env.Plan.Predictions
+	p.Budget, p.Back = was.Budget, was.Back
+	if p.Back > 0 && from == engine.Target {
+		p.Budget = p.Back
+	}
+	return p
+}
+
+// switchLimits adds up the timeouts of the switch steps, by the runbook or, where there is none, by the plan.
+func switchLimits(env *Env) (sum time.Duration) {
+	if env.Runbook == nil {
+		return env.Plan.Predictions.Switch
 	}
 	repoint, _ := people(env, Place{engine.PhaseCutover, Switch}, env.Runbook.Cutover.Switch)
 	for _, s := range switchSteps(env, repoint) {
-		p.Switch += s.Timeout
+		sum += s.Timeout
 	}
-	if len(repoint) > 0 {
-		p.Why += ", " + engine.Plural(len(repoint), "switch step") + " at the full timeout"
-	}
-	p.WriteBlock = (block + p.Switch).Round(roundPredicted)
-	return p
+	return sum
 }
 
-// measured is what passes and attempts from one side have shown.
-type measured struct {
-	Pass  time.Duration // of the latest exact pass; 0: there was none yet
-	Rate  float64       // rows a second of the one that carried most; 0: none carried enough to tell
-	Drain time.Duration // of the latest attempt or rehearsal, also one that gave it up; 0: there was none yet
-	Pause time.Duration // of the latest attempt's poolers
+// sizesNowSQL has the tables by their names, which are the same on both sides.
+const sizesNowSQL = `
+SELECT coalesce(sum(pg_table_size(c.oid)), 0)::int8
+  FROM unnest($1::text[], $2::text[]) AS w (s, t)
+  JOIN pg_namespace n ON n.nspname = w.s
+  JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = w.t`
+
+// askSizes asks a side how large the tables are that are reloaded. DDL that holds one of them leaves the
+// sizes that are known.
+func (c *costs) askSizes(ctx context.Context, conn *pgx.Conn, s *scope.Scope) {
+	if c.reloads == 0 {
+		return
+	}
+	var schemas, names []string
+	for _, t := range s.Tables {
+		if t.Data != scope.AtFreeze {
+			continue
+		}
+		schemas, names = append(schemas, t.Schema), append(names, t.Name.Name)
+		for _, m := range t.Members {
+			schemas, names = append(schemas, m.Schema), append(names, m.Name.Name)
+		}
+	}
+	var bytes int64
+	err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error { // the server bounds it: what is cut off from here costs the session
+		if _, err := tx.Exec(ctx, "SELECT set_config('lock_timeout', '200ms', true), set_config('statement_timeout', '1s', true)"); err != nil {
+			return err
+		}
+		return tx.QueryRow(ctx, sizesNowSQL, schemas, names).Scan(&bytes)
+	})
+	if c.planned = err != nil; !c.planned {
+		c.bytes = bytes
+	}
 }
 
-// on refines an estimate: the last pass inside the freeze, and its drain, take what the latest ones took.
-func (m measured) on(p engine.Prediction) engine.Prediction {
-	if m.Pass > 0 {
-		p.Measured = true
-		p.Why += fmt.Sprintf(", the last pass took %s", m.Pass.Round(time.Millisecond))
-		p.WriteBlock = (p.WriteBlock + max(0, m.Pass-costQuiet)).Round(roundPredicted)
+// predictNow is the prediction for the next freeze of a run, from the side that takes writes: what it has
+// to do now, by what was measured since the latest flip. While a flip is open there is none.
+func predictNow(ctx context.Context, env *Env, owner journal.Ownership) (engine.Prediction, error) {
+	if owner.Side == journal.Unclear {
+		return engine.Prediction{}, nil
 	}
-	if m.Drain > 0 {
-		p.Why += fmt.Sprintf(", the last drain %s", m.Drain.Round(time.Millisecond))
-		p.Drain = max(0, m.Drain-costDrain).Round(roundPredicted)
-		p.WriteBlock += p.Drain
-	}
-	if m.Pause > 0 {
-		p.Pause = m.Pause
-		p.Why += fmt.Sprintf("; before it the poolers' clients wait for PAUSE, which took %s", m.Pause.Round(time.Millisecond))
-	}
-	return p
-}
-
-const (
-	passesSeen  = 100  // of the journal's latest pass events, and of those of freezes
-	rowsForRate = 1000 // a smaller pass tells how long a pass takes, not how many rows a second
-)
-
-// followID names what follow does in the events; it is no step of a plan.
-const followID engine.StepID = "follow"
-
-// rehearseID names what a rehearsal does there.
-const rehearseID engine.StepID = "rehearse"
-
-// passSteps are the steps whose passes come from a side.
-var passSteps = map[engine.Side][]engine.StepID{
-	engine.Source: {catchUpID, "freeze", rehearseID},
-	engine.Target: {followID, "rollback"},
-}
-
-// measure reads what the passes of a run have shown. Of passes from the target, those before its
-// latest flip tell the rate too, but not how long the next one takes.
-func measure(ctx context.Context, run *journal.Run, from engine.Side, since time.Time) (measured, error) {
-	events, err := run.EventsOf(ctx, engine.EventLag, passesSeen)
+	m, err := measureNow(ctx, env.Journal, owner)
 	if err != nil {
-		return measured{}, err
+		return engine.Prediction{}, err
 	}
-	var m measured
-	most := int64(rowsForRate)
-	for _, e := range events {
-		if e.Elapsed <= 0 || !slices.Contains(passSteps[from], e.Step) {
-			continue
-		}
-		if !e.At.Before(since) {
-			m.Pass = e.Elapsed
-		}
-		if e.Rows >= most {
-			most, m.Rate = e.Rows, float64(e.Rows)/e.Elapsed.Seconds()
-		}
-	}
-	if events, err = run.EventsOf(ctx, engine.EventFreeze, passesSeen); err != nil {
-		return measured{}, err
-	}
-	for _, e := range events {
-		if e.Elapsed <= 0 || !slices.Contains(passSteps[from], e.Step) || e.At.Before(since) {
-			continue
-		}
-		switch e.Mark {
-		case freeze.MarkHold, freeze.MarkBusy:
-			m.Drain = e.Elapsed
-		case markPause:
-			m.Pause = e.Elapsed
-		}
-	}
-	return m, nil
+	c := costsOf(env.Scope)
+	c.limits = switchLimits(env)
+	c.sizesAt(ctx, env, owner.Side)
+	return budgeted(env, owner.Side, c.predict(m)), nil
 }
 
-// predictNow is the prediction for the next freeze of a run, from the side that takes writes: the
-// plan's estimate, refined by what was measured since.
-func predictNow(ctx context.Context, run *journal.Run, owner journal.Ownership) (engine.Prediction, error) {
-	m, err := measureNow(ctx, run, owner)
-	p := run.Plan.Predictions
-	if p.Back > 0 && owner.Side == engine.Target {
-		p.Budget = p.Back
+// predictRun is predictNow for the active run of env's target, which is only read.
+func predictRun(ctx context.Context, env *Env) (engine.Prediction, error) {
+	run, err := journal.OpenReadOnly(ctx, env.Target)
+	if err != nil {
+		return engine.Prediction{}, err
 	}
-	return m.on(p), err
+	defer run.Close(ctx)
+	owner, err := run.Owner(ctx)
+	if err != nil {
+		return engine.Prediction{}, err
+	}
+	env.Journal = run
+	return predictNow(ctx, env, owner)
 }
 
-// measureNow is what the side that takes writes has shown.
-func measureNow(ctx context.Context, run *journal.Run, owner journal.Ownership) (measured, error) {
-	if owner.Side == engine.Target {
-		return measure(ctx, run, engine.Target, owner.Since)
+// withoutFreeze keeps of a plan's prediction what later ones are made of, once its freeze is over.
+func withoutFreeze(p engine.Prediction) engine.Prediction {
+	return engine.Prediction{Switch: p.Switch, Budget: p.Budget, Back: p.Back}
+}
+
+// overPredicted is why a freeze is not tried.
+func overPredicted(p engine.Prediction) error {
+	beside := ""
+	if rest := p.WriteBlock - p.Counts(); rest > 0 {
+		beside = fmt.Sprintf(", beside %s that may not come: of the last drain, of switch steps' timeouts and of attempts that were undone", rest)
 	}
-	return measure(ctx, run, engine.Source, time.Time{})
+	again := ""
+	if strings.Contains(p.Why, latestRehearsal) {
+		again = "; pgrunbook rehearse measures it anew"
+	}
+	return fmt.Errorf("predicted write block of %s is over max_write_block %s%s: %s%s", p.Counts(), p.Budget, beside, p.Why, again)
+}
+
+// sizesAt is askSizes in a session of its own, where the side can be reached.
+func (c *costs) sizesAt(ctx context.Context, env *Env, side engine.Side) {
+	server := env.Server(side)
+	if c.planned = c.reloads > 0; !c.planned || server == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, pendingLimit)
+	defer cancel()
+	conn, err := server.Connect(ctx, pg.Use{Name: "sizes", ReadOnly: true})
+	if err != nil {
+		return // the prediction says that it knows the plan's
+	}
+	c.askSizes(ctx, conn, env.Scope)
+	_ = conn.Close(context.WithoutCancel(ctx))
 }

@@ -20,14 +20,17 @@ type reloader struct {
 	tables   []scope.Table
 	from, to *pgx.Conn
 	open     func(ctx context.Context) error
-	rate     float64 // bytes per second of the last reload
+	bytes    int64 // of the tables, when a side was asked last
 }
 
 // assumedRate is what a reload is expected to carry before one was measured.
 const assumedRate = 20 << 20
 
+// bytesForRate is the least that tells how many bytes a second a reload carries.
+const bytesForRate = 1 << 20
+
 func newReloader(ctx context.Context, env *Env, from, to *pg.Server) (*reloader, error) {
-	r := &reloader{fence: env.fence(to), rate: assumedRate}
+	r := &reloader{fence: env.fence(to)}
 	for _, t := range env.Scope.Tables {
 		if t.Data == scope.AtFreeze {
 			r.tables = append(r.tables, t)
@@ -75,12 +78,19 @@ func (r *reloader) prepare(ctx context.Context) error {
 	return nil
 }
 
+// rate is how many bytes of the tables a second a reload carried; 0: it was too small to tell.
+func (r *reloader) rate(took time.Duration) float64 {
+	if r.bytes < bytesForRate || took <= 0 {
+		return 0
+	}
+	return float64(r.bytes) / took.Seconds()
+}
+
 // run replaces the tables' rows on the target in one transaction.
 func (r *reloader) run(ctx context.Context) (rows int64, err error) {
 	if len(r.tables) == 0 {
 		return 0, nil
 	}
-	start := time.Now()
 	tx, err := r.to.Begin(ctx)
 	if err != nil {
 		return 0, fmt.Errorf("reloading: %w", err)
@@ -89,7 +99,6 @@ func (r *reloader) run(ctx context.Context) (rows int64, err error) {
 	if err := r.fence(ctx, tx); err != nil {
 		return 0, err
 	}
-	var bytes int64
 	for _, t := range r.tables {
 		name := pg.Name(t.Schema, t.Name.Name)
 		if _, err := tx.Exec(ctx, "DELETE FROM "+only(t)); err != nil {
@@ -106,7 +115,6 @@ func (r *reloader) run(ctx context.Context) (rows int64, err error) {
 			return 0, fmt.Errorf("reloading %s: %w", name, err)
 		}
 		rows += piped.Rows
-		bytes += piped.Bytes
 	}
 	failpoint.Hit("reload.copied")
 	if err := tx.Commit(ctx); err != nil {
@@ -114,9 +122,6 @@ func (r *reloader) run(ctx context.Context) (rows int64, err error) {
 	}
 	failpoint.Hit("reload.committed")
 	r.abandon(ctx) // what comes next may last longer than the source's writers are held, and is none of its tables'
-	if took := time.Since(start).Seconds(); bytes > 1<<20 && took > 0 {
-		r.rate = float64(bytes) / took
-	}
 	return rows, nil
 }
 

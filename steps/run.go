@@ -160,13 +160,9 @@ func (e *Env) predicted(ctx context.Context) string {
 	if err != nil {
 		return "" // the walk meets the same error and says it
 	}
-	p, err := predictNow(ctx, e.Journal, owner)
-	if err != nil {
+	p, err := predictNow(ctx, e, owner)
+	if err != nil || p.WriteBlock == 0 {
 		return ""
-	}
-	p.Budget = writeBlock(e.Runbook, engine.Source)
-	if owner.Side == engine.Target {
-		p.Budget = writeBlock(e.Runbook, engine.Target)
 	}
 	return p.String()
 }

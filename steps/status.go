@@ -40,7 +40,7 @@ type Status struct {
 	PendingAt  time.Time `json:"pending_at,omitzero"`   // the source was not asked: when the runner last saw them
 	SourceNote string    `json:"source_note,omitempty"` // why the source could not be asked
 
-	Predicted engine.Prediction `json:"predicted,omitzero"`   // of the next freeze, in either direction
+	Predicted engine.Prediction `json:"predicted,omitzero"`   // of the next freeze: the cutover's, or the rollback's where one is possible
 	After     *AfterFlip        `json:"after_flip,omitempty"` // once a flip was made
 	Back      *Back             `json:"rollback,omitempty"`   // while there is nothing to go back from
 	Apart     string            `json:"apart,omitempty"`      // why two sides may take writes
@@ -126,15 +126,15 @@ func ReadStatus(ctx context.Context, target, source *pg.Server) (Status, error) 
 		if err := st.readRows(ctx, run, source); err != nil {
 			return st, err
 		}
-		if st.Predicted, err = predictNow(ctx, run, owner); err != nil {
-			return st, err
-		}
 		if st.Writes == engine.Source {
 			if st.unlike, err = unlikeNow(ctx, run, owner); err != nil {
 				return st, err
 			}
 		}
 		st.readAfter(ctx, run, owner, target, source)
+		if err := st.predict(ctx, run, owner, target, source); err != nil {
+			return st, err
+		}
 	} else {
 		st.readEnded()
 	}

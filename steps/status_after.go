@@ -122,6 +122,24 @@ func (st *Status) readAfter(ctx context.Context, run *journal.Run, owner journal
 	st.After.Back = &back
 }
 
+// predict says what the next freeze would cost, where there may be one: to the target, or back where that
+// is possible. A source that could not be asked just now is not asked again.
+func (st *Status) predict(ctx context.Context, run *journal.Run, owner journal.Ownership, target, source *pg.Server) error {
+	back := st.After != nil && st.After.Back != nil && st.After.Back.Possible
+	if st.Writes == journal.Unclear || st.Writes == engine.Target && !back {
+		return nil
+	}
+	if st.SourceNote != "" {
+		source = nil
+	}
+	env := &Env{Source: source, Target: target}
+	err := env.adopt(run)
+	if err == nil {
+		st.Predicted, err = predictNow(ctx, env, owner)
+	}
+	return err
+}
+
 // readShut looks whether the side that takes writes by the journal is closed: somebody did that by hand.
 func (st *Status) readShut(ctx context.Context, env *Env, owner journal.Ownership) error {
 	side := env.Server(owner.Side)

@@ -3,6 +3,7 @@ package cutover_test
 import (
 	"context"
 	"encoding/json"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -43,7 +44,7 @@ func TestRehearse(t *testing.T) {
 	r.says(r.want(0, "pause"), "no command works on the run now")
 	r.want(0, "unpause")
 	r.want(0, "apply", "-y", "--until", "arm")
-	r.says(r.want(0, "status"), "freeze predicted: writes wait for", "of 5s", "the last pass took", "rollback not possible: there was no cutover yet")
+	r.says(r.want(0, "status"), "freeze predicted: writes wait in the cutover for", "of 5s", "for the last pass", "rollback not possible: there was no cutover yet")
 	p := r.start("", "rehearse")
 	if o := p.end(); o.code != 0 || p.passed("freeze.sequences") != 1 || p.passed("freeze.decided") != 0 {
 		t.Errorf("rehearse ended with %d\n%s", o.code, o.text)
@@ -52,7 +53,7 @@ func TestRehearse(t *testing.T) {
 	r.writing(onSource)
 	r.refused(r.target, "25006")
 	r.says(r.want(1, "status", "--certificate"), "there is none")
-	r.says(r.want(0, "status"), "freeze predicted: writes wait for", ", the last drain ")
+	r.says(r.want(0, "status"), "freeze predicted: writes wait in the cutover for", "for the last drain")
 
 	var rehearsal struct {
 		Block float64 `json:"write_block_seconds"`
@@ -65,6 +66,22 @@ func TestRehearse(t *testing.T) {
 	if rehearsal.Block <= 0 || len(rehearsal.Marks) < 5 || rehearsal.Marks[len(rehearsal.Marks)-1].After < rehearsal.Block {
 		t.Errorf("rehearse --json says %+v", rehearsal)
 	}
+	var st struct {
+		Predicted struct {
+			Of    string
+			Block float64 `json:"write_block_seconds"`
+			Parts []struct{ Seconds float64 }
+		}
+	}
+	r.must(json.Unmarshal([]byte(r.stdout("status", "--json")), &st))
+	sum := 0.0
+	for _, part := range st.Predicted.Parts {
+		sum += part.Seconds
+	}
+	if st.Predicted.Of != "cutover" || st.Predicted.Block < rehearsal.Block || math.Abs(sum-st.Predicted.Block) > 1e-6 {
+		t.Errorf("after a rehearsal of %gs status predicts %+v", rehearsal.Block, st.Predicted)
+	}
+	r.says(r.want(0, "plan"), "predicted: writes wait in the cutover for", "for the last drain")
 	r.writing(onSource)
 
 	// A writer that is in flight when the hold begins is drained, and named.
@@ -87,6 +104,9 @@ func TestRehearse(t *testing.T) {
 	}
 	r.writing(onTarget)
 	r.same()
+	if over := r.want(0, "status"); strings.Contains(over, "in the cutover for") {
+		t.Errorf("the cutover is over, and status says:\n%s", over)
+	}
 	r.says(r.want(0, "status", "--certificate"),
 		"position snapshot ", "until the gate was held, for ", "writers in flight",
 		"flip from source to target", "write block", "drain", "proof pg_locks shows no transaction that wrote", "final pass", "left over 0 changes", "gated 8 tables", "sequences 2", "compared")

@@ -46,8 +46,8 @@ func TestThereAndBack(t *testing.T) {
 	r.sql(r.target, many)
 	r.writing(onTarget)
 	check := r.want(0, "rollback", "--check")
-	r.says(check, "rows to carry back", "predicted: writes wait in the cutover for", "of 5s")
-	r.says(r.want(0, "status"), "way back possible, after", "rate", "freeze predicted: writes wait for")
+	r.says(check, "rows to carry back", "predicted: writes wait in the rollback for", "of 5s")
+	r.says(r.want(0, "status"), "way back possible, after", "rate", "way back predicted: writes wait in the rollback for")
 	if strings.Contains(check, " 0 rows to carry back") {
 		t.Errorf("50,000 rows are waiting, and rollback --check says:\n%s", check)
 	}

@@ -51,7 +51,7 @@ func markdownHead(p *engine.Plan, scope planScope) []string {
 		fmt.Sprintf("%s to %s: %s, %s, %s.", server(p.Source), server(p.Target), engine.Plural(len(scope.Tables), "table"), rowsOf(all), bytesText(all.Bytes)),
 	}
 	if p.Predictions.WriteBlock > 0 {
-		out = append(out, "Predicted: writes wait in the cutover for **"+predicted(p.Predictions)+"**"+md(because(p.Predictions.Why))+".")
+		out = append(out, "Predicted: "+waitIn(p.Predictions)+"**"+predicted(p.Predictions)+"**"+md(because(p.Predictions.Why))+".")
 	}
 	return append(out, "Digest `"+p.Digest()+"`", "")
 }

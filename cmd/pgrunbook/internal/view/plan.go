@@ -161,7 +161,7 @@ func (w *planWriter) head(p *engine.Plan, scope planScope) {
 	}
 	w.text("  moves   ", moves)
 	if p.Predictions.WriteBlock > 0 {
-		w.text("  predicted: ", "writes wait in the cutover for "+predicted(p.Predictions)+because(p.Predictions.Why))
+		w.text("  predicted: ", waitIn(p.Predictions)+predicted(p.Predictions)+because(p.Predictions.Why))
 	}
 	w.line("  digest  %s", p.Digest())
 }
@@ -181,9 +181,12 @@ func serverText(i engine.Identity) string {
 	return text
 }
 
-// predicted gives "180ms of 2s".
+// waitIn begins a sentence that predicted ends.
+func waitIn(p engine.Prediction) string { return "writes wait in the " + p.Of() + " for " }
+
+// predicted gives "180ms of 2s". It is as exact as the parts that follow, which add up to it.
 func predicted(p engine.Prediction) string {
-	text := durationText(p.WriteBlock)
+	text := p.WriteBlock.Round(time.Millisecond).String()
 	if p.Budget > 0 {
 		text += " of " + p.Budget.String()
 	}

@@ -33,7 +33,7 @@ type Status struct {
 	After     *StatusAfter  `json:"after_flip,omitempty"`
 	Next      string        `json:"next"` // what to type
 
-	Predicted *engine.Prediction `json:"-"`                  // of the next freeze
+	Predicted *engine.Prediction `json:"-"`                  // of the next freeze, where there may be one
 	Back      *StatusBack        `json:"rollback,omitempty"` // while the source takes writes, and of a run that is over
 }
 
@@ -113,11 +113,15 @@ func WriteStatus(out io.Writer, s Status, o PlanOptions) error {
 	if text := lagText(s); text != "" {
 		w.line("  lag      %s", text)
 	}
-	if s.Predicted != nil {
-		w.text("  freeze   ", "predicted: writes wait for "+predicted(*s.Predicted)+because(s.Predicted.Why))
-	}
 	if s.After != nil {
 		w.after(s.After)
+	}
+	if p := s.Predicted; p != nil {
+		label := "  freeze   "
+		if p.From == engine.Target {
+			label = "  way back "
+		}
+		w.text(label, "predicted: "+waitIn(*p)+predicted(*p)+because(p.Why))
 	}
 	if s.Back != nil {
 		label := "  rollback not possible: "
@@ -239,11 +243,26 @@ func (w *planWriter) after(a *StatusAfter) {
 
 // predictedLine is a prediction with its durations in seconds.
 type predictedLine struct {
-	WriteBlock float64 `json:"write_block_seconds"`
-	Budget     float64 `json:"budget_seconds"`
-	Measured   bool    `json:"measured"`
-	Over       bool    `json:"over_budget"`
-	Why        string  `json:"why,omitempty"`
+	Of         string          `json:"of"` // cutover or rollback
+	WriteBlock float64         `json:"write_block_seconds"`
+	Budget     float64         `json:"budget_seconds"`
+	Measured   bool            `json:"measured"`
+	Over       bool            `json:"over_budget"`
+	Why        string          `json:"why,omitempty"`
+	Parts      []predictedPart `json:"parts"` // they add up to the write block
+}
+
+type predictedPart struct {
+	What  string  `json:"what"`
+	Takes float64 `json:"seconds"`
+}
+
+func predictedLineOf(p engine.Prediction) *predictedLine {
+	l := &predictedLine{Of: p.Of(), WriteBlock: seconds(p.WriteBlock), Budget: seconds(p.Budget), Measured: p.Measured, Over: p.Over(), Why: p.Why, Parts: []predictedPart{}}
+	for _, part := range p.Parts {
+		l.Parts = append(l.Parts, predictedPart{What: part.What, Takes: seconds(part.Takes)})
+	}
+	return l
 }
 
 // WriteStatusJSON writes a status as one line of JSON, in the envelope of the event stream.
@@ -271,7 +290,7 @@ func WriteStatusJSON(out io.Writer, s Status, now time.Time) error {
 		line.Lag = &lag
 	}
 	if p := s.Predicted; p != nil {
-		line.Predicted = &predictedLine{WriteBlock: seconds(p.WriteBlock), Budget: seconds(p.Budget), Measured: p.Measured, Over: p.Over(), Why: p.Why}
+		line.Predicted = predictedLineOf(*p)
 	}
 	if err := json.NewEncoder(out).Encode(line); err != nil {
 		return fmt.Errorf("writing the status: %w", err)
