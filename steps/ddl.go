@@ -66,6 +66,10 @@ func carryDDL(ctx context.Context, env *Env, cp engine.Checkpoint, c *carry) (ag
 			failpoint.Hit("ddl.dropped")
 			continue
 		}
+		if ch.SQL == "" { // made like the source's once its rows are there: see afterRows
+			cp.Emit(engine.Event{Kind: engine.EventNote, Level: "warn", Object: pg.Name(ch.Table.Schema, ch.Table.Name), Message: ch.Text + ": carried to the target when its rows are there"})
+			continue
+		}
 		if err := carryChange(ctx, cp, sides, ch); err != nil {
 			return nil, err
 		}
@@ -144,7 +148,7 @@ func runOn(ctx context.Context, conn *pgx.Conn, rel scope.Name, onWait capture.O
 // loadedAgain reports whether a change takes a new load: rows changed that left no key, or old rows got
 // values that no statement makes on the target.
 func loadedAgain(c capture.Change) bool {
-	return c.Rule == capture.Recopy || c.What == capture.ColumnAdded && c.Unlike
+	return c.Rule == capture.Recopy || c.Unlike
 }
 
 // recapture makes a table's triggers on the source right. What was dropped since it was looked at, and may have
@@ -230,7 +234,7 @@ func sameNames(a, b []scope.Name) bool {
 func columnTypes(t scope.Table) []string {
 	list := make([]string, len(t.Columns))
 	for i, c := range t.Columns {
-		list[i] = c.Name + " " + c.Type
+		list[i] = capture.ColumnText(c)
 	}
 	return list
 }

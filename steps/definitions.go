@@ -76,8 +76,8 @@ func (c *comparison) read(ctx context.Context, env *Env, sides *sideConns, was, 
 		i := c.source[id]
 		known, missing := was[id] != "", c.target[id].Kind == ""
 		awaited := missing && i.Kind.AfterRows() && handled[id] != "" // nothing has made it so far
-		// One that went under another kind, as a partition that had been detached, is still known as it was.
-		lacking := missing && (i.Kind == dump.ItemTable || i.Kind == dump.ItemPartition) && env.Runbook.Schema.Mode != "existing"
+		// One that went under another name, as a partition that had been detached, or with an identity, is still known.
+		lacking := missing && slices.Contains([]dump.ItemKind{dump.ItemTable, dump.ItemPartition, dump.ItemSequence}, i.Kind) && env.Runbook.Schema.Mode != "existing"
 		if !awaited && !lacking && (dump.Unchanged(was, i) || c.target[id].Def == i.Def && !ownWords(i.Kind)) {
 			continue
 		}
@@ -191,6 +191,13 @@ func (c *comparison) remedy(ctx context.Context, env *Env, sides *sideConns, d *
 	case dump.ItemMatview:
 		d.restore, d.mild = missing, !missing
 		return nil
+	case dump.ItemSequence:
+		if missing {
+			if d.elsewhere, err = c.ofIdentity(ctx, env, sides.source, i.OID); err != nil || d.elsewhere {
+				return err
+			}
+		}
+		return plainRemedy(ctx, sides, d, missing)
 	default:
 		return plainRemedy(ctx, sides, d, missing)
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 
 	"github.com/jackc/pgx/v5"
 
@@ -40,18 +41,36 @@ func alterEmpty(ctx context.Context, sides *sideConns, t scope.Table) ([]string,
 	}
 	for _, c := range slices.SortedFunc(maps.Values(want), byNumber) {
 		old, ok := have[c.name]
+		if ok && c.generated() && (!old.generated() || old.typ != c.typ) {
+			if t.Data == scope.NoData {
+				return nil, nil // no statement does it, and its values are the target's own
+			}
+			alter("DROP COLUMN %s", c.quoted())
+			ok = false
+		}
+		if !ok {
+			alter("ADD COLUMN %s %s %s", c.quoted(), c.typ, c.special)
+			if c.special != "" { // whole
+				continue
+			}
+		}
 		switch {
-		case !ok && c.special:
-			return nil, nil
 		case !ok:
-			alter("ADD COLUMN %s %s", c.quoted(), c.typ)
-		case c.special && old.special && c.def != old.def && c.def != "" && old.def != "": // an identity has none
-			alter("ALTER COLUMN %s SET EXPRESSION AS (%s)", c.quoted(), c.def)
+		case c.generated():
+			if c.def != old.def {
+				alter("ALTER COLUMN %s SET EXPRESSION AS (%s)", c.quoted(), c.def)
+			}
 			continue
-		case c.special || old.special:
-			continue
-		case old.typ != c.typ:
-			alter("ALTER COLUMN %s DROP DEFAULT", c.quoted())
+		case old.generated():
+			alter("ALTER COLUMN %s DROP EXPRESSION", c.quoted())
+			old.def = ""
+		case old.special != "" && c.special == "":
+			alter("ALTER COLUMN %s DROP IDENTITY", c.quoted())
+		}
+		if ok && old.typ != c.typ {
+			if old.def != "" {
+				alter("ALTER COLUMN %s DROP DEFAULT", c.quoted())
+			}
 			alter("ALTER COLUMN %s TYPE %s%s", c.quoted(), c.typ, using)
 			old.def = ""
 		}
@@ -63,6 +82,13 @@ func alterEmpty(ctx context.Context, sides *sideConns, t scope.Table) ([]string,
 		if old.notNull != c.notNull {
 			alter("ALTER COLUMN %s %s NOT NULL", c.quoted(), map[bool]string{true: "SET", false: "DROP"}[c.notNull])
 		}
+		identity, err := c.identity(ctx, sides.target, old)
+		if err != nil {
+			return nil, err
+		}
+		for _, sql := range identity {
+			out = append(out, strings.ReplaceAll(sql, "{table}", name))
+		}
 	}
 	if len(out) > 0 && t.Data != scope.NoData {
 		out = append([]string{"DELETE FROM " + only(t)}, out...)
@@ -71,18 +97,57 @@ func alterEmpty(ctx context.Context, sides *sideConns, t scope.Table) ([]string,
 }
 
 type columnText struct {
-	num              int16
-	name, typ, def   string
-	notNull, special bool
+	num            int16
+	name, typ, def string
+	special        string // what follows the type of one that is generated or an identity
+	notNull        bool
+}
+
+const generatedAs = "GENERATED ALWAYS AS ("
+
+func (c columnText) generated() bool { return strings.HasPrefix(c.special, generatedAs) }
+
+// identity gives what makes a column the identity that it is on the source; old is what it was.
+func (c columnText) identity(ctx context.Context, target *pgx.Conn, old columnText) ([]string, error) {
+	if c.special == old.special || c.special == "" {
+		return nil, nil
+	}
+	kind, rest, _ := strings.Cut(c.special, " AS IDENTITY (SEQUENCE NAME ")
+	if oldKind, _, _ := strings.Cut(old.special, " AS IDENTITY"); old.special != "" {
+		if kind == oldKind {
+			return nil, nil // of its sequence
+		}
+		return []string{fmt.Sprintf("ALTER TABLE {table} ALTER COLUMN %s SET %s", c.quoted(), kind)}, nil
+	}
+	sequence, _, _ := strings.Cut(rest, " START WITH ")
+	var taken bool // as by that of a serial column
+	if err := target.QueryRow(ctx, "SELECT EXISTS (SELECT FROM pg_class WHERE oid = to_regclass($1) AND relkind = 'S')", sequence).Scan(&taken); err != nil {
+		return nil, fmt.Errorf("looking for sequence %s on the target: %w", sequence, err)
+	}
+	out := []string{fmt.Sprintf("ALTER TABLE {table} ALTER COLUMN %s ADD %s", c.quoted(), c.special)}
+	if taken {
+		out = append([]string{"DROP SEQUENCE " + sequence}, out...)
+	}
+	return out, nil
 }
 
 func (c columnText) quoted() string { return pgx.Identifier{c.name}.Sanitize() }
 
 func byNumber(a, b columnText) int { return cmp.Compare(a.num, b.num) }
 
+// specialSQL writes what follows the type of a generated or identity column.
+const specialSQL = `
+CASE WHEN to_jsonb(a) ->> 'attgenerated' IN ('s', 'v') THEN '` + generatedAs + `' || pg_get_expr(d.adbin, d.adrelid) || ') ' || CASE to_jsonb(a) ->> 'attgenerated' WHEN 'v' THEN 'VIRTUAL' ELSE 'STORED' END
+     WHEN a.attidentity <> '' THEN (
+       SELECT format('GENERATED %s AS IDENTITY (SEQUENCE NAME %s START WITH %s INCREMENT BY %s MINVALUE %s MAXVALUE %s CACHE %s %s)', CASE a.attidentity WHEN 'a' THEN 'ALWAYS' ELSE 'BY DEFAULT' END,
+              q.seqrelid::regclass, q.seqstart, q.seqincrement, q.seqmin, q.seqmax, q.seqcache, CASE WHEN q.seqcycle THEN 'CYCLE' ELSE 'NO CYCLE' END)
+         FROM pg_depend o JOIN pg_sequence q ON q.seqrelid = o.objid
+        WHERE o.refclassid = 'pg_class'::regclass AND o.refobjid = a.attrelid AND o.refobjsubid = a.attnum AND o.classid = 'pg_class'::regclass AND o.deptype = 'i')
+     ELSE '' END`
+
 func columnTexts(ctx context.Context, conn *pgx.Conn, table string) (map[string]columnText, error) {
 	rows, err := conn.Query(ctx, `
-SELECT a.attnum, a.attname::text, format_type(a.atttypid, a.atttypmod), coalesce(pg_get_expr(d.adbin, d.adrelid), ''), a.attnotnull, a.attidentity <> '' OR coalesce(to_jsonb(a) ->> 'attgenerated', '') <> ''
+SELECT a.attnum, a.attname::text, format_type(a.atttypid, a.atttypmod), coalesce(pg_get_expr(d.adbin, d.adrelid), ''), a.attnotnull, coalesce(`+specialSQL+`, '')
   FROM pg_attribute a LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
  WHERE a.attrelid = to_regclass($1) AND a.attnum > 0 AND NOT a.attisdropped`, table)
 	if err != nil {

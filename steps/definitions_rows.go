@@ -2,8 +2,10 @@ package steps
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/jackc/pgx/v5"
 
@@ -32,7 +34,11 @@ func (d demand) sql() string {
 }
 
 func demands(ctx context.Context, conn *pgx.Conn, tables []string, met bool) ([]demand, error) {
-	rows, err := conn.Query(ctx, demandsSQL, tables, met)
+	return readDemands(ctx, conn, demandsSQL, tables, met)
+}
+
+func readDemands(ctx context.Context, conn *pgx.Conn, sql string, args ...any) ([]demand, error) {
+	rows, err := conn.Query(ctx, sql, args...)
 	if err != nil {
 		return nil, fmt.Errorf("reading what tables demand of their rows: %w", err)
 	}
@@ -77,5 +83,65 @@ func afterRows(ctx context.Context, env *Env, cp engine.Checkpoint) error {
 			return sided(engine.Target, fmt.Errorf("%s: %w", d.sql(), err))
 		}
 	}
+	return alignIdentities(ctx, cp, sides, names, byName)
+}
+
+// alignIdentities makes columns of captured tables the identities on the target that they are on the source. One whose
+// rows, or whose default, are not there yet waits for the next time.
+func alignIdentities(ctx context.Context, cp engine.Checkpoint, sides *sideConns, tables []string, byName map[string]scope.Name) error {
+	const which = "SELECT n, a.attname::text, a.attidentity::text FROM unnest($1::text[]) n JOIN pg_attribute a ON a.attrelid = to_regclass(n) AND a.attnum > 0 AND NOT a.attisdropped AND a.attidentity <> '' ORDER BY n, a.attnum"
+	want, err := readDemands(ctx, sides.source, which, tables)
+	if err != nil {
+		return err
+	}
+	have, err := readDemands(ctx, sides.target, which, tables)
+	if err != nil {
+		return err
+	}
+	for _, w := range want {
+		if slices.Contains(have, w) {
+			continue
+		}
+		is, err := columnTexts(ctx, sides.source, w.Table)
+		if err != nil {
+			return err
+		}
+		was, err := columnTexts(ctx, sides.target, w.Table)
+		if err != nil {
+			return err
+		}
+		c, old := is[w.Kind], was[w.Kind]
+		if old.special == "" && (!old.notNull || old.def != "") {
+			continue
+		}
+		statements, err := c.identity(ctx, sides.target, old)
+		if err != nil {
+			return err
+		}
+		sql := strings.ReplaceAll(strings.Join(statements, "; "), "{table}", w.Table)
+		cp.Emit(engine.Event{Kind: engine.EventNote, Level: "warn", Object: w.Table, Message: fmt.Sprintf("column %s of %s is an identity on the source: carried to the target: %s", c.quoted(), w.Table, sql)})
+		if err := runOn(ctx, sides.target, byName[w.Table], waiting(cp, engine.Target, "carry a change to the target"), sql); err != nil {
+			return &engine.Error{
+				Op: "carrying a change to the target", Object: w.Table, Err: fmt.Errorf("%s: %w", sql, err),
+				Hint: "Make the same change on the target by hand, then run the same command again.",
+			}
+		}
+	}
 	return nil
+}
+
+// ofIdentity reports whether a sequence of the source belongs to an identity column of a table of the run that the
+// target has: it is made with the identity.
+func (c *comparison) ofIdentity(ctx context.Context, env *Env, source *pgx.Conn, oid uint32) (bool, error) {
+	var schema, name string
+	err := source.QueryRow(ctx, `SELECT n.nspname::text, t.relname::text FROM pg_depend d JOIN pg_class t ON t.oid = d.refobjid JOIN pg_namespace n ON n.oid = t.relnamespace
+ WHERE d.classid = 'pg_class'::regclass AND d.objid = $1 AND d.refclassid = 'pg_class'::regclass AND d.deptype = 'i'`, oid).Scan(&schema, &name)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("looking for the table of a sequence: %w", err)
+	}
+	table := pg.Name(schema, name)
+	return owningTable(env, table) != nil && c.hasOn(table), nil
 }

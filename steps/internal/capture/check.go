@@ -36,11 +36,12 @@ type Change struct {
 	Rule   Rule
 	Text   string // a sentence
 	Hint   string // what to type or change next
-	// SQL is what makes the other side alike, of Carry only.
+	// SQL is what makes the other side alike, of Carry only; empty where that takes what the other side has by then.
 	SQL string
 	// NotNull says which way ColumnNull goes.
 	NotNull bool
-	// Unlike says that rows from before an added column hold different values, which SQL does not make.
+	// Unlike says that SQL does not make the rows alike: those from before an added column hold different values, or
+	// row images were captured that lack a column or have one too many.
 	Unlike bool
 
 	seen fingerprint
@@ -65,6 +66,8 @@ const (
 	ColumnType       What = "column_type"
 	ColumnNull       What = "column_null"
 	ColumnDefault    What = "column_default"
+	ColumnGenerated  What = "column_generated" // ceased to be
+	ColumnIdentity   What = "column_identity"
 	KeyChanged       What = "key_changed"
 	PartitionAdded   What = "partition_added"
 	PartitionRemoved What = "partition_removed"

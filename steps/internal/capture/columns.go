@@ -11,8 +11,20 @@ import (
 // Shape is what is recorded of a captured table's root: the columns and partitions that passes
 // carry, once every change since the plan was handled.
 type Shape struct {
-	Columns []string // with their types, in order, without dropped ones
+	Columns []string // as ColumnText, in order, without dropped ones
 	Members []scope.Name
+}
+
+// ColumnText is what of a column decides how passes carry it. It begins with its name.
+func ColumnText(c scope.Column) string {
+	text := c.Name + " " + c.Type
+	if c.Generated {
+		text += " generated"
+	}
+	if c.Identity != "" {
+		text += " identity " + c.Identity
+	}
+	return text
 }
 
 // Shapes reads the recorded shape of every captured table, by id.
@@ -35,7 +47,7 @@ func Shapes(ctx context.Context, conn *pgx.Conn, tables []scope.Table) (map[int3
 			}
 			for _, c := range r.Columns {
 				if !c.Dropped {
-					s.Columns = append(s.Columns, c.Name+" "+c.Type)
+					s.Columns = append(s.Columns, ColumnText(scope.Column{Name: c.Name, Type: c.Type, Generated: c.Generated, Identity: c.Identity}))
 				}
 			}
 		}

@@ -151,19 +151,18 @@ func columns(t scope.Table, before, after fingerprint) []Change {
 
 // addedColumn makes the column with the value that rows from before it have on this side, then gives it the
 // default that it has by now. NOT NULL comes at once only where such a value is known: else the rows got
-// theirs by an UPDATE that a pass has still to carry.
+// theirs by an UPDATE that a pass has still to carry. So does an identity, which wants NOT NULL.
 func addedColumn(t scope.Table, was, now fingerprint, c colPrint) Change {
 	r := now.Relations[0]
 	ch := newChange(t, ColumnAdded, Carry, fmt.Sprintf("it has a new column %q", c.Name))
 	ch.Column = c.Name
-	if c.Generated || c.Identity != "" || t.Identity != scope.ByKey {
-		ch.Rule, ch.Hint = Stop, undoOrBegin
-		ch.Text += ", generated, of an identity, or in a table without a key: such a column is not carried"
+	table, column, then := pg.Name(r.Schema, r.Name), pgx.Identifier{c.Name}.Sanitize(), ""
+	if c.Generated {
+		ch.SQL = fmt.Sprintf("ALTER TABLE %s ADD COLUMN IF NOT EXISTS %s %s%s GENERATED ALWAYS AS (%s) %s", table, column, c.Type, collate(c), c.Default, map[bool]string{true: "VIRTUAL", false: "STORED"}[c.Kept == "v"])
 		return ch
 	}
 	missing, alike := missingValue(was, now, c.Name)
-	ch.Unlike = !alike
-	table, column, then := pg.Name(r.Schema, r.Name), pgx.Identifier{c.Name}.Sanitize(), ""
+	ch.Unlike = !alike || t.Identity != scope.ByKey // its row images have no such column
 	first := c.Default
 	switch {
 	case rewrittenSince(was, now) || missing != nil && plainly(c.Default) == *missing:
@@ -176,10 +175,7 @@ func addedColumn(t scope.Table, was, now fingerprint, c colPrint) Change {
 	if first != c.Default {
 		ch.SQL += "IF NOT EXISTS "
 	}
-	ch.SQL += column + " " + c.Type
-	if c.Collation != "" {
-		ch.SQL += " COLLATE " + c.Collation
-	}
+	ch.SQL += column + " " + c.Type + collate(c)
 	if first != "" {
 		ch.SQL += " DEFAULT " + first
 	}
@@ -194,6 +190,13 @@ func addedColumn(t scope.Table, was, now fingerprint, c colPrint) Change {
 		ch.SQL += fmt.Sprintf("; ALTER TABLE %s ALTER COLUMN %s SET DEFAULT %s", table, column, then)
 	}
 	return ch
+}
+
+func collate(c colPrint) string {
+	if c.Collation == "" {
+		return ""
+	}
+	return " COLLATE " + c.Collation
 }
 
 // missingValue is what rows from before a column hold, in every member with rows that was there then; alike is
@@ -246,11 +249,12 @@ func columnChanges(t scope.Table, r relPrint, was, now colPrint, key bool) []Cha
 		changes = append(changes, c)
 	}
 	switch {
-	case now.Dropped && (key || t.Identity != scope.ByKey): // images are whole rows
+	case now.Dropped && key:
 		add(ColumnDropped, Stop, "was dropped", "")
 		return changes
 	case now.Dropped:
 		add(ColumnDropped, Carry, "was dropped", "")
+		changes[0].Unlike = t.Identity != scope.ByKey && !was.Generated // images are whole rows
 		changes[0].SQL = "ALTER TABLE " + pg.Name(r.Schema, r.Name) + " DROP COLUMN IF EXISTS " + column + " CASCADE"
 		return changes
 	case was.Name != now.Name:
@@ -258,16 +262,23 @@ func columnChanges(t scope.Table, r relPrint, was, now colPrint, key bool) []Cha
 		return changes
 	}
 	switch {
+	case was.Generated && !now.Generated:
+		add(ColumnGenerated, Carry, "is no longer generated", "DROP EXPRESSION IF EXISTS")
+		changes[0].Unlike = t.Identity != scope.ByKey
+		was.Default, was.Generated = "", false
+	case was.Identity != "" && now.Identity == "":
+		add(ColumnIdentity, Carry, "is no longer an identity", "DROP IDENTITY IF EXISTS")
+	case was.Identity != now.Identity:
+		add(ColumnIdentity, Carry, "became an identity, or one of the other kind", "")
+		changes[0].SQL = "" // it wants its sequence, and NOT NULL, which comes when passes have brought the rows
+	}
+	switch {
 	case key && (was.Base != now.Base || was.Collation != now.Collation):
 		add(ColumnType, Stop, "of the key has another type or collation: "+now.Type, "")
-	case was.Generated != now.Generated || was.Identity != now.Identity:
-		add(ColumnType, Stop, "became generated or an identity, or ceased to be", "")
+	case now.Generated && !was.Generated:
+		add(ColumnGenerated, Stop, "became generated", "")
 	case was.Type != now.Type || was.Collation != now.Collation:
-		collate := ""
-		if now.Collation != "" {
-			collate = " COLLATE " + now.Collation
-		}
-		add(ColumnType, Carry, "has another type: "+now.Type, "TYPE "+now.Type+collate)
+		add(ColumnType, Carry, "has another type: "+now.Type, "TYPE "+now.Type+collate(now))
 	}
 	if was.NotNull != now.NotNull {
 		verb := map[bool]string{true: "SET", false: "DROP"}[now.NotNull]

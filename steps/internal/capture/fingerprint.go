@@ -55,6 +55,7 @@ type colPrint struct {
 	Default   string `json:"default"`
 	Collation string `json:"collation"`
 	Generated bool   `json:"generated"`
+	Kept      string `json:"kept,omitempty"` // of a generated one, pg_attribute.attgenerated: "s" stored, "v" virtual
 	Identity  string `json:"identity"`
 	// Missing is what rows from before the column hold, unless they were written since; nil is NULL.
 	Missing *string `json:"missing,omitempty"`
@@ -71,7 +72,7 @@ type trigPrint struct {
 // detailSQL reads fingerprints in one statement, so that each is of one instant. $1 and $2 are ids
 // and root oids, $3 the key columns, chr(1) between them (” without a key), $4 the shapes of keys. %[1]s is the
 // expression for attgenerated, which came with 12, %[4]s that for the value that rows from before a column
-// have, which came with 11.
+// have, which came with 11, %[5]s attgenerated as text.
 const detailSQL = `
 WITH RECURSIVE root AS (SELECT * FROM unnest($1::int4[], $2::oid[], $3::text[], $4::text[]) AS r (id, oid, cols, shape)),
 tree (id, oid, parent, ixmin, level) AS (
@@ -86,7 +87,7 @@ rels AS (
       'part_key', CASE WHEN c.relkind = 'p' THEN pg_get_partkeydef(c.oid) ELSE '' END,
       'columns', (SELECT json_agg(json_build_object(
             'num', a.attnum, 'name', a.attname, 'type', format_type(a.atttypid, a.atttypmod), 'base', a.atttypid::int8, 'not_null', a.attnotnull,
-            'dropped', a.attisdropped, 'default', coalesce(pg_get_expr(d.adbin, d.adrelid), ''), 'generated', %[1]s, 'missing', %[4]s, 'identity', a.attidentity::text,
+            'dropped', a.attisdropped, 'default', coalesce(pg_get_expr(d.adbin, d.adrelid), ''), 'generated', %[1]s, 'kept', %[5]s, 'missing', %[4]s, 'identity', a.attidentity::text,
             'collation', coalesce((SELECT quote_ident(cn.nspname) || '.' || quote_ident(co.collname) FROM pg_collation co JOIN pg_namespace cn ON cn.oid = co.collnamespace
                 JOIN pg_type ty ON ty.oid = a.atttypid WHERE co.oid = a.attcollation AND a.attcollation <> ty.typcollation), ''),
             'xmin', a.xmin::text::int8) ORDER BY a.attnum)
@@ -116,10 +117,10 @@ func details(ctx context.Context, conn *pgx.Conn, tables []scope.Table, roots []
 	if err != nil {
 		return nil, err
 	}
-	generated, keyColumns := "a.attgenerated <> ''", "x.indnkeyatts"
+	generated, kept, keyColumns := "a.attgenerated <> ''", "a.attgenerated::text", "x.indnkeyatts"
 	missing := "CASE WHEN a.atthasmissing THEN (a.attmissingval::text::text[])[1] END"
 	if major < 12 {
-		generated = "false"
+		generated, kept = "false", "''"
 	}
 	if major < 11 {
 		keyColumns, missing = "x.indnatts", "NULL::text"
@@ -128,7 +129,7 @@ func details(ctx context.Context, conn *pgx.Conn, tables []scope.Table, roots []
 	for i, t := range tables {
 		ids[i], cols[i], shapes[i] = t.ID, keyNames(t), shape(t)
 	}
-	rows, err := conn.Query(ctx, fmt.Sprintf(detailSQL, generated, keyColumns, nameHash, missing), ids, roots, cols, shapes)
+	rows, err := conn.Query(ctx, fmt.Sprintf(detailSQL, generated, keyColumns, nameHash, missing, kept), ids, roots, cols, shapes)
 	if err != nil {
 		return nil, fmt.Errorf("reading the catalog: %w", err)
 	}
