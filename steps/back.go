@@ -118,6 +118,8 @@ type Rehearsal struct {
 	Drain   time.Duration
 	Rows    int64
 	Marks   []freeze.Mark // when each part ended, from the moment writers began to wait
+
+	Predicted engine.Prediction // of the cutover, which has switch steps and a flip besides
 }
 
 // MarshalJSON gives durations in seconds.
@@ -192,5 +194,5 @@ func Rehearse(ctx context.Context, env *Env, show engine.Sink) (Rehearsal, error
 	if err != nil {
 		return Rehearsal{}, withCause(ctx, err)
 	}
-	return Rehearsal{Blocked: cert.Blocked, Budget: cert.Budget, Drain: cert.Drain, Rows: cert.Pass.Rows, Marks: cert.Marks}, nil
+	return Rehearsal{Blocked: cert.Blocked, Budget: cert.Budget, Drain: cert.Drain, Rows: cert.Pass.Rows, Marks: cert.Marks, Predicted: f.predict(ctx)}, nil
 }

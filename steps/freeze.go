@@ -100,6 +100,7 @@ type flipper struct {
 	final   pass.Result    // of the last exact pass inside a freeze
 	decided bool           // a flip, by the present attempt
 	stuck   *stuckStep     // of the present attempt
+	shown   measured       // before the present attempt
 	seen    []engine.Event // marks of this process's attempts
 	now     func() time.Time
 }
@@ -316,7 +317,9 @@ func (f *flipper) flipped(ctx context.Context) error {
 
 // marked tells a mark of the freeze, and remembers it for the next prediction.
 func (f *flipper) marked(e engine.Event) {
-	e.Kind = engine.EventFreeze
+	if e.Kind = engine.EventFreeze; f.Rehearsal {
+		e.Step = rehearseID
+	}
 	f.seen = append(f.seen, e)
 	f.cp.Emit(e)
 }

@@ -28,7 +28,6 @@ func (f *flipper) drain(ctx context.Context) (predicted engine.Prediction, err e
 	if err != nil {
 		return predicted, err
 	}
-	shown.see(f.seen) // the journal may not have them yet
 	best := time.Duration(0)
 	for i := range 30 {
 		if err := f.unpaused(ctx); err != nil { // whose time is not the pass's
@@ -46,13 +45,20 @@ func (f *flipper) drain(ctx context.Context) (predicted engine.Prediction, err e
 		best = took
 	}
 	shown.Pass = best
+	f.shown = shown
+	return f.predict(ctx), nil
+}
+
+// predict tells what the next freeze would cost by what was shown so far.
+func (f *flipper) predict(ctx context.Context) engine.Prediction {
+	f.shown.see(f.seen) // the journal may not have them yet
 	c := costsOf(f.env.Scope)
 	c.limits = switchLimits(f.env)
 	c.askSizes(ctx, f.looks.of(f.from), f.env.Scope)
 	if f.reload.bytes = c.bytes; c.planned { // as they were some day: they tell no rate
 		f.reload.bytes = 0
 	}
-	return budgeted(f.env, f.from, c.predict(shown)), nil
+	return budgeted(f.env, f.from, c.predict(f.shown))
 }
 
 // pass makes one exact pass with patience for locks and lost connections, once nobody says pause.

@@ -176,6 +176,9 @@ func TestPredictedByRehearsal(t *testing.T) {
 	r.must(err)
 	r.nextCommand()
 	after := r.predictedNow()
+	if done.Predicted.WriteBlock != after.WriteBlock {
+		t.Errorf("the rehearsal itself says %s, status %s", done.Predicted, after)
+	}
 	if done.Blocked < 400*ms || after.WriteBlock < done.Blocked || !strings.Contains(after.Why, "more, since the latest rehearsal took ") || after.Over() {
 		t.Errorf("a rehearsal of %s, predicted: %s", done.Blocked, after)
 	}

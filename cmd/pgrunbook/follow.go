@@ -67,7 +67,7 @@ func newRehearse(a *app) *cobra.Command {
 				fmt.Fprintf(a.stdout, "%-10s %8s\n", m.Name, (m.After - last).Round(100*time.Microsecond))
 				last = m.After
 			}
-			_, err = fmt.Fprintln(a.stdout, blocked)
+			_, err = fmt.Fprintf(a.stdout, "%s\nof the cutover: %s\n", blocked, r.Predicted)
 			return err
 		},
 	}

@@ -49,7 +49,7 @@ func TestRehearse(t *testing.T) {
 	if o := p.end(); o.code != 0 || p.passed("freeze.sequences") != 1 || p.passed("freeze.decided") != 0 {
 		t.Errorf("rehearse ended with %d\n%s", o.code, o.text)
 	}
-	r.says(p.said(), "hold ", "proof ", "pass ", "sequences ", "undo ", "writes were blocked for", "of 5s")
+	r.says(p.said(), "hold ", "proof ", "pass ", "sequences ", "undo ", "writes were blocked for", "of 5s", "of the cutover: predicted write block ", "for the last drain")
 	r.writing(onSource)
 	r.refused(r.target, "25006")
 	r.says(r.want(1, "status", "--certificate"), "there is none")
