@@ -1,21 +1,17 @@
 package steps
 
 import (
-	"bufio"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/hashicorp/hcl/v2"
@@ -156,18 +152,19 @@ func (s *execStep) run(ctx context.Context, argv []string, undo bool, cp engine.
 	}
 	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
 	cmd.Dir, cmd.Env = s.dir, s.environ(undo)
-	tail, err := runGroup(cmd, func(stream, line string) {
-		cp.Emit(engine.Event{Kind: engine.EventNote, Object: stream, Message: s.redact.String(line)})
+	var last tail
+	err := runGroup(cmd, func(stream, line string) {
+		line = s.redact.String(line)
+		last.add(stream, line)
+		cp.Emit(engine.Event{Kind: engine.EventNote, Object: stream, Message: line})
 	})
 	if err == nil {
 		return nil
 	}
 	if ctx.Err() != nil {
 		err = context.Cause(ctx)
-	} else if tail != "" {
-		err = fmt.Errorf("%w: %s", err, tail)
 	}
-	return s.fail(outer, "running", commandLine(argv), "Mend what the command says and run the same command again.", err)
+	return s.fail(outer, "running", commandLine(argv), "Mend what the command says and run the same command again.", last.said(err))
 }
 
 // unchanged compares the pinned files with the accepted plan right before they run.
@@ -223,76 +220,6 @@ func (s *execStep) environ(undo bool) []string {
 		add("TARGET", s.env.Target.Address())
 	}
 	return env
-}
-
-// runGroup runs cmd as a process group of its own, hands every line of output on, and returns
-// the last line of stderr for the error. When cmd's context ends, the whole group is asked to
-// end and shortly after killed.
-func runGroup(cmd *exec.Cmd, line func(stream, text string)) (tail string, err error) {
-	cmd.SysProcAttr = groupAttr()
-	cmd.Cancel = func() error { return killGroup(cmd, syscall.SIGTERM) }
-	cmd.WaitDelay = execGrace
-	out, outWriter := io.Pipe()
-	errs, errWriter := io.Pipe()
-	cmd.Stdout, cmd.Stderr = outWriter, errWriter
-	done := make(chan string, 2)
-	go func() { lines(out, func(t string) { line("stdout", t) }); done <- "" }()
-	go func() {
-		last := ""
-		lines(errs, func(t string) { last = t; line("stderr", t) })
-		done <- last
-	}()
-	err = startAndWait(cmd)
-	_ = outWriter.Close() // a pipe's Close never fails
-	_ = errWriter.Close()
-	for range 2 {
-		if t := <-done; t != "" {
-			tail = t
-		}
-	}
-	return tail, err
-}
-
-// startAndWait keeps to one thread, because the signal that ends the command with us (where the
-// system has it) is tied to the thread that started it. Whatever the command left in its group
-// ends with it.
-func startAndWait(cmd *exec.Cmd) error {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	if err := cmd.Start(); err != nil {
-		return err
-	}
-	err := cmd.Wait()
-	_ = killGroup(cmd, syscall.SIGKILL) // usually nobody is left
-	if errors.Is(err, exec.ErrWaitDelay) {
-		return nil // it ended well; only a child of it still held the output
-	}
-	return err
-}
-
-func killGroup(cmd *exec.Cmd, sig syscall.Signal) error {
-	err := syscall.Kill(-cmd.Process.Pid, sig)
-	if errors.Is(err, syscall.ESRCH) {
-		return os.ErrProcessDone
-	}
-	return err
-}
-
-// lines hands on each line, cut at 4 KiB, and reads to the end whatever comes.
-func lines(r io.Reader, each func(string)) {
-	br := bufio.NewReaderSize(r, 4096)
-	for {
-		b, more, err := br.ReadLine()
-		if text := strings.TrimRight(string(b), "\r"); text != "" {
-			each(text)
-		}
-		for more && err == nil {
-			_, more, err = br.ReadLine()
-		}
-		if err != nil {
-			return
-		}
-	}
 }
 
 // commandLine writes argv as one would type it.

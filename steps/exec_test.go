@@ -72,10 +72,15 @@ func TestExecPlanNamesAProgramThatIsNotThere(t *testing.T) {
 
 func TestExecTellsWhyItFailed(t *testing.T) {
 	dir := t.TempDir()
-	writeScript(t, dir, "fail.sh", "echo 'no route for hunter22' >&2; exit 3\n")
+	writeScript(t, dir, "fail.sh", "for i in 1 2 3 4; do echo line $i; done; echo 'no route for hunter22' >&2; echo 'asked twice'; exit 3\n")
 	s := oneStep(t, &Env{}, Before, dir, "step \"exec\" \"x\" {\n command = [\"./fail.sh\"]\n env = { S = var.secret }\n }", map[string]string{"SECRET": "hunter22"})
 	err := apply(t, s, &paper{})
-	if err == nil || !strings.Contains(err.Error(), "exit status 3") || !strings.Contains(err.Error(), "no route") || strings.Contains(err.Error(), "hunter22") {
+	for _, want := range []string{"exit status 3", ": no route for (sensitive) (standard output: line 3; line 4; asked twice)"} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q is not in the error: %v", want, err)
+		}
+	}
+	if err == nil || strings.Contains(err.Error(), "line 1") || strings.Contains(err.Error(), "hunter22") {
 		t.Errorf("error is %v", err)
 	}
 	if engine.HintOf(err) == "" {
