@@ -48,6 +48,11 @@ func newDemo(a *app) *cobra.Command {
 	return cmd
 }
 
+// demoVariable tells a command that the demo runs it: nobody types anything after it.
+const demoVariable = "PGRUNBOOK_OF_DEMO"
+
+func (a *app) ofDemo() bool { return a.env(demoVariable) != "" }
+
 // runSelf runs this program in a process of its own, as a person would.
 func runSelf(ctx context.Context, dir string, env []string, args ...string) (int, error) {
 	self, err := os.Executable()
@@ -55,7 +60,7 @@ func runSelf(ctx context.Context, dir string, env []string, args ...string) (int
 		return 0, err
 	}
 	cmd := exec.CommandContext(ctx, self, args...)
-	cmd.Dir, cmd.Env = dir, append(os.Environ(), env...)
+	cmd.Dir, cmd.Env = dir, append(append(os.Environ(), demoVariable+"=1"), env...)
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	// A Ctrl-C reaches everybody in the terminal's group. With ours the child would get two, and the
 	// second one ends it at once, in the middle of a freeze too.

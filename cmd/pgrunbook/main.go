@@ -30,6 +30,9 @@ func run(argv []string) int {
 	if len(argv) > 0 && argv[0] == "demo" {
 		w.patience, w.first, w.second = removeWithin, removing, leaving
 	}
+	if a.ofDemo() {
+		w.first, w.second = ending, endingNow
+	}
 	defer w.start()()
 	return execute(ctx, a, argv)
 }
@@ -40,6 +43,8 @@ const (
 	stopping  = "stopping at once: what is done is kept, and the same command goes on from here"
 	removing  = "stopping the demo's servers and removing what it made; press Ctrl-C again to leave it there"
 	leaving   = "stopping at once: what the demo made is left in the temporary directory"
+	ending    = "finishing the piece at hand, then stopping" // a command that the demo runs
+	endingNow = "stopping at once"
 )
 
 // signalWatch ends the context with the first signal, and the process with the second one or when
@@ -98,6 +103,9 @@ func execute(ctx context.Context, a *app, argv []string) int {
 	}
 	s := a.summary
 	s.ExitCode, s.Elapsed = code, time.Since(a.began)
+	if a.ofDemo() {
+		s.Next = "" // by then there are no servers
+	}
 	var shown *shownError
 	if !errors.As(err, &shown) || a.mode() == view.JSON {
 		s.Err = err
