@@ -103,6 +103,7 @@ func (s *verifyStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Che
 	if err != nil {
 		return err
 	}
+	cp.Emit(engine.Event{Kind: engine.EventNote, Message: s.covered(res)})
 	failpoint.Hit("verify.proved")
 	if !s.as { // as they are, what was not yet carried differs too
 		if err := s.remember(ctx, res, triggers); err != nil {
@@ -170,6 +171,37 @@ func (s *verifyStep) verified(t compare.TableResult, done, all int) engine.Event
 		e.Level, e.Message = "error", s.describe(t)
 	}
 	return e
+}
+
+// covered says which tables were compared and found equal, and which were not compared and why.
+func (s *verifyStep) covered(res compare.Result) string {
+	how := "row by row"
+	if s.mode == compare.Count {
+		how = "by their numbers of rows"
+	}
+	var equal, left []string
+	for _, t := range res.Tables {
+		if !t.Differs {
+			equal = append(equal, t.Display())
+		}
+	}
+	for _, t := range s.env.Scope.Tables {
+		switch t.Data {
+		case scope.AtFreeze:
+			left = append(left, t.Display()+" (reloaded inside the freeze)")
+		case scope.NoData:
+			left = append(left, t.Display()+" (its rows are not carried)")
+		case scope.Live:
+		}
+	}
+	text := fmt.Sprintf("%s compared %s, %d equal", engine.Plural(len(res.Tables), "table"), how, len(equal))
+	if len(equal) > 0 {
+		text += ": " + joinSome(equal)
+	}
+	if len(left) > 0 {
+		text += ". Not compared: " + joinSome(left)
+	}
+	return text
 }
 
 // describe names a table's differences in one line.
