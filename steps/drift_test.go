@@ -5,7 +5,9 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -202,7 +204,8 @@ func TestDifferingTargetBlocksThePlan(t *testing.T) {
 func TestLoadPlanSeesChangedFiles(t *testing.T) {
 	dir := t.TempDir()
 	writeFile(t, dir, "x.sql", "SELECT 1")
-	rb := parsed(t, dir, sheet("copy {\n before {\n step \"sql\" \"x\" {\n on = \"source\"\n file = \"x.sql\"\n }\n }\n}"), nil)
+	writeFile(t, dir, "notice.txt", "moved")
+	rb := parsed(t, dir, sheet("copy {\n before {\n step \"sql\" \"x\" {\n on = \"source\"\n file = \"x.sql\"\n }\n }\n}\ncutover { closed_message = \"gone: ${file(\"notice.txt\")}\" }"), nil)
 	if diags := Check(rb); diags.HasErrors() {
 		t.Fatal(printed(t, rb, diags))
 	}
@@ -214,6 +217,18 @@ func TestLoadPlanSeesChangedFiles(t *testing.T) {
 	writeFile(t, dir, "x.sql", "SELECT 2")
 	if _, err := LoadPlan(p, runbook.Options{Getenv: none}); engine.ClassOf(err) != engine.ClassStale || !strings.Contains(err.Error(), "file x.sql changed") {
 		t.Errorf("error is %v", err)
+	}
+	for _, name := range []string{"x.sql", "notice.txt"} {
+		if err := os.Remove(filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+		got, err := LoadPlan(p, runbook.Options{Getenv: none})
+		if engine.ClassOf(err) != engine.ClassStale || !strings.Contains(err.Error(), "file "+name+" is gone") {
+			t.Errorf("without %s the error is %v", name, err)
+		}
+		if got.Source.URL != rb.Source.URL || len(got.Hooks["copy"].Before) != 1 {
+			t.Errorf("without %s the runbook is not complete", name)
+		}
 	}
 }
 

@@ -5,6 +5,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"slices"
 	"time"
 
@@ -129,10 +132,18 @@ func pinRunbook(rb *runbook.Runbook) engine.RunbookPin {
 }
 
 // LoadPlan reads the runbook that a plan carries, with the plan's variables and the environment's
-// sensitive ones. A file beside the runbook that is not the reviewed one is an error of ClassStale.
+// sensitive ones. A file beside the runbook that is not the reviewed one, or is gone, is an error of ClassStale: the
+// runbook is complete but for that file.
 func LoadPlan(p *engine.Plan, o runbook.Options) (*runbook.Runbook, error) {
 	rb, diags := ParsePlan(p, o)
 	diags = append(diags, Check(rb)...)
+	if o.Pinned = goneFiles(p.Runbook); diags.HasErrors() && len(o.Pinned) > 0 {
+		rb, diags = ParsePlan(p, o)
+		diags = append(diags, Check(rb)...)
+		for name := range o.Pinned {
+			delete(rb.Files, name)
+		}
+	}
 	if diags.HasErrors() {
 		return rb, &engine.Error{
 			Class: engine.ClassRunbook, Op: "reading the runbook of the plan", Err: diags,
@@ -143,6 +154,17 @@ func LoadPlan(p *engine.Plan, o runbook.Options) (*runbook.Runbook, error) {
 		return rb, stale(changes)
 	}
 	return rb, nil
+}
+
+// goneFiles gives an empty text for each reviewed file that is not there any more.
+func goneFiles(pin engine.RunbookPin) map[string][]byte {
+	gone := map[string][]byte{}
+	for name := range pin.Files {
+		if _, err := os.Stat(filepath.Join(filepath.Dir(pin.Path), name)); errors.Is(err, fs.ErrNotExist) {
+			gone[name] = []byte{}
+		}
+	}
+	return gone
 }
 
 // ParsePlan reads the runbook that a plan carries, with the plan's variables.
