@@ -128,7 +128,7 @@ func (j *jsonView) event(e engine.Event, now time.Time) {
 		j.last[key] = now
 		j.drop(key)
 	case engine.EventStepDone, engine.EventStepFailed, engine.EventRunEnded:
-		j.flush() // the last figures of a step are not lost
+		j.flush(e.At) // the last figures of a step are not lost
 		j.forget()
 	default:
 	}
@@ -142,9 +142,16 @@ func (j *jsonView) drop(key string) {
 	}
 }
 
-func (j *jsonView) flush() {
+// late writes what was held back as of now: nothing newer is known, and the lines stay in the order of time.
+func (j *jsonView) late(key string, now time.Time) {
+	e := j.held[key]
+	e.At = now
+	j.line(j.encode(e))
+}
+
+func (j *jsonView) flush(now time.Time) {
 	for _, k := range j.keys {
-		j.line(j.encode(j.held[k]))
+		j.late(k, now)
 	}
 	clear(j.held)
 	j.keys = nil
@@ -153,7 +160,7 @@ func (j *jsonView) flush() {
 func (j *jsonView) tick(now time.Time) {
 	for _, k := range slices.Clone(j.keys) {
 		if now.Sub(j.last[k]) >= jsonEvery {
-			j.line(j.encode(j.held[k]))
+			j.late(k, now)
 			j.last[k] = now
 			j.drop(k)
 		}
@@ -209,7 +216,7 @@ func (j *jsonView) encode(e engine.Event) eventLine {
 func seconds(d time.Duration) float64 { return math.Round(d.Seconds()*1e6) / 1e6 }
 
 func (j *jsonView) summary(s Summary, now time.Time) {
-	j.flush()
+	j.flush(now)
 	message, level := s.Message, "info"
 	l := summaryLine{Run: j.run, ExitCode: s.ExitCode, Elapsed: seconds(s.Elapsed), Steps: []outcomeLine{}, Next: s.Next}
 	if s.Err != nil {

@@ -6,9 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -138,5 +140,41 @@ func TestOutputThatCannotBeWrittenIsReportedAtTheEnd(t *testing.T) {
 	v.Emit(engine.Event{Kind: engine.EventNote, Message: "x"})
 	if err := v.Close(); !errors.Is(err, broken) {
 		t.Errorf("Close gives %v", err)
+	}
+}
+
+// What is held back, and what another event passes on its way, is said in the order of time.
+func TestTimesNeverGoBack(t *testing.T) {
+	for _, mode := range []Mode{JSON, Plain} {
+		s := newStage(t, Options{Mode: mode}, false, nil)
+		emit := func(e engine.Event) {
+			e.At = s.clock.Now().Add(-e.Elapsed) // how long it was on its way
+			s.Emit(e)
+			s.clock.add(100 * time.Millisecond)
+		}
+		for range 3 {
+			emit(engine.Event{Kind: engine.EventLag, Step: "freeze", Message: "behind"})
+		}
+		s.clock.add(10 * time.Second)
+		emit(engine.Event{Kind: engine.EventFreeze, Step: "freeze", Mark: "flip"})
+		emit(engine.Event{Kind: engine.EventNote, Step: "freeze", Message: "slow", Elapsed: 5 * time.Second})
+		emit(engine.Event{Kind: engine.EventLag, Step: "freeze", Message: "behind"})
+		emit(engine.Event{Kind: engine.EventLag, Step: "freeze", Message: "behind"})
+		s.tick()
+		emit(engine.Event{Kind: engine.EventStepDone, Step: "freeze"})
+		s.Summary(Summary{})
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		out, last := regexp.MustCompile(`\d\d:\d\d:\d\d(\.\d+)?`).FindAllString(s.stdout.String()+s.stderr.String(), -1), ""
+		if len(out) < 6 {
+			t.Errorf("%s has only %d lines", mode, len(out))
+		}
+		for _, at := range out {
+			if at < last {
+				t.Errorf("%s: %s comes after %s:\n%s%s", mode, at, last, s.stdout.String(), s.stderr.String())
+			}
+			last = at
+		}
 	}
 }

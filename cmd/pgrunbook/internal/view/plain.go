@@ -50,6 +50,7 @@ func (p *plain) event(e engine.Event, now time.Time) {
 		p.lastLag = now
 	case engine.EventStepDone: // with where it stands, not where it stood some seconds ago
 		if p.lag != nil && p.lag.Step == e.Step {
+			p.lag.At = e.At // lines stay in the order of time
 			logEvent(p.handler, *p.lag)
 		}
 		p.lag = nil

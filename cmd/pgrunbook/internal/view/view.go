@@ -80,6 +80,7 @@ type view struct {
 
 	mu        sync.Mutex
 	r         renderer
+	said      time.Time // when the latest event was
 	ended     bool
 	suspended bool // a person is asked something: no line of progress in between
 
@@ -161,8 +162,17 @@ func (v *view) tick() {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if !v.ended && !v.suspended {
-		v.r.tick(v.o.Now())
+		now := v.o.Now()
+		v.said = later(v.said, now)
+		v.r.tick(now)
 	}
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
 }
 
 func (v *view) interval() time.Duration {
@@ -180,16 +190,20 @@ func perSecond(fps, otherwise float64) time.Duration {
 	return time.Duration(float64(time.Second) / min(fps, 60))
 }
 
-// Emit shows an event.
+// Emit shows an event. One that another came before on its way here is said to be as late as that: the times
+// of the lines never go back.
 func (v *view) Emit(e engine.Event) {
+	e = v.clean(e)
+	v.mu.Lock()
+	defer v.mu.Unlock()
 	now := v.o.Now()
 	if e.At.IsZero() {
 		e.At = now
 	}
-	e = v.clean(e)
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	if !v.ended {
+	if e.At.Before(v.said) {
+		e.At = v.said
+	}
+	if v.said = e.At; !v.ended {
 		v.r.event(e, now)
 	}
 }
