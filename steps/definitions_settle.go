@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/pgrunbook/pgrunbook/engine"
+	"github.com/pgrunbook/pgrunbook/internal/failpoint"
 	"github.com/pgrunbook/pgrunbook/internal/pg"
 	"github.com/pgrunbook/pgrunbook/steps/internal/capture"
 	"github.com/pgrunbook/pgrunbook/steps/internal/dump"
@@ -94,6 +95,7 @@ func (d difference) run(ctx context.Context, cp engine.Checkpoint, sides *sideCo
 				Hint: "Make the same change on the target by hand, then run the same command again.",
 			}
 		}
+		failpoint.Hit("definitions.carried")
 	}
 	return nil
 }
@@ -231,6 +233,7 @@ func restoreNew(ctx context.Context, env *Env, cp engine.Checkpoint, sides *side
 	if err := restoreEntries(ctx, env, cp, sides, a, o, roles, entries); err != nil {
 		return err
 	}
+	failpoint.Hit("definitions.restored")
 	now, err := dump.Objects(ctx, sides.target)
 	if err != nil {
 		return err

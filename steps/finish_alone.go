@@ -10,6 +10,7 @@ import (
 
 	"github.com/pgrunbook/pgrunbook/engine"
 	"github.com/pgrunbook/pgrunbook/engine/journal"
+	"github.com/pgrunbook/pgrunbook/internal/failpoint"
 	"github.com/pgrunbook/pgrunbook/internal/pg"
 	"github.com/pgrunbook/pgrunbook/steps/internal/capture"
 	"github.com/pgrunbook/pgrunbook/steps/internal/gate"
@@ -225,6 +226,7 @@ func openTargetAlone(ctx context.Context, env *Env, flip *journal.Flip) error {
 	if err != nil {
 		return sided(engine.Target, unopened(engine.Target, err))
 	}
+	failpoint.Hit("finish.opened")
 	return nil
 }
 

@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/pgrunbook/pgrunbook/engine"
+	"github.com/pgrunbook/pgrunbook/internal/failpoint"
 	"github.com/pgrunbook/pgrunbook/internal/pg"
 	"github.com/pgrunbook/pgrunbook/runbook"
 )
@@ -189,6 +190,7 @@ func runSQL(ctx context.Context, server *pg.Server, script string, transaction b
 		if err != nil {
 			return err
 		}
+		failpoint.Hit("sql.alone")
 		return check(first, nil)
 	}
 	tx, err := conn.Begin(ctx)
@@ -206,7 +208,12 @@ func runSQL(ctx context.Context, server *pg.Server, script string, transaction b
 	if err := check(first, tx); err != nil {
 		return err
 	}
-	return tx.Commit(ctx)
+	failpoint.Hit("sql.ran")
+	if err := tx.Commit(ctx); err != nil {
+		return err
+	}
+	failpoint.Hit("sql.committed")
+	return nil
 }
 
 // simpleQuery runs a script of any number of statements and returns the first value of the last

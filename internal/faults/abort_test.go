@@ -63,10 +63,7 @@ func TestF85AbortAfterDeath(t *testing.T) {
 func TestF02SettledByAnyCommand(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
-	p := r.start(between, applyArgs...)
-	if o := p.end(); o.signal == 0 || !p.passed("freeze.resolving", 1) {
-		t.Fatalf("runner and guardian did not die: %s", o)
-	}
+	r.fallen(applyArgs...)
 	r.firstWrite("abort", func() {
 		if o := r.run("", abortArgs...); o.code != 1 {
 			t.Fatalf("abort after the flip: %s, want 1\n%s", o, o.text)
@@ -75,10 +72,7 @@ func TestF02SettledByAnyCommand(t *testing.T) {
 	r.moved(0, 1)
 	r.writing(1)
 	r.turn(1)
-	p = r.start(between, rollbackArgs...)
-	if o := p.end(); o.signal == 0 || !p.passed("freeze.resolving", 1) {
-		t.Fatalf("runner and guardian did not die on the way back: %s", o)
-	}
+	r.fallen(rollbackArgs...)
 	r.firstWrite("rollback", func() { r.finally(rollbackArgs...) })
 	r.moved(1, 0)
 	r.writing(0)

@@ -3,28 +3,28 @@ package faults_test
 import (
 	"fmt"
 	"slices"
+	"sync"
 	"testing"
+	"time"
 )
-
-// between lets the runner die between the two COMMITs, and its guardian before it can end that: what
-// is passed only then, by the guardian or by the next run.
-const between = "freeze.between:kill;freeze.resolving:kill"
-
-var onlyBetween = []string{"freeze.resolving", "freeze.resolved"}
 
 // A walk is a command with the names that it passes, in order, and how often.
 type walk struct {
-	args  []string
-	names []string
-	count map[string]int
+	what   string // for the long form, which has many
+	args   []string
+	points string // failpoints that it needs to pass them
+	names  []string
+	count  map[string]int
+	took   time.Duration
+	write  string       // on the source after each death
+	before func(r *rig) // brings a migration to where the command begins
+	end    func(r *rig) // nil: the command is repeated until it is done
+	after  func(r *rig) // looks at what has become of the migration
 }
 
-// positions are a name's first, middle and last hit.
-func (w walk) positions(name string) []int {
-	n := w.count[name]
-	at := []int{1, (n + 1) / 2, n}
-	slices.Sort(at)
-	return slices.Compact(at)
+// position is a name's first, middle or last hit, of so many.
+func position(place string, hits int) int {
+	return map[string]int{"first": 1, "middle": (hits + 1) / 2, "last": hits}[place]
 }
 
 var (
@@ -32,35 +32,66 @@ var (
 	rollbackArgs = []string{"rollback", "--auto-approve"}
 	finishArgs   = []string{"finish", "--auto-approve", "--now"}
 	abortArgs    = []string{"abort", "--auto-approve", "--drop-target"}
+	untilArm     = []string{"apply", "--auto-approve", "--until", "arm"}
 )
 
-// discover makes undisturbed runs of every command and returns what they pass.
-func discover(t *testing.T) (apply, rollback, finish, abort walk) {
-	r := newRig(t)
-	traced := func(args []string) walk {
-		p := r.start("", args...)
-		if o := p.end(); o.code != 0 {
-			t.Fatalf("%s, undisturbed: %s\n%s", args, o, o.text)
-		}
-		names, count := p.hits()
-		return walk{args: args, count: count, names: slices.DeleteFunc(names, func(name string) bool { return elsewhere[name] != "" })}
+var undisturbed struct {
+	sync.Once
+	apply, rollback, finish, abort walk
+}
+
+// discover makes undisturbed runs of every command, once, and remembers what they pass.
+func discover(t *testing.T) {
+	t.Helper()
+	undisturbed.Do(func() { t.Run("discover", discovers) })
+	if undisturbed.finish.args == nil {
+		t.Fatal("the undisturbed runs failed")
 	}
-	r.finally("apply", "--auto-approve", "--until", "arm")
-	abort = traced(abortArgs)
-	apply = traced(applyArgs)
+}
+
+func discovers(t *testing.T) {
+	r, u := newRig(t), &undisturbed
+	traced := func(args []string) walk {
+		w := r.traced(walk{args: args, what: args[0]})
+		w.names = slices.DeleteFunc(w.names, isElsewhere)
+		return w
+	}
+	r.finally(untilArm...)
+	u.abort = traced(abortArgs)
+	u.apply = traced(applyArgs)
 	r.moved(0, 1)
 	r.turn(1)
-	rollback = traced(rollbackArgs)
+	u.rollback = traced(rollbackArgs)
 	r.moved(1, 0)
 	r.turn(0)
 	again := traced(applyArgs)
 	r.moved(0, 1)
-	finish = traced(finishArgs)
+	finish := traced(finishArgs)
 	r.balance(r.target)
 	if slices.Contains(again.names, "schema.dumped") {
 		t.Error("a second cutover restores the schema again")
 	}
-	return apply, rollback, finish, abort
+	u.apply.before, u.apply.after = func(*rig) {}, func(r *rig) { r.moved(0, 1); r.writing(1); r.balance(r.target) }
+	u.rollback.before, u.rollback.after = func(r *rig) { r.finally(applyArgs...); r.moved(0, 1); r.turn(1) }, func(r *rig) { r.moved(1, 0); r.writing(0); r.balance(r.source) }
+	finish.before, finish.after = func(r *rig) { r.finally(applyArgs...); r.moved(0, 1) }, func(r *rig) { r.balance(r.target) }
+	u.abort.before, u.abort.after = func(r *rig) { r.finally(untilArm...) }, func(r *rig) { r.writing(0); r.balance(r.source) }
+	u.finish = finish
+}
+
+// traced runs a walk to its end and counts what it passes.
+func (r *rig) traced(w walk) walk {
+	r.t.Helper()
+	p := r.start(w.points, w.args...)
+	o := p.end()
+	if o.code != 0 && !(r.waits && o.code == 14) {
+		r.t.Fatalf("%s, undisturbed: %s\n%s", w.args, o, o.text)
+	}
+	names, count := p.hits()
+	if w.names == nil {
+		w.names = names
+	}
+	w.count, w.took = count, o.took
+	return w
 }
 
 // TestEveryFailpoint kills the runner at each of them. In the short form many deaths share a
@@ -68,18 +99,10 @@ func discover(t *testing.T) (apply, rollback, finish, abort walk) {
 // own for its first, middle and last hit, in every command.
 func TestEveryFailpoint(t *testing.T) {
 	all := registered(t)
-	var apply, rollback, finish, abort walk
-	if !t.Run("discover", func(t *testing.T) { apply, rollback, finish, abort = discover(t) }) {
-		t.FailNow()
-	}
-	for _, name := range onlyBetween {
-		if !slices.Contains(all, name) {
-			t.Errorf("the source has no failpoint %s any more", name)
-		}
-	}
+	discover(t)
+	apply, rollback, finish, abort := undisturbed.apply, undisturbed.rollback, undisturbed.finish, undisturbed.abort
 	for _, name := range all {
-		passed := slices.Contains(slices.Concat(apply.names, rollback.names, finish.names, abort.names, onlyBetween), name)
-		if !passed && elsewhere[name] == "" {
+		if !slices.Contains(slices.Concat(apply.names, rollback.names, finish.names, abort.names), name) && !isElsewhere(name) {
 			t.Errorf("no run passes failpoint %s", name)
 		}
 	}
@@ -98,23 +121,6 @@ func TestEveryFailpoint(t *testing.T) {
 		t.Parallel()
 		abortDeaths(t, abort)
 	})
-	for _, name := range onlyBetween {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			r := newRig(t)
-			p := r.start(between, applyArgs...)
-			if o := p.end(); o.signal == 0 || !p.passed("freeze.resolving", 1) {
-				t.Fatalf("runner and guardian did not die: %s", o)
-			}
-			if !r.killed(name, applyArgs...) {
-				t.Fatalf("the next run did not die at %s", name)
-			}
-			r.finally(applyArgs...)
-			r.moved(0, 1)
-			r.writing(1)
-			r.balance(r.target)
-		})
-	}
 }
 
 // owned comes after the flip's COMMITs. A guardian has been there once its runner died at one of
@@ -135,72 +141,106 @@ func share(names []string, part, n int) []string {
 // each command's names.
 func deaths(t *testing.T, part, parts int, apply, rollback, finish walk) {
 	r := newRig(t)
-	r.die(apply.args, share(apply.names, part, parts))
+	die := func(w walk, names []string) {
+		w.names = names
+		r.die(w)
+	}
+	die(apply, share(apply.names, part, parts))
 	r.moved(0, 1)
 	r.writing(1)
 	r.turn(1)
-	r.die(rollback.args, share(rollback.names, part, parts))
+	die(rollback, share(rollback.names, part, parts))
 	r.moved(1, 0)
 	r.writing(0)
 	r.turn(0)
-	r.die(apply.args, []string{owned})
+	die(apply, []string{owned})
 	r.moved(0, 1)
 	r.writing(1)
-	r.die(finish.args, share(finish.names, part, parts))
+	die(finish, share(finish.names, part, parts))
 	r.balance(r.target)
 }
 
-// eachHit gives every hit of every command a migration of its own.
-func eachHit(t *testing.T, apply, rollback, finish, abort walk) {
-	// before brings a migration to where the command begins; there it ends on the side left.
-	for _, c := range []struct {
-		walk   walk
-		before func(r *rig)
-		after  func(r *rig)
-	}{
-		{apply, func(*rig) {}, func(r *rig) { r.moved(0, 1); r.writing(1); r.balance(r.target) }},
-		{rollback, func(r *rig) { r.finally(apply.args...); r.moved(0, 1); r.turn(1) }, func(r *rig) { r.moved(1, 0); r.writing(0); r.balance(r.source) }},
-		{finish, func(r *rig) { r.finally(apply.args...); r.moved(0, 1) }, func(r *rig) { r.balance(r.target) }},
-		{abort, func(r *rig) { r.finally("apply", "--auto-approve", "--until", "arm") }, func(r *rig) { r.writing(0); r.balance(r.source) }},
-	} {
-		for _, name := range c.walk.names {
-			for _, at := range c.walk.positions(name) {
-				t.Run(fmt.Sprintf("%s/%s@%d", c.walk.args[0], name, at), func(t *testing.T) {
+// eachHit gives the first, middle and last hit of every name of some walks a migration of its own.
+func eachHit(t *testing.T, walks ...walk) {
+	for _, w := range walks {
+		for _, name := range w.names {
+			places := []string{"first", "middle", "last"}
+			if n := w.count[name]; n < len(places) {
+				places = []string{"first", "last"}[:max(n, 1)]
+			}
+			for _, place := range places {
+				t.Run(fmt.Sprintf("%s/%s/%s", w.what, name, place), func(t *testing.T) {
 					t.Parallel()
-					r := newRig(t)
-					c.before(r)
-					// How often a pass is made depends on the time: a later hit may not come.
-					if !r.killed(fmt.Sprintf("%s@%d", name, at), c.walk.args...) && at == 1 {
-						t.Fatal("the runner did not die")
-					}
-					r.finally(c.walk.args...)
-					c.after(r)
+					oneHit(t, w, name, place)
 				})
 			}
 		}
 	}
 }
 
-// die runs a command once for each name, and then until it is done. A name that a later run no
-// longer passes has been passed for good: that is not allowed to happen to its first death.
-func (r *rig) die(args, names []string) {
-	r.t.Helper()
-	for i, name := range names {
-		if r.killed(name, args...) {
-			continue
+// oneHit dies at a place of a name. How often a pass is made depends on the time: where the hit does not come,
+// another migration dies at the same place of as many hits as there were.
+func oneHit(t *testing.T, w walk, name, place string) {
+	const tries = 5
+	hits := w.count[name]
+	for range tries {
+		died, at := false, position(place, hits)
+		t.Run(fmt.Sprintf("hit %d of %d", at, hits), func(t *testing.T) {
+			r := newRig(t)
+			w.before(r)
+			p, ok := r.dies(w.points+fmt.Sprintf("%s@%d", name, at), w.args...)
+			if died = ok; !died {
+				_, count := p.hits()
+				hits = count[name]
+			}
+			if w.write != "" {
+				r.sql(r.source, w.write)
+			}
+			r.ends(w)
+			w.after(r)
+		})
+		switch {
+		case died || t.Failed():
+			return
+		case hits == 0:
+			t.Fatal("the run does not pass it")
 		}
-		r.t.Errorf("the runner did not die at %s (%d of %d): it had died at %v before", name, i+1, len(names), names[:i])
+	}
+	t.Fatalf("%d runners did not die at the %s hit of %s", tries, place, name)
+}
+
+// die runs a walk's command once for each name, and then until it is done. A name that a later run no
+// longer passes has been passed for good: that is not allowed to happen to its first death.
+func (r *rig) die(w walk) {
+	r.t.Helper()
+	for i, name := range w.names {
+		if !r.killed(w.points+name, w.args...) {
+			r.t.Errorf("the runner did not die at %s (%d of %d): it had died at %v before", name, i+1, len(w.names), w.names[:i])
+			return
+		}
+		if w.write != "" {
+			r.sql(r.source, w.write)
+		}
+	}
+	r.ends(w)
+}
+
+// ends brings a walk to its end.
+func (r *rig) ends(w walk) {
+	r.t.Helper()
+	if w.end != nil {
+		w.end(r)
 		return
 	}
-	r.finally(args...)
+	r.finally(w.args...)
 }
 
 // abortDeaths dies in abort, in runs that stopped before the freeze.
 func abortDeaths(t *testing.T, abort walk) {
 	r := newRig(t)
 	before := r.dump(r.source)
-	r.finally("apply", "--auto-approve", "--until", "arm")
-	r.die(abort.args, abort.names)
+	r.finally(untilArm...)
+	r.die(abort)
 	if after := r.dump(r.source); after != before {
 		t.Errorf("abort left the source different:\n%s", firstDifference(before, after))
 	}

@@ -22,9 +22,9 @@ func TestF01DeathsInSecondLoad(t *testing.T) {
 	r.finally("apply", "--auto-approve", "--until", "copy")
 	r.sql(r.source, rewrite)
 	caughtUp := []string{"apply", "--auto-approve", "--until", "catch_up"}
-	r.die(caughtUp, []string{"load.emptied", "load.again", "load.claimed", "load.marked", "load.scrubbing", "load.keyed"})
+	r.die(walk{args: caughtUp, names: []string{"load.emptied", "load.again", "load.claimed", "load.marked", "load.scrubbing", "load.keyed"}})
 	r.sql(r.source, rewrite) // once more: the death above has left the rest of catch_up's part to the load
-	r.die(caughtUp, []string{"catch_up.accepted"})
+	r.die(walk{args: caughtUp, names: []string{"catch_up.accepted"}})
 	r.finally(applyArgs...)
 	r.moved(0, 1)
 	r.writing(1)
@@ -40,7 +40,7 @@ func TestF40DeathsInCarriedDDL(t *testing.T) {
 	r.finally("apply", "--auto-approve", "--until", "copy")
 	r.sql(r.source, `ALTER TABLE app.slot ADD COLUMN extra int DEFAULT 7; UPDATE app.slot SET extra = id WHERE id % 3 = 0;
 		CREATE TABLE app.event_4 PARTITION OF app.event FOR VALUES FROM ('2030-01-01') TO ('2031-01-01'); INSERT INTO app.event VALUES ('2030-05-05', 1, 'new')`)
-	r.die(applyArgs, []string{"ddl.changed", "ddl.rearmed", "ddl.accepted"})
+	r.die(walk{args: applyArgs, names: []string{"ddl.changed", "ddl.rearmed", "ddl.accepted"}})
 	r.moved(0, 1)
 	r.writing(1)
 	r.balance(r.target)
@@ -95,7 +95,7 @@ func TestF01DeathInConcurrentBuild(t *testing.T) {
 	}
 	_, err = reader.Exec(t.Context(), "COMMIT")
 	r.must(err)
-	r.die(applyArgs, []string{"dump.concurrently"})
+	r.die(walk{args: applyArgs, names: []string{"dump.concurrently"}})
 	if r.number(r.target, "SELECT count(*) FROM pg_index WHERE indexrelid = to_regclass('app.large_code') AND indisvalid AND indisunique") != 1 {
 		t.Error("the index is not there as it should be")
 	}

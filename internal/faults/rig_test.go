@@ -92,6 +92,9 @@ type rig struct {
 	wait           sync.WaitGroup
 	log            bytes.Buffer // what the program said, in order
 	runs           int
+	proxy          *testpg.Proxy // before the source, where a scene needs one
+	set            bool          // the scenery of scenes_test.go is there
+	waits          bool          // a run may stop and ask for what a person has to do
 }
 
 var slots = make(chan struct{}, 2) // rigs at the same time: each keeps a core busy

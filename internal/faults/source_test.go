@@ -10,56 +10,6 @@ import (
 	"testing"
 )
 
-// elsewhere are names that an undisturbed run passes only by chance, or never, with the test that
-// dies there.
-var elsewhere = map[string]string{
-	"dump.concurrently": "TestF01DeathInConcurrentBuild",
-	"load.again":        "TestF01DeathsInSecondLoad",
-	"load.emptied":      "TestF01DeathsInSecondLoad",
-	"alone.locked":      "TestRollbackWithoutTarget",
-	"alone.switched":    "TestRollbackWithoutTarget",
-	"alone.repointed":   "TestRollbackWithoutTarget",
-	"alone.opening":     "TestRollbackWithoutTarget",
-	"alone.opened":      "TestRollbackWithoutTarget",
-	"alone.resumed":     "TestRollbackWithoutTarget",
-	"catch_up.accepted": "TestF01DeathsInSecondLoad",
-	"ddl.changed":       "TestF40DeathsInCarriedDDL",
-	"ddl.rearmed":       "TestF40DeathsInCarriedDDL",
-	"ddl.accepted":      "TestF40DeathsInCarriedDDL",
-	"pooler.paused":     "TestR14KilledBehindPoolers",
-	"freeze.letgo":      "TestOverBudget",
-	"join.prepared":     "TestF41DeathsWhenTablesJoin",
-	"join.recorded":     "TestF41DeathsWhenTablesJoin",
-	"join.armed":        "TestF41DeathsWhenTablesJoin",
-	"leave.dropped":     "TestF41DeathsWhenTablesLeave",
-	"leave.forgotten":   "TestF41DeathsWhenTablesLeave",
-	"ddl.dropped":       "TestF41DeathsWhenTablesLeave",
-}
-
-// TestElsewhere: each test that elsewhere names is there, and its file names the failpoint.
-func TestElsewhere(t *testing.T) {
-	var files []string
-	for _, dir := range []string{".", "../cutover"} {
-		list, err := filepath.Glob(filepath.Join(dir, "*_test.go"))
-		if err != nil || len(list) == 0 {
-			t.Fatalf("no tests in %s: %v", dir, err)
-		}
-		files = append(files, list...)
-	}
-	all := registered(t)
-	for name, test := range elsewhere {
-		if !slices.Contains(all, name) {
-			t.Errorf("the source has no failpoint %s any more", name)
-		}
-		if !slices.ContainsFunc(files, func(file string) bool {
-			text, err := os.ReadFile(file)
-			return err == nil && strings.Contains(string(text), "func "+test+"(") && regexp.MustCompile(`"([a-z_]+\.[a-z_]+[^"]*[;/])?`+regexp.QuoteMeta(name)+`["@:;]`).Match(text)
-		}) {
-			t.Errorf("no file has %s and names failpoint %s", test, name)
-		}
-	}
-}
-
 // registered finds the names of all failpoints by reading the source.
 func registered(t *testing.T) []string {
 	t.Helper()

@@ -8,6 +8,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/pgrunbook/pgrunbook/internal/failpoint"
 	"github.com/pgrunbook/pgrunbook/internal/pg"
 	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
 )
@@ -284,5 +285,6 @@ func CreateRoles(ctx context.Context, target *pgx.Conn, roles []Role) ([]string,
 	if err != nil {
 		return nil, fmt.Errorf("creating the roles: %w", err)
 	}
+	failpoint.Hit("dump.roles")
 	return made, nil
 }

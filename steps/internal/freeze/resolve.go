@@ -80,6 +80,7 @@ func (f *Freeze) openTo(ctx context.Context, g *Gates) (opened bool, err error) 
 	}
 	err = pg.WithLock(ctx, g.to, f.Opening, func(ctx context.Context, tx pgx.Tx) error { return f.openIn(ctx, g, tx) })
 	if err == nil {
+		failpoint.Hit("freeze.opened")
 		return true, nil
 	}
 	if errors.Is(err, errStays) {

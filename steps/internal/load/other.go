@@ -78,6 +78,7 @@ func (l *Loader) bulk(ctx context.Context) error {
 		}
 		return err
 	}
+	failpoint.Hit("load.dumped")
 	again := false
 	for _, t := range tables {
 		now, err := capture.FileNodes(ctx, s.from, t)
@@ -94,6 +95,7 @@ func (l *Loader) bulk(ctx context.Context) error {
 		if err := l.markWhole(ctx, s, t); err != nil {
 			return err
 		}
+		failpoint.Hit("load.whole")
 	}
 	if again {
 		return l.bulk(ctx)
@@ -161,6 +163,7 @@ func (l *Loader) external(ctx context.Context) error {
 		if err := l.markWhole(ctx, s, t); err != nil {
 			return err
 		}
+		failpoint.Hit("load.taken")
 	}
 	for _, t := range all {
 		if err := l.finish(ctx, t); err != nil {
