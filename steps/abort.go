@@ -256,7 +256,7 @@ func undoSchema(ctx context.Context, env *Env) error {
 func dropJoined(ctx context.Context, env *Env) error {
 	var c catchUpCursor
 	found, err := env.Journal.Checkpoint(catchUpID, abortSink{env}).Load(ctx, &c)
-	if err != nil || !found || len(c.Made) == 0 {
+	if err != nil || !found || len(c.Made)+len(c.Before) == 0 {
 		return err
 	}
 	conn, err := env.Target.Connect(ctx, pg.Use{Name: "schema", Marked: true})
@@ -264,5 +264,9 @@ func dropJoined(ctx context.Context, env *Env) error {
 		return err
 	}
 	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
-	return dump.DropMade(ctx, conn, c.Made, waiting(abortSink{env}, engine.Target, "drop what catch_up made"))
+	made, err := c.made(ctx, conn)
+	if err != nil {
+		return err
+	}
+	return dump.DropMade(ctx, conn, made, waiting(abortSink{env}, engine.Target, "drop what catch_up made"))
 }

@@ -44,6 +44,31 @@ func ddlRules(carried bool) []engine.Action {
 type catchUpCursor struct {
 	Handled map[string]string `json:"handled,omitempty"` // by name, as dump.Fingerprint has them
 	Made    []dump.Made       `json:"made,omitempty"`    // on the target, for abort
+	Before  []dump.Made       `json:"before,omitempty"`  // what the target held before a restore that is not in Made yet
+}
+
+// made is what abort drops: what is recorded, and what a process that died in a restore has made.
+func (c catchUpCursor) made(ctx context.Context, target *pgx.Conn) ([]dump.Made, error) {
+	if c.Before == nil {
+		return c.Made, nil
+	}
+	now, err := dump.Objects(ctx, target)
+	if err != nil {
+		return nil, err
+	}
+	return slices.Concat(c.Made, dump.NewSince(c.Before, now)), nil
+}
+
+// restored records what a restore has made.
+func (c *catchUpCursor) restored(ctx context.Context, cp engine.Checkpoint, target *pgx.Conn) (err error) {
+	if c.Before == nil {
+		return nil
+	}
+	if c.Made, err = c.made(ctx, target); err != nil {
+		return err
+	}
+	c.Before = nil
+	return cp.Save(ctx, nil, c)
 }
 
 // carriedSoFar gives what cp's step keeps of that, with what the copy step carried before there was a catch_up.
@@ -87,6 +112,9 @@ func (s *catchUpStep) definitions(ctx context.Context, cp engine.Checkpoint) err
 		return n.stop()
 	}
 	cursor, err := carriedSoFar(ctx, s.env, cp)
+	if err == nil {
+		err = cursor.restored(ctx, cp, sides.target) // by a process that died
+	}
 	if err != nil {
 		return err
 	}

@@ -213,6 +213,10 @@ func restoreNew(ctx context.Context, env *Env, cp engine.Checkpoint, sides *side
 	if err != nil {
 		return err
 	}
+	cursor.Before = before
+	if err := cp.Save(ctx, nil, cursor); err != nil {
+		return err
+	}
 	roles, err := (&constraintsStep{env: env}).roles(ctx, sides)
 	if err != nil {
 		return err
@@ -234,10 +238,5 @@ func restoreNew(ctx context.Context, env *Env, cp engine.Checkpoint, sides *side
 		return err
 	}
 	failpoint.Hit("definitions.restored")
-	now, err := dump.Objects(ctx, sides.target)
-	if err != nil {
-		return err
-	}
-	cursor.Made = append(cursor.Made, dump.NewSince(before, now)...)
-	return cp.Save(ctx, nil, cursor)
+	return cursor.restored(ctx, cp, sides.target)
 }

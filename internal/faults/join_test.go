@@ -56,3 +56,30 @@ func TestF41DeathsWhenTablesLeave(t *testing.T) {
 	r.writing(1)
 	r.balance(r.target)
 }
+
+// TestF84AbortAfterDeathInRestore makes a table while the target follows and dies when the target has got
+// it, before that is recorded: abort drops it all the same, at once or after the next run. The schema was there.
+func TestF84AbortAfterDeathInRestore(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.edit("source { url", "schema { on_ddl = \"carry\" }\nsource { url")
+	r.sql(r.target, "CREATE SCHEMA app")
+	before := r.dump(r.target)
+	for _, next := range [][]string{nil, untilCatchUp} {
+		r.finally(untilCopy...)
+		r.sql(r.source, "CREATE TABLE app.late (id int PRIMARY KEY); INSERT INTO app.late VALUES (1)")
+		if !r.killed("definitions.restored", untilCatchUp...) {
+			t.Fatal("the runner did not die at definitions.restored")
+		}
+		if next != nil {
+			r.finally(next...)
+		}
+		r.finally(abortArgs...)
+		if r.number(r.target, "SELECT count(*) FROM pg_class WHERE relname = 'late'") != 0 {
+			t.Errorf("abort left the new table on the target: %s", firstDifference(before, r.dump(r.target)))
+		}
+		r.sql(r.source, "DROP TABLE app.late")
+	}
+	r.writing(0)
+	r.balance(r.source)
+}
