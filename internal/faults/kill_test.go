@@ -145,7 +145,7 @@ func TestF01F02RandomKills(t *testing.T) {
 	lengths := map[string]time.Duration{}
 	discover(t)
 	for _, w := range []walk{undisturbed.apply, undisturbed.rollback, undisturbed.finish} {
-		lengths[w.args[0]] = w.took * 5 / 4 // two migrations share the machine
+		lengths[w.args[0]] = w.took * 8 / 5 // two migrations share the machine; and some runs must come through
 	}
 	total := cond(soak(), 2000, 60)
 	count := &tally{parts: map[string]int{}}
