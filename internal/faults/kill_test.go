@@ -23,10 +23,16 @@ type blow struct {
 // chain is one migration's ten deaths, each in the run that continues what the one before has left. most is
 // what a run passes at the least from there on, so that every blow is struck.
 var chain = []blow{
-	{applyArgs, "", 100}, {applyArgs, "", 100}, {applyArgs, "", 60}, {applyArgs, "", 30},
-	{applyArgs, "freeze.prepared", 8}, {applyArgs, "freeze.passed", 7}, // the latter up to between the COMMITs
-	{rollbackArgs, "", 8}, {rollbackArgs, "", 8},
-	{rollbackArgs, "freeze.prepared", 8}, {rollbackArgs, "freeze.passed", 7},
+	{applyArgs, "", 100},
+	{applyArgs, "", 100},
+	{applyArgs, "", 60},
+	{applyArgs, "", 30},
+	{applyArgs, "freeze.prepared", 8},
+	{applyArgs, "freeze.passed", 7}, // the latter up to between the COMMITs
+	{rollbackArgs, "", 8},
+	{rollbackArgs, "", 8},
+	{rollbackArgs, "freeze.prepared", 8},
+	{rollbackArgs, "freeze.passed", 7},
 }
 
 // TestF01ChainOfKills kills ten runners of one migration, each at a random hit of whatever boundary
