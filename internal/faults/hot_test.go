@@ -18,11 +18,14 @@ import (
 
 const hotSchema = `CREATE SCHEMA app;
 CREATE TABLE app.hot (id int PRIMARY KEY, n bigint NOT NULL, at timestamptz NOT NULL DEFAULT now());
-INSERT INTO app.hot SELECT i, 0 FROM generate_series(1, 8) i;`
+INSERT INTO app.hot SELECT i, 0 FROM generate_series(1, 8) i;
+CREATE TABLE app.twin (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, at timestamptz NOT NULL DEFAULT now(), tx bigint NOT NULL DEFAULT txid_current());`
 
 // hotScripts are what pgbench's clients do. Rows 1 to 8 stay; 101 to 108 come and go, and what one
 // has counted when it goes is moved to a row that stays. So the sum of n is the number of committed
-// transactions of the first two, whatever their order was.
+// transactions of the first two, whatever their order was, and of twins: two transactions with one
+// timestamp, since now() is when the message came that both are in (PostgreSQL's StartTransaction), of which
+// each leaves a row that says so.
 var hotScripts = []struct {
 	weight int
 	counts int64 // how much the sum grows
@@ -31,7 +34,16 @@ var hotScripts = []struct {
 	{6, 1, "\\set r random(1, 8)\nUPDATE app.hot SET n = n + 1, at = now() WHERE id = :r;\n"},
 	{3, 1, "\\set s random(101, 108)\nINSERT INTO app.hot AS h VALUES (:s, 1) ON CONFLICT (id) DO UPDATE SET n = h.n + 1, at = now();\n"},
 	{2, 0, "\\set r random(1, 8)\n\\set s random(101, 108)\nWITH gone AS (DELETE FROM app.hot WHERE id = :s RETURNING n) UPDATE app.hot h SET n = h.n + gone.n, at = now() FROM gone WHERE h.id = :r;\n"},
+	{1, 0, "\\set r random(1, 8)\n" + oneTwin + "\\; SELECT pg_sleep(0.02)\\; " + oneTwin + ";\n"},
 }
+
+const (
+	oneTwin    = "BEGIN\\; INSERT INTO app.twin DEFAULT VALUES\\; UPDATE app.hot SET n = n + 1, at = now() WHERE id = :r\\; COMMIT"
+	twinScript = 3
+	// twinsSQL counts timestamps that several transactions share, loneSQL those that one alone has so far.
+	twinsSQL = "SELECT count(*) FROM (SELECT FROM app.twin GROUP BY at HAVING count(DISTINCT tx) > 1) t"
+	loneSQL  = "SELECT count(*) FROM (SELECT FROM app.twin GROUP BY at HAVING count(*) = 1) t"
+)
 
 const hotRunbook = `runbook "hot" {}
 variable "source_url" {
@@ -80,7 +92,7 @@ func (r *rig) bench(clients int) *bench {
 }
 
 // told is by how much the sum must have grown by what pgbench was told, by how much more it may have
-// by what it was told nothing of, and how many transactions ended in the microsecond of another one.
+// by what it was told nothing of, both without the twins, and how many pairs of these it was told of.
 func (b *bench) told() (sum, unknown int64, twins int) {
 	b.r.t.Helper()
 	_ = b.cmd.Wait() // it says that its clients were refused
@@ -95,7 +107,6 @@ func (b *bench) told() (sum, unknown int64, twins int) {
 	}
 	logs, err := filepath.Glob(filepath.Join(b.r.dir, "hot.*"))
 	b.r.must(err)
-	ends := map[string]int{}
 	for _, path := range logs {
 		if strings.HasSuffix(path, ".sql") {
 			continue
@@ -110,14 +121,11 @@ func (b *bench) told() (sum, unknown int64, twins int) {
 			script, err := strconv.Atoi(field[3])
 			b.r.must(err)
 			sum += hotScripts[script].counts
-			ends[field[4]+"."+field[5]]++
+			if script == twinScript {
+				twins++
+			}
 		}
 		b.r.must(f.Close())
-	}
-	for _, n := range ends {
-		if n > 1 {
-			twins += n
-		}
 	}
 	return sum, unknown, twins
 }
@@ -143,9 +151,10 @@ func TestHotTable(t *testing.T) {
 	r.sql(r.source, hotSchema)
 	b := r.bench(clients)
 	r.finally("apply", "--auto-approve", "--until", "copy")
-	passes := 0
+	passes, parted := 0, 0
 	for end := time.Now().Add(lasts); time.Now().Before(end); passes++ {
-		r.finally("apply", "--auto-approve", "--until", "catch_up")
+		r.finally(untilCatchUp...)
+		parted += r.number(r.target, loneSQL) // the target is as the latest pass has left it
 	}
 	if n := r.number(r.source, "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pgbench'"); n != clients {
 		t.Fatalf("%d of %d clients were there before the flip", n, clients)
@@ -155,13 +164,23 @@ func TestHotTable(t *testing.T) {
 	if !testpg.Refuses(t.Context(), r.source, "UPDATE app.hot SET n = n") {
 		t.Error("the source takes writes after the flip")
 	}
-	diffs, err := testpg.Diff(t.Context(), r.source, r.target, []string{"app.hot"})
+	diffs, err := testpg.Diff(t.Context(), r.source, r.target, []string{"app.hot", "app.twin"})
 	r.must(err)
 	for _, d := range diffs {
 		t.Errorf("differs: %s", d)
 	}
-	if got := int64(r.number(r.target, "SELECT sum(n)::bigint FROM app.hot")); got < sum || got > sum+unknown {
-		t.Errorf("the target counts %d transactions, pgbench %d and %d of which it knows nothing", got, sum, unknown)
+	if got := int64(r.number(r.target, "SELECT sum(n)::bigint - (SELECT count(*) FROM app.twin) FROM app.hot")); got < sum || got > sum+unknown {
+		t.Errorf("the target counts %d transactions beside the twins, pgbench %d and %d of which it knows nothing", got, sum, unknown)
 	}
-	t.Logf("%d clients, caught up %d times; %d counted transactions, %d unknown; %d ended in the microsecond of another one", clients, passes, sum, unknown, twins)
+	there := r.number(r.target, twinsSQL)
+	if rows := r.number(r.target, "SELECT count(*) FROM app.twin"); rows < 2*twins {
+		t.Errorf("the target has %d twins, pgbench was told of %d pairs", rows, twins)
+	}
+	if there == 0 {
+		t.Error("no two transactions had one timestamp: nothing was proved")
+	}
+	if parted == 0 {
+		t.Error("no pass came between two transactions with one timestamp: nothing was proved")
+	}
+	t.Logf("%d clients, caught up %d times; %d counted transactions, %d unknown; %d timestamps of several, a pass came between %d", clients, passes, sum, unknown, there, parted)
 }
