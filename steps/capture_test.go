@@ -259,7 +259,7 @@ func TestCaptureStepRecordsWritesAndContinues(t *testing.T) {
 	conn, err := r.env.Source.Connect(t.Context(), pg.Use{})
 	r.must(err)
 	defer func() { _ = conn.Close(context.Background()) }()
-	counts, err := capture.Pending(t.Context(), conn, 0)
+	counts, err := capture.Pending(t.Context(), conn, nil)
 	r.must(err)
 	var keys int64
 	for _, c := range counts {

@@ -97,11 +97,12 @@ type flipper struct {
 	guard   *guardian
 	atOpen  []string // statements in the hold that opens to
 	cert    *freeze.Certificate
-	final   pass.Result    // of the last exact pass inside a freeze
-	decided bool           // a flip, by the present attempt
-	stuck   *stuckStep     // of the present attempt
-	shown   measured       // before the present attempt
-	seen    []engine.Event // marks of this process's attempts
+	final   pass.Result      // of the last exact pass inside a freeze
+	decided bool             // a flip, by the present attempt
+	stuck   *stuckStep       // of the present attempt
+	shown   measured         // before the present attempt
+	seen    []engine.Event   // marks of this process's attempts
+	low     map[int32]uint64 // as capture.Pending takes it, from before the final pass
 	now     func() time.Time
 }
 
@@ -329,12 +330,12 @@ func (f *flipper) note(format string, args ...any) {
 }
 
 func (f *flipper) pending(ctx context.Context) (int64, error) {
-	return pendingRows(ctx, f.looks.of(f.from))
+	return pendingRows(ctx, f.looks.of(f.from), f.low)
 }
 
-// pendingRows counts what waits for a pass on a captured side.
-func pendingRows(ctx context.Context, conn *pgx.Conn) (int64, error) {
-	counts, err := capture.Pending(ctx, conn, 0)
+// pendingRows counts what waits for a pass on a captured side; low as capture.Pending takes it.
+func pendingRows(ctx context.Context, conn *pgx.Conn, low map[int32]uint64) (int64, error) {
+	counts, err := capture.Pending(ctx, conn, low)
 	var n int64
 	for _, c := range counts {
 		n += c.All()

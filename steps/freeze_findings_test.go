@@ -126,7 +126,7 @@ func TestFreezeBesideLocks(t *testing.T) {
 		}
 		r.want(r.target, "SELECT count(*)::text FROM shop.log WHERE line = 'too late'", "0")
 		r.exec(r.target, "UPDATE shop.invoice SET total = 1 WHERE id = 3")
-		counts, err := capture.Pending(t.Context(), vacuum.conn, 0)
+		counts, err := capture.Pending(t.Context(), vacuum.conn, nil)
 		r.must(err)
 		var n int64
 		for _, c := range counts {

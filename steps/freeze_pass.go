@@ -35,6 +35,7 @@ func (f *flipper) prepare(ctx context.Context) (_ freeze.Pass, err error) {
 	if p.open, err = f.passer.Begin(ctx, pass.Options{}); err != nil {
 		return nil, err
 	}
+	f.low = p.open.Low() // before the final pass: what it takes is counted once more
 	if !f.guard.ready(ctx) {
 		f.note("the guardian has no sessions yet: if this process died in the midst of the flip, ending it would take longer")
 	}

@@ -184,7 +184,7 @@ func strayWrites(ctx context.Context, source *pgx.Conn) (Back, error) {
 }
 
 func strayChanges(ctx context.Context, conn *pgx.Conn, side engine.Side, so, hint string) (Back, error) {
-	n, err := pendingRows(ctx, conn)
+	n, err := pendingRows(ctx, conn, nil)
 	if err != nil || n == 0 {
 		return Back{}, err
 	}

@@ -173,7 +173,7 @@ func (l *limits) shrinks(ctx context.Context) (bool, error) {
 	if err != nil || len(tables) == len(captured(l.env)) {
 		return false, err // nothing loads any more
 	}
-	counts, err := capture.Pending(ctx, l.measure.conn, 0)
+	counts, err := capture.Pending(ctx, l.measure.conn, nil)
 	for _, t := range tables {
 		if counts[t.ID].All() > 0 {
 			return true, err

@@ -91,7 +91,7 @@ func (st *Status) readPending(ctx context.Context, source *pg.Server) {
 			return err
 		}
 		defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
-		counts, err := capture.Pending(ctx, conn, 0)
+		counts, err := capture.Pending(ctx, conn, nil)
 		for _, c := range counts {
 			total += c.All()
 		}

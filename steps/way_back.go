@@ -130,7 +130,7 @@ func targetBack(ctx context.Context, env *Env, target *pgx.Conn, b Back) (Back, 
 		b.Why, b.Hint = changedTarget(changes)
 		return b, nil
 	}
-	if b.Pending, err = pendingRows(ctx, target); err != nil {
+	if b.Pending, err = pendingRows(ctx, target, nil); err != nil {
 		return Back{}, err
 	}
 	rate, err := backRate(ctx, env.Journal)

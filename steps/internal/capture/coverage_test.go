@@ -177,7 +177,7 @@ func (d *db) copied(tables []scope.Table) {
 		if _, err := d.app.PgConn().CopyFrom(d.ctx, strings.NewReader(c.rows), "COPY "+c.into+" FROM STDIN"); err != nil {
 			d.t.Fatal(err)
 		}
-		counts, err := Pending(d.ctx, d.ours, 0)
+		counts, err := Pending(d.ctx, d.ours, nil)
 		if err != nil {
 			d.t.Fatal(err)
 		}

@@ -3,6 +3,7 @@ package capture
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/jackc/pgx/v5"
 
@@ -150,8 +151,12 @@ func Remove(ctx context.Context, srv *pg.Server, run scope.Run, onWait OnWait) e
 	if err != nil {
 		return err
 	}
+	var names []string
+	for _, d := range deltas {
+		names = append(names, d.name)
+	}
 	// side goes last: it says whose the rest is.
-	for _, name := range append(append(deltas, images...), baseTables...) {
+	for _, name := range slices.Concat(names, images, baseTables) {
 		if err := DropOurs(ctx, conn, run, "TABLE", name, onWait); err != nil {
 			return err
 		}

@@ -139,6 +139,16 @@ func (p *Passer) Begin(ctx context.Context, opts Options) (*Open, error) {
 	return p.begin(ctx, from, tables, ids)
 }
 
+// Low gives for each following table the transaction id below which no captured key of it is left on From, as
+// the passes before this one found; 0 where that is not known.
+func (o *Open) Low() map[int32]uint64 {
+	low := make(map[int32]uint64, len(o.tables))
+	for id := range o.tables {
+		low[id] = o.from.low[id]
+	}
+	return low
+}
+
 // begin starts the transaction and locks before there is a snapshot: what rewrites, swaps or
 // detaches a table can then only come before the snapshot or after the reads. The savepoint is
 // where the locks are let go again.
