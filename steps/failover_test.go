@@ -7,6 +7,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/pgrunbook/pgrunbook/engine"
 	"github.com/pgrunbook/pgrunbook/engine/journal"
 	"github.com/pgrunbook/pgrunbook/internal/testpg"
@@ -62,6 +64,7 @@ func TestR16FailoverOfTheSource(t *testing.T) {
 	f.must(f.walk(t.Context(), newSchema(f.env), newCapture(f.env), newCopy(f.env), newCatchUp(f.env), newConstraints(f.env), newReverse(f.env), newArm(f.env)))
 
 	first := f.standby("first")
+	f.unseen(direct)
 	var once sync.Once
 	f.onEvent = func(e engine.Event) {
 		if e.Mark == "sequences" {
@@ -89,6 +92,19 @@ func TestR16FailoverOfTheSource(t *testing.T) {
 	f.followedInto(second)
 }
 
+// unseen: a role that may not see how far a standby is does not take that for "all of them are there".
+func (f *failover) unseen(direct string) {
+	f.t.Helper()
+	f.exec(direct, "CREATE ROLE plain LOGIN")
+	conn, err := pgx.Connect(f.t.Context(), strings.Replace(direct, "postgres@", "plain@", 1))
+	f.must(err)
+	defer func() { _ = conn.Close(context.Background()) }()
+	names, err := behind(f.t.Context(), conn, "", lagWait)
+	if err != nil || len(names) != 1 || !strings.Contains(names[0], "GRANT pg_read_all_stats TO plain") {
+		f.t.Errorf("a role without rights sees %q (%v)", names, err)
+	}
+}
+
 // followedInto makes reverse passes, and lets a standby take over meanwhile.
 func (f *failover) followedInto(standby *testpg.Cluster) {
 	f.t.Helper()
@@ -98,8 +114,7 @@ func (f *failover) followedInto(standby *testpg.Cluster) {
 	go follow()
 	f.exec(f.target, "UPDATE shop.customer SET name = 'at the target' WHERE id = 2")
 	f.until("a change goes back", func() bool { return f.heard("reverse pass of 1 rows") })
-	f.must(f.primary.KillPostmaster())
-	f.to(standby)
+	f.to(standby) // the old primary is cut off from everybody but those who are there already, and lives
 	f.exec(f.source, "UPDATE shop.customer SET name = 'at the promoted one' WHERE id = 3") // two sides take writes
 	f.exec(f.target, "UPDATE shop.customer SET name = 'at the target' WHERE id = 3")
 	for _, when := range []string{"while it went", "when it began"} {
@@ -112,6 +127,7 @@ func (f *failover) followedInto(standby *testpg.Cluster) {
 			f.t.Fatalf("reverse passes did not end, %s", when)
 		}
 		if when == "while it went" {
+			f.must(f.primary.KillPostmaster())
 			go follow()
 		}
 	}

@@ -18,12 +18,13 @@ const (
 )
 
 // behindSQL lists the standbys that have not got a place in the log: those that are connected, and
-// those whose slot waits for them. Subscribers and backups are none, and what a role may not see is
-// left out.
+// those whose slot waits for them. What a standby has written and not flushed a crash may take from it.
+// Subscribers and backups are none; without pg_read_all_stats a role sees that somebody is there, and no more.
 const behindSQL = `
-SELECT coalesce(nullif(r.application_name, ''), 'pid ' || r.pid) || ' (' || r.state || coalesce(', ' || pg_size_pretty($1::pg_lsn - r.write_lsn) || ' behind', '') || ')'
+SELECT CASE WHEN r.state IS NULL THEN 'pid ' || r.pid || ' (how far it is cannot be seen: GRANT pg_read_all_stats TO ' || quote_ident(current_user) || ')'
+       ELSE coalesce(nullif(r.application_name, ''), 'pid ' || r.pid) || ' (' || r.state || coalesce(', ' || pg_size_pretty($1::pg_lsn - r.flush_lsn) || ' behind', '') || ')' END
   FROM pg_stat_replication r
- WHERE r.state <> 'backup' AND (r.write_lsn IS NULL OR r.write_lsn < $1::pg_lsn)
+ WHERE r.state IS DISTINCT FROM 'backup' AND (r.flush_lsn IS NULL OR r.flush_lsn < $1::pg_lsn)
    AND NOT EXISTS (SELECT FROM pg_replication_slots s WHERE s.active_pid = r.pid AND s.slot_type = 'logical')
 UNION ALL
 SELECT slot_name || ' (its slot waits for it)' FROM pg_replication_slots

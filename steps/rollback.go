@@ -71,6 +71,10 @@ func (s *rollbackStep) Apply(ctx context.Context, p engine.StepPlan, cp engine.C
 	return nil
 }
 
+// placeEvery is how old the sessions of reverse passes to the source get. A failover that leaves the old primary
+// alive, cut off from its clients, breaks no session: only a new one finds out who answers at its address.
+const placeEvery = 5 * time.Second
+
 // Follow makes reverse passes until ctx ends, so that a rollback finds little to do, and returns
 // why it ended. Before each one it looks whether the source is still the closed one.
 func Follow(ctx context.Context, env *Env, cp engine.Checkpoint) error {
@@ -81,9 +85,14 @@ func Follow(ctx context.Context, env *Env, cp engine.Checkpoint) error {
 		return err
 	}
 	defer func() { _ = source.Close(context.WithoutCancel(ctx)) }()
+	connected := time.Now()
 	for ctx.Err() == nil {
 		if err := env.unpaused(ctx, cp.Emit); err != nil {
 			return err
+		}
+		if time.Since(connected) >= placeEvery {
+			_ = source.Close(ctx) // stillClosed opens another
+			connected = time.Now()
 		}
 		if source, err = stillClosed(ctx, env, source); err != nil {
 			return err
@@ -120,7 +129,7 @@ func Follow(ctx context.Context, env *Env, cp engine.Checkpoint) error {
 // stillClosed looks at the source's gate; a source that takes writes must not be written over.
 func stillClosed(ctx context.Context, env *Env, conn *pgx.Conn) (*pgx.Conn, error) {
 	at, err := gate.State(ctx, conn, env.Run)
-	if err != nil && pg.IsConnLost(err) {
+	if err != nil && (conn.IsClosed() || pg.IsConnLost(err)) {
 		fresh, lost := env.Source.Connect(ctx, pg.Use{Name: "follow", LockTimeout: lockPatience})
 		if lost != nil {
 			return conn, lost

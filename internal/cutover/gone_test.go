@@ -115,11 +115,11 @@ func (r *rig) lagsBeyondTheFlip(standby *testpg.Cluster) {
 	closed := r.ask(r.target, "SELECT certificate ->> 'closed_at' FROM pgrunbook.flip WHERE outcome = 'done'")
 	r.says(r.want(0, "status", "--certificate"), "by position "+closed+" of the source's log")
 	r.eventually("the standby has the COMMIT that closed the source", func() bool {
-		return r.ask(r.source, "SELECT coalesce(bool_and(write_lsn >= '"+closed+"'), false)::text FROM pg_stat_replication") == "true"
+		return r.ask(r.source, "SELECT coalesce(bool_and(flush_lsn >= '"+closed+"'), false)::text FROM pg_stat_replication") == "true"
 	})
 	r.must(standby.Pause())
 	r.sql(r.source, "BEGIN READ WRITE; CREATE TABLE app.later (); DROP TABLE app.later; COMMIT")
-	if r.ask(r.source, "SELECT (write_lsn < pg_current_wal_lsn())::text FROM pg_stat_replication") != "true" {
+	if r.ask(r.source, "SELECT (flush_lsn < pg_current_wal_lsn())::text FROM pg_stat_replication") != "true" {
 		r.t.Error("the standby does not lag")
 	}
 	if text := r.want(0, "status"); strings.Contains(text, "would reopen it") {
