@@ -40,7 +40,7 @@ FULL_TESTS := TestApproval|TestThereAndBack|TestTampering|TestDDLStopsByDefault|
   TestSchemaDumpComparesAcrossMajors|TestClientsDumpANewerServer|TestDDLStops|TestF11W5CrashThatEmptiesUnloggedTables|TestF11W5CrashOfTheSourceOnTheWayBack|TestFreezeBesideLocks|TestWholeStory|TestPauseIsHeard|$\
   TestPoolersAstray|TestUndoneInReverse|TestFreezeHeedsPauseAndWindow|TestPredictedByRehearsal|TestReaderAtTheOpening|TestUndoThatFails|TestR8SubscribedSource|$\
   TestPgbouncerCutover|TestCopyRate|TestDiffFindsPlantedDifferences|TestLedgerFindsPlantedDamage|TestLedgerMovesToTheOtherServer|TestNewDBIsDroppedThoughInUse|$\
-  TestR2ClosedSurvivesACrash|TestVerifyAfterTheFlip|TestDifferencesTakeBackAnEarlierProof|TestAbortWithoutTheTarget|TestKeyRangesOnOldSources|TestF48Names|TestIsolation|TestRegress|TestF41DroppedAndMadeAgain|TestHotTable|TestWideDatabase
+  TestR2ClosedSurvivesACrash|TestVerifyAfterTheFlip|TestDifferencesTakeBackAnEarlierProof|TestAbortWithoutTheTarget|TestKeyRangesOnOldSources|TestF48Names|TestIsolation|TestRegress|TestF41DroppedAndMadeAgain|TestF43OtherPlaces|TestF43OtherPlacesStop|TestHotTable|TestWideDatabase
 SKIP := $(if $(PGRUNBOOK_FULL)$(PGRUNBOOK_SOAK),,-skip '^($(FULL_TESTS))$$')
 
 .PHONY: help

@@ -2,13 +2,12 @@ package steps
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 
 	"github.com/pgrunbook/pgrunbook/engine"
-	"github.com/pgrunbook/pgrunbook/engine/journal"
 	"github.com/pgrunbook/pgrunbook/internal/failpoint"
-	"github.com/pgrunbook/pgrunbook/internal/pg"
 	"github.com/pgrunbook/pgrunbook/steps/internal/capture"
 	"github.com/pgrunbook/pgrunbook/steps/internal/load"
 	"github.com/pgrunbook/pgrunbook/steps/internal/pass"
@@ -41,7 +40,7 @@ func unfit(e *pass.UnfitError) *recopy {
 // of them is accepted in between, never before: a death must find the difference again. What Check has not
 // seen of a table that is loaded again for another reason stays to be found.
 func startAgain(ctx context.Context, env *Env, limits *limits, cp engine.Checkpoint, again *recopy) error {
-	sides, err := openSides(ctx, env, "recopy")
+	sides, err := openSidesToDefine(ctx, env, "recopy")
 	if err != nil {
 		return err
 	}
@@ -75,10 +74,10 @@ func startOver(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sideC
 		return err
 	}
 	cp.Emit(engine.Event{Kind: engine.EventNote, Level: "warn", Object: t.Display(), Message: (&recopy{changes: seen}).Error()})
-	if err := detachRemoved(ctx, env, cp, sides, seen); err != nil {
+	if err := detachRemoved(ctx, cp, sides, seen); err != nil {
 		return err
 	}
-	if err := recapture(ctx, env, cp, sides, t); err != nil {
+	if err := recapture(ctx, env, cp, sides, t); err != nil && !errors.Is(err, capture.ErrUnseen) { // all its rows are read now
 		return err
 	}
 	if err := loader.StartOver(ctx, t); err != nil {
@@ -90,36 +89,5 @@ func startOver(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sideC
 		}
 	}
 	failpoint.Hit("catch_up.accepted")
-	return nil
-}
-
-// detachRemoved takes partitions off their trees on the target that the source's trees have lost, while these are
-// loaded: a key that comes after the rows would not be valid with a partition that has none.
-func detachRemoved(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sideConns, changes []capture.Change) error {
-	states, err := env.Journal.TableStates(ctx, nil)
-	if err != nil {
-		return err
-	}
-	for _, c := range changes {
-		again := func(o capture.Change) bool { return o.What == capture.PartitionAdded && o.Member == c.Member }
-		if c.What != capture.PartitionRemoved || states[c.ID].State != journal.Loading || slices.ContainsFunc(changes, again) {
-			continue
-		}
-		in, err := inTree(ctx, sides.target, c.Member, c.Table)
-		if err != nil {
-			return err
-		}
-		if !in {
-			continue
-		}
-		detached, err := detach(ctx, cp, sides, c.Member)
-		if err != nil {
-			return err
-		}
-		if detached {
-			name := pg.Name(c.Member.Schema, c.Member.Name)
-			cp.Emit(engine.Event{Kind: engine.EventNote, Level: "warn", Object: name, Message: name + " was detached on the target and is empty there: drop it where the source has none"})
-		}
-	}
 	return nil
 }

@@ -142,6 +142,9 @@ func (s *captureStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Ch
 func (s *captureStep) install(ctx context.Context, cp engine.Checkpoint, sides *sideConns, t scope.Table) error {
 	onWait := waiting(cp, engine.Source, "install capture on the source")
 	err := capture.InstallOn(ctx, sides.source, s.env.Run, t, onWait)
+	if errors.Is(err, capture.ErrUnseen) {
+		return nil // the rows are still to be read, and what joined is found by every look
+	}
 	if !errors.Is(err, capture.ErrAnother) {
 		return err
 	}

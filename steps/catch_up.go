@@ -12,6 +12,7 @@ import (
 	"github.com/pgrunbook/pgrunbook/engine"
 	"github.com/pgrunbook/pgrunbook/engine/journal"
 	"github.com/pgrunbook/pgrunbook/internal/failpoint"
+	"github.com/pgrunbook/pgrunbook/internal/pg"
 	"github.com/pgrunbook/pgrunbook/steps/internal/capture"
 	"github.com/pgrunbook/pgrunbook/steps/internal/pass"
 	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
@@ -128,7 +129,11 @@ func (s *catchUpStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Ch
 	}
 }
 
+// follow looks before it loads: what joined may need the names of what a change takes off the target.
 func (s *catchUpStep) follow(ctx context.Context, limits *limits, cp engine.Checkpoint) error {
+	if err := s.look(ctx); err != nil {
+		return err
+	}
 	if err := s.loadLeft(ctx, limits, cp); err != nil {
 		return err
 	}
@@ -183,6 +188,16 @@ func (s *catchUpStep) drain(ctx context.Context, limits *limits, cp engine.Check
 	failpoint.Hit("catch_up.drained")
 	cp.Emit(engine.Event{Kind: engine.EventLag, Lag: res.Took, Elapsed: res.Took, Rows: res.Rows, Message: fmt.Sprintf("the target follows, %s behind", res.Took.Round(time.Millisecond))})
 	return nil
+}
+
+// look is check over a session of its own.
+func (s *catchUpStep) look(ctx context.Context) error {
+	conn, err := s.env.Source.Connect(ctx, pg.Use{Name: "definitions", LockTimeout: lockPatience})
+	if err != nil {
+		return err
+	}
+	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
+	return s.check(ctx, conn)
 }
 
 // check names what fires no trigger. What needs a new load comes back as *recopy, compatible

@@ -21,7 +21,7 @@ import (
 func ddlRules(carried bool) []engine.Action {
 	rules := []engine.Action{
 		{On: engine.Target, SQL: "ALTER TABLE ... ADD COLUMN, SET DEFAULT, SET NOT NULL, TYPE, ADD GENERATED, DROP EXPRESSION; CREATE TABLE ... PARTITION OF ...", Why: "a column or partition added, a default, NOT NULL, type or identity changed on the source"},
-		{On: engine.Target, SQL: "DROP TABLE ... CASCADE; ALTER TABLE ... DROP COLUMN ... CASCADE", Why: "a table, partition or column dropped on the source, with what depended on it there; with an object in the way that the run did not bring, nothing is dropped"},
+		{On: engine.Target, SQL: "DROP TABLE ... CASCADE; ALTER TABLE ... DROP COLUMN ... CASCADE", Why: "a table, partition or column dropped on the source, with what depended on it there, and a partition that hangs elsewhere or under other bounds there by now, which is made again; with an object in the way that the run did not bring, nothing is dropped"},
 		{On: engine.Target, SQL: "pg_restore of new schemas, tables, sequences, types, functions and views", Why: "new ones that the patterns cover, with what they need and the target lacks: gated, captured and loaded, or without a key reloaded inside the freeze"},
 		{On: engine.Target, SQL: "ALTER TYPE ... ADD VALUE, RENAME VALUE; ALTER TABLE, ALTER DOMAIN ... ADD, DROP CONSTRAINT; CREATE OR REPLACE FUNCTION, VIEW; ALTER SEQUENCE", Why: "labels, constraints and definitions that changed, before rows fail"},
 	}
@@ -111,6 +111,9 @@ func (s *catchUpStep) definitions(ctx context.Context, cp engine.Checkpoint) err
 	if !n.empty() && s.env.Runbook.Schema.OnDDL != "carry" {
 		return n.stop()
 	}
+	if err := n.leave(ctx, s.env, cp, sides); err != nil { // first: a tree that is new itself comes with all its partitions
+		return err
+	}
 	cursor, err := carriedSoFar(ctx, s.env, cp)
 	if err == nil {
 		err = cursor.restored(ctx, cp, sides.target) // by a process that died
@@ -184,12 +187,7 @@ func (s *catchUpStep) explained(ctx context.Context, err error) error {
 	if !refusedRow(err) {
 		return err
 	}
-	conn, connErr := s.env.Source.Connect(ctx, pg.Use{Name: "definitions", LockTimeout: lockPatience})
-	if connErr != nil {
-		return err
-	}
-	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
-	why := s.check(ctx, conn)
+	why := s.look(ctx)
 	var redefined *errRedefined
 	var again *recopy
 	var ddl *carry

@@ -42,8 +42,10 @@ func (s *copyStep) changed(ctx context.Context, conn *pgx.Conn, t scope.Table, r
 	}
 	again := slices.ContainsFunc(changes, loadedAgain)
 	carried := slices.DeleteFunc(slices.Clone(changes), func(c capture.Change) bool { return c.Rule != capture.Carry })
-	dropped := refused && slices.ContainsFunc(carried, func(c capture.Change) bool { return c.What == capture.ColumnDropped })
-	if refused && !again && !dropped && t.Method != scope.PgDump {
+	needed := refused && slices.ContainsFunc(carried, func(c capture.Change) bool {
+		return c.What == capture.ColumnDropped || c.What == capture.PartitionAdded && t.Identity != scope.ByKey // such a tree is read whole
+	})
+	if refused && !again && !needed && t.Method != scope.PgDump {
 		carried = slices.DeleteFunc(carried, func(c capture.Change) bool { return !widens(c) })
 	}
 	switch {
@@ -53,15 +55,15 @@ func (s *copyStep) changed(ctx context.Context, conn *pgx.Conn, t scope.Table, r
 		return uncarried(s.env, carried)
 	case len(carried) == 0:
 		return &recopy{tables: []scope.Table{t}, changes: changes}
-	case again || dropped || t.Method == scope.PgDump: // no chunk can go on without it, or the next dump has all of it
+	case again || needed || t.Method == scope.PgDump: // no chunk can go on without it, or the next dump has all of it
 		return &carry{changes}
 	default:
 		return &widen{carry{carried}}
 	}
 }
 
-// widens reports whether a change may be why rows are refused. New columns and partitions are not among what
-// chunks read; they come with catch_up, or with a new load.
+// widens reports whether a change may be why rows are refused. New columns and, of a table with a key, new partitions
+// are not among what chunks read; they come with catch_up, or with a new load.
 func widens(c capture.Change) bool {
 	return c.What == capture.ColumnType || c.What == capture.ColumnNull && !c.NotNull
 }

@@ -1,6 +1,7 @@
 package steps
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -32,48 +33,13 @@ func carryDDL(ctx context.Context, env *Env, cp engine.Checkpoint, c *carry) (ag
 		return nil, err
 	}
 	defer sides.close(context.WithoutCancel(ctx))
-	if err := dropPartitions(ctx, env, cp, sides, c.changes, true); err != nil {
-		return nil, err
-	}
-	if err := detachRemoved(ctx, env, cp, sides, c.changes); err != nil {
+	if err := makeAlike(ctx, env, cp, sides, c.changes); err != nil {
 		return nil, err
 	}
 	again = &recopy{}
 	byTable := map[int32][]capture.Change{}
-	rewritten := map[int32]bool{}
-	for _, ch := range c.changes {
-		if ch.Rule == capture.Recopy {
-			rewritten[ch.ID] = true
-		}
-	}
 	for _, ch := range c.changes {
 		byTable[ch.ID] = append(byTable[ch.ID], ch)
-		if ch.Rule != capture.Carry {
-			continue
-		}
-		if ch.What == capture.ColumnType && rewritten[ch.ID] {
-			// Its rows are read again: those that are there need no cast, and might have none.
-			if _, err := sides.target.Exec(ctx, "DELETE FROM "+pg.Name(ch.Table.Schema, ch.Table.Name)); err != nil {
-				return nil, fmt.Errorf("emptying %s on the target: %w", pg.Name(ch.Table.Schema, ch.Table.Name), err)
-			}
-			ch.SQL += " USING NULL"
-		}
-		if ch.What == capture.ColumnDropped {
-			cp.Emit(engine.Event{Kind: engine.EventNote, Level: "warn", Object: pg.Name(ch.Table.Schema, ch.Table.Name), Message: fmt.Sprintf("%s: carried to the target: %s", ch.Text, ch.SQL)})
-			if err := dropCarried(ctx, env, cp, sides, ch.SQL, []scope.Name{ch.Table}, changedColumns(c.changes, ch.ID)...); err != nil {
-				return nil, err
-			}
-			failpoint.Hit("ddl.dropped")
-			continue
-		}
-		if ch.SQL == "" { // made like the source's once its rows are there: see afterRows
-			cp.Emit(engine.Event{Kind: engine.EventNote, Level: "warn", Object: pg.Name(ch.Table.Schema, ch.Table.Name), Message: ch.Text + ": carried to the target when its rows are there"})
-			continue
-		}
-		if err := carryChange(ctx, cp, sides, ch); err != nil {
-			return nil, err
-		}
-		failpoint.Hit("ddl.changed")
 	}
 	if err := refreshTables(ctx, env, sides.source, func(t scope.Table) bool { return byTable[t.ID] != nil }); err != nil {
 		return nil, err
@@ -83,7 +49,11 @@ func carryDDL(ctx context.Context, env *Env, cp engine.Checkpoint, c *carry) (ag
 		if changes == nil {
 			continue
 		}
-		if err := rearm(ctx, env, cp, sides, t); err != nil {
+		err := rearm(ctx, env, cp, sides, t)
+		if errors.Is(err, capture.ErrUnseen) {
+			changes, err = append([]capture.Change{unseen(t, changes[0])}, changes...), nil
+		}
+		if err != nil {
 			return nil, err
 		}
 		if i := slices.IndexFunc(changes, loadedAgain); i >= 0 {
@@ -97,6 +67,60 @@ func carryDDL(ctx context.Context, env *Env, cp engine.Checkpoint, c *carry) (ag
 		failpoint.Hit("ddl.accepted")
 	}
 	return again, nil
+}
+
+// makeAlike makes the changes on the target, those that take something away first.
+func makeAlike(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sideConns, changes []capture.Change) error {
+	if err := dropPartitions(ctx, env, cp, sides, changes, true); err != nil {
+		return err
+	}
+	if err := detachRemoved(ctx, cp, sides, changes); err != nil {
+		return err
+	}
+	if err := clearPlaces(ctx, env, cp, sides, changes); err != nil {
+		return err
+	}
+	rewritten := map[int32]bool{}
+	for _, ch := range changes {
+		if ch.Rule == capture.Recopy {
+			rewritten[ch.ID] = true
+		}
+	}
+	for _, ch := range changes {
+		if ch.Rule != capture.Carry {
+			continue
+		}
+		if ch.What == capture.ColumnType && rewritten[ch.ID] {
+			// Its rows are read again: those that are there need no cast, and might have none.
+			if _, err := sides.target.Exec(ctx, "DELETE FROM "+pg.Name(ch.Table.Schema, ch.Table.Name)); err != nil {
+				return fmt.Errorf("emptying %s on the target: %w", pg.Name(ch.Table.Schema, ch.Table.Name), err)
+			}
+			ch.SQL += " USING NULL"
+		}
+		if ch.What == capture.ColumnDropped {
+			cp.Emit(engine.Event{Kind: engine.EventNote, Level: "warn", Object: pg.Name(ch.Table.Schema, ch.Table.Name), Message: fmt.Sprintf("%s: carried to the target: %s", ch.Text, ch.SQL)})
+			if err := dropCarried(ctx, env, cp, sides, ch.SQL, []scope.Name{ch.Table}, changedColumns(changes, ch.ID)...); err != nil {
+				return err
+			}
+			failpoint.Hit("ddl.dropped")
+			continue
+		}
+		if ch.SQL == "" { // made like the source's once its rows are there: see afterRows
+			cp.Emit(engine.Event{Kind: engine.EventNote, Level: "warn", Object: pg.Name(ch.Table.Schema, ch.Table.Name), Message: ch.Text + ": carried to the target when its rows are there"})
+			continue
+		}
+		var err error
+		if len(ch.Places) > 0 {
+			err = makePartitions(ctx, env, cp, sides, ch)
+		} else {
+			err = carryChange(ctx, cp, sides, ch)
+		}
+		if err != nil {
+			return err
+		}
+		failpoint.Hit("ddl.changed")
+	}
+	return nil
 }
 
 func changedColumns(changes []capture.Change, id int32) (list []string) {
@@ -119,7 +143,7 @@ func carryChange(ctx context.Context, cp engine.Checkpoint, sides *sideConns, ch
 		return sided(engine.Target, err)
 	case ch.What == capture.ColumnNull && pg.SQLState(err) == "23502":
 		return nil // rows that passes have still to bring hold a NULL there: see afterRows
-	case err != nil && !slices.Contains([]string{"42701", "42P07"}, pg.SQLState(err)): // there already
+	case err != nil && pg.SQLState(err) != "42701": // there already
 		return &engine.Error{
 			Op: "carrying a change to the target", Object: name, Err: fmt.Errorf("%s: %w", ch.SQL, err),
 			Hint: "Make the same change on the target by hand, then run the same command again.",
@@ -148,7 +172,7 @@ func runOn(ctx context.Context, conn *pgx.Conn, rel scope.Name, onWait capture.O
 // loadedAgain reports whether a change takes a new load: rows changed that left no key, or old rows got
 // values that no statement makes on the target.
 func loadedAgain(c capture.Change) bool {
-	return c.Rule == capture.Recopy || c.Unlike
+	return c.Rule == capture.Recopy || c.What == capture.PartitionMoved || c.Unlike
 }
 
 // recapture makes a table's triggers on the source right. What was dropped since it was looked at, and may have
@@ -161,22 +185,31 @@ func recapture(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sideC
 	return err
 }
 
-// rearm puts our triggers on what is new: tables and partitions, on both sides.
+// rearm puts our triggers on what is new: tables and partitions, on both sides. Where capture.ErrUnseen is all that is
+// wrong, everything stands and the table must be loaded again.
 func rearm(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sideConns, t scope.Table) error {
-	if err := recapture(ctx, env, cp, sides, t); err != nil {
-		return err
+	unseen := recapture(ctx, env, cp, sides, t)
+	if unseen != nil && !errors.Is(unseen, capture.ErrUnseen) {
+		return unseen
 	}
 	if err := gateNew(ctx, env, cp, sides, t); err != nil {
 		return err
 	}
 	back, err := wayBack(ctx, env, sides.target)
 	if err != nil || !back || t.Data != scope.Live {
-		return err
+		return cmp.Or(err, unseen)
 	}
 	if err := capture.InstallOn(ctx, sides.target, env.Run, t, waiting(cp, engine.Target, "install capture on the target")); err != nil {
 		return err
 	}
-	return capture.Accept(ctx, sides.target, t)
+	return cmp.Or(capture.Accept(ctx, sides.target, t), unseen)
+}
+
+// unseen is why a table without a key is loaded again that got a partition with rows.
+func unseen(t scope.Table, of capture.Change) capture.Change {
+	of.Rule, of.What, of.Places = capture.Recopy, capture.PartitionAdded, nil
+	of.Text = pg.Name(t.Schema, t.Name.Name) + ": rows came with a new partition, and it has no key"
+	return of
 }
 
 // refreshScope brings the plan's tables up to the changes that an earlier process carried: what

@@ -2,6 +2,8 @@ package steps
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"maps"
 	"slices"
 
@@ -16,6 +18,7 @@ import (
 // comparison is what of the source's definitions changed since the structure was restored and is
 // not on the target.
 type comparison struct {
+	fresh          []scope.Table // as the patterns find them on the source now
 	source, target map[string]dump.Item
 	differences    []difference
 	empty          bool // nothing is captured or loaded yet
@@ -66,7 +69,7 @@ func compareDefinitions(ctx context.Context, env *Env, sides *sideConns, handled
 
 func (c *comparison) read(ctx context.Context, env *Env, sides *sideConns, was, handled map[string]string) (err error) {
 	maps.Copy(was, handled)
-	if c.source, err = readDefinitions(ctx, env, sides.source); err != nil {
+	if c.fresh, c.source, err = readDefinitions(ctx, env, sides.source); err != nil {
 		return err
 	}
 	if c.target, err = dump.Inventory(ctx, sides.target, nil); err != nil {
@@ -101,7 +104,7 @@ func (c *comparison) read(ctx context.Context, env *Env, sides *sideConns, was, 
 		if !left || there || was[id] == gone || ownWords(i.Kind) || i.Kind == dump.ItemComment {
 			continue
 		}
-		if t := owningTable(env, i.Name); t == nil || t.Data != scope.Live || i.Kind != dump.ItemTable {
+		if t := owningTable(env, c.fresh, i.Name); t == nil || t.Data != scope.Live || i.Kind != dump.ItemTable {
 			c.differences = append(c.differences, dropped(env, i))
 		}
 	}
@@ -128,27 +131,27 @@ func restoredDefinitions(ctx context.Context, env *Env) (map[string]string, erro
 
 // readDefinitions reads those of the source that the runbook's patterns cover now. What is excluded
 // is told to the scope: a table that was made since the plan may be excluded as well.
-func readDefinitions(ctx context.Context, env *Env, source *pgx.Conn) (map[string]dump.Item, error) {
+func readDefinitions(ctx context.Context, env *Env, source *pgx.Conn) ([]scope.Table, map[string]dump.Item, error) {
 	sums, err := readSums(ctx, env, source)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	list, err := readWatched(ctx, env, source)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	fresh, _, err := scope.Resolve(ctx, scope.Input{Source: source, Runbook: env.Runbook})
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	env.Scope.ExcludedTables, env.Scope.ExcludedSchemas = fresh.ExcludedTables, fresh.ExcludedSchemas
 	fresh.Helpers = env.Scope.Helpers // an older build's plan has none: it carried them
 	items, err := dump.Inventory(ctx, source, fresh)
 	if err != nil {
-		return nil, sided(engine.Source, err)
+		return nil, nil, sided(engine.Source, err)
 	}
 	env.watch.compared(sums, list, dump.Fingerprint(items))
-	return items, nil
+	return fresh.Tables, items, nil
 }
 
 // hasOn reports whether the target has the relation or domain of that name.
@@ -244,11 +247,20 @@ func enumRemedy(ctx context.Context, sides *sideConns, d *difference, target dum
 }
 
 // tableRemedy leaves captured tables and their partitions to capture.Check, which sees each column.
-func (c *comparison) tableRemedy(ctx context.Context, env *Env, sides *sideConns, d *difference, missing bool) error {
-	t := owningTable(env, d.item.Name)
+func (c *comparison) tableRemedy(ctx context.Context, env *Env, sides *sideConns, d *difference, missing bool) (err error) {
+	t := owningTable(env, c.fresh, d.item.Name)
 	switch {
 	case t != nil && t.Data == scope.Live && !c.empty:
 		d.elsewhere = true
+	case t == nil && missing && d.item.Kind == dump.ItemTable && c.hasOn(d.item.Name):
+		d.elsewhere = true // it was detached, and hangs on its tree there: see prepareNew
+	case t == nil && d.item.Kind == dump.ItemPartition && c.follows(env, d.item.Name):
+		d.elsewhere = c.hasOn(d.item.Name)
+		if !d.elsewhere {
+			d.elsewhere, err = c.astray(ctx, sides, d.item)
+		}
+		d.restore = !d.elsewhere
+		return err
 	case t != nil && d.item.Kind == dump.ItemTable && !missing:
 		sql, err := alterEmpty(ctx, sides, *t)
 		if err != nil {
@@ -270,20 +282,50 @@ func (c *comparison) tableRemedy(ctx context.Context, env *Env, sides *sideConns
 	return nil
 }
 
-// owningTable is the scope's table of that name, or the one whose partition it is.
-func owningTable(env *Env, quoted string) *scope.Table {
+// owningTable is the scope's table of that name, or the one whose partition it is. What left a tree since the scope's
+// partitions were read is a table of its own among those that the source has by now (fresh), and nobody's.
+func owningTable(env *Env, fresh []scope.Table, quoted string) *scope.Table {
+	named := func(t scope.Table) bool { return pg.Name(t.Schema, t.Name.Name) == quoted }
+	if i := slices.IndexFunc(env.Scope.Tables, named); i >= 0 {
+		return &env.Scope.Tables[i]
+	}
+	if slices.ContainsFunc(fresh, named) {
+		return nil
+	}
 	for i := range env.Scope.Tables {
 		t := &env.Scope.Tables[i]
-		if pg.Name(t.Schema, t.Name.Name) == quoted {
+		if slices.ContainsFunc(t.Members, func(m scope.Member) bool { return pg.Name(m.Schema, m.Name.Name) == quoted }) {
 			return t
-		}
-		for _, m := range t.Members {
-			if pg.Name(m.Schema, m.Name.Name) == quoted {
-				return t
-			}
 		}
 	}
 	return nil
+}
+
+// follows reports whether a partition of the source is by now in a tree of the run.
+func (c *comparison) follows(env *Env, quoted string) bool {
+	return slices.ContainsFunc(c.fresh, func(f scope.Table) bool {
+		return slices.ContainsFunc(f.Members, func(m scope.Member) bool { return pg.Name(m.Schema, m.Name.Name) == quoted }) &&
+			slices.ContainsFunc(env.Scope.Tables, func(t scope.Table) bool { return t.Name == f.Name && t.Data == scope.Live })
+	})
+}
+
+// astray reports whether a new partition cannot just be restored: what it hangs on is not on the target, or another one
+// there, or has a default partition, which may hold rows of the new one still.
+func (c *comparison) astray(ctx context.Context, sides *sideConns, i dump.Item) (bool, error) {
+	var parent scope.Name
+	err := sides.source.QueryRow(ctx, parentSQL, i.Name).Scan(&parent.Schema, &parent.Name)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return true, nil // it is gone again
+	}
+	if err != nil {
+		return false, fmt.Errorf("looking at %s: %w", i.Name, err)
+	}
+	id := dump.Item{Kind: dump.ItemPartition, Name: pg.Name(parent.Schema, parent.Name)}.ID()
+	if up, nested := c.source[id]; nested && c.target[id].Def != up.Def {
+		return true, nil
+	}
+	_, found, err := defaultOn(ctx, sides.target, parent)
+	return found, err
 }
 
 // dropped decides what is done about a definition that only the target still has.
@@ -299,7 +341,7 @@ func dropped(env *Env, i dump.Item) difference {
 		d.sql = []string{sql}
 		return d
 	}
-	if t := owningTable(env, i.Name); t != nil && i.Kind == dump.ItemTable && t.Data != scope.Live {
+	if t := owningTable(env, nil, i.Name); t != nil && i.Kind == dump.ItemTable && t.Data != scope.Live {
 		d.why = "its rows are to be carried"
 		return d
 	}

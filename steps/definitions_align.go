@@ -26,7 +26,7 @@ func align(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sideConns
 		return err
 	}
 	for _, d := range c.differences {
-		t := owningTable(env, d.item.Name)
+		t := owningTable(env, c.fresh, d.item.Name)
 		table := d.item.Kind == dump.ItemTable || d.item.Kind == dump.ItemPartition
 		switch {
 		case t == nil || t.Data != scope.Live || !table || d.verb == "was dropped":

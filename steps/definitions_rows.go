@@ -143,5 +143,5 @@ func (c *comparison) ofIdentity(ctx context.Context, env *Env, source *pgx.Conn,
 		return false, fmt.Errorf("looking for the table of a sequence: %w", err)
 	}
 	table := pg.Name(schema, name)
-	return owningTable(env, table) != nil && c.hasOn(table), nil
+	return owningTable(env, c.fresh, table) != nil && c.hasOn(table), nil
 }

@@ -48,8 +48,15 @@ func readNews(ctx context.Context, env *Env, source *pgx.Conn) (n news, err erro
 		if there && t.Data != scope.Live {
 			t.Columns, t.Members = is.Columns, is.Members
 		}
-		if !there && t.Joined && isMember(fresh.Tables, t.Name) {
+		switch {
+		case there || !isMember(fresh.Tables, t.Name):
+		case t.Joined:
 			n.left = append(n.left, *t)
+		case t.Data != scope.Live: // of the others capture tells
+			return n, &engine.Error{
+				Op: "following", Object: t.Display(), Err: errors.New("this table became a partition of another one"),
+				Hint: "Detach it on the source, and run the same command again. Or begin again with what is now: pgrunbook abort --drop-target, then pgrunbook plan and apply.",
+			}
 		}
 	}
 	for _, t := range fresh.Tables {
@@ -94,9 +101,6 @@ func (n news) join(ctx context.Context, env *Env, cp engine.Checkpoint, sides *s
 	}
 	if env.Runbook.Schema.OnDDL != "carry" {
 		return n.stop()
-	}
-	if err := n.leave(ctx, env, cp, sides); err != nil {
-		return err
 	}
 	states, err := env.Journal.TableStates(ctx, nil)
 	if err != nil {
@@ -191,7 +195,8 @@ func detach(ctx context.Context, cp engine.Checkpoint, sides *sideConns, table s
 	if err != nil {
 		return false, fmt.Errorf("looking at %s on the target: %w", name, err)
 	}
-	sql := "ALTER TABLE " + pg.Name(parent.Schema, parent.Name) + " DETACH PARTITION " + name + "; DELETE FROM ONLY " + name
+	// Rows first: those that other rows still refer to would keep it where it is.
+	sql := "DELETE FROM " + name + "; ALTER TABLE " + pg.Name(parent.Schema, parent.Name) + " DETACH PARTITION " + name
 	if err := runOn(ctx, sides.target, table, waiting(cp, engine.Target, "detach a partition on the target"), sql, parent); err != nil {
 		return false, fmt.Errorf("detaching %s on the target: %w", name, err)
 	}
@@ -201,6 +206,9 @@ func detach(ctx context.Context, cp engine.Checkpoint, sides *sideConns, table s
 // leave lets go of tables that joined this run and became partitions of another table: their rows go
 // with that one from now on.
 func (n news) leave(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sideConns) error {
+	if len(n.left) == 0 {
+		return nil
+	}
 	back, err := wayBack(ctx, env, sides.target)
 	if err != nil {
 		return err
@@ -238,7 +246,7 @@ func armJoined(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sideC
 		if !own {
 			continue
 		}
-		if err := rearm(ctx, env, cp, sides, t); err != nil {
+		if err := rearm(ctx, env, cp, sides, t); err != nil && !errors.Is(err, capture.ErrUnseen) { // the check finds the partition as well
 			return err
 		}
 		failpoint.Hit("join.armed")

@@ -242,48 +242,6 @@ func treesOf(ctx context.Context, conn *pgx.Conn, names []scope.Name) ([]uint32,
 	return list, nil
 }
 
-const inTreeSQL = `
-WITH RECURSIVE up (oid) AS (
-  SELECT to_regclass($1)::oid UNION SELECT i.inhparent FROM up JOIN pg_inherits i ON i.inhrelid = up.oid)
-SELECT EXISTS (SELECT FROM up WHERE oid = to_regclass($2) AND oid <> to_regclass($1))`
-
-// inTree reports whether a table is, on the target, a partition of another one or of one of its partitions.
-func inTree(ctx context.Context, target *pgx.Conn, member, root scope.Name) (in bool, err error) {
-	name := pg.Name(member.Schema, member.Name)
-	if err := target.QueryRow(ctx, inTreeSQL, name, pg.Name(root.Schema, root.Name)).Scan(&in); err != nil {
-		return false, fmt.Errorf("looking for %s on the target: %w", name, err)
-	}
-	return in, nil
-}
-
-// dropPartitions drops partitions on the target that were dropped on the source, so that others may
-// take their place there; with replaced, also where the source has another table of that name, which
-// is made afterwards. Their table is loaded again.
-func dropPartitions(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sideConns, changes []capture.Change, replaced bool) error {
-	for _, c := range changes {
-		if c.What != capture.PartitionRemoved || env.Runbook.Schema.OnDDL != "carry" {
-			continue
-		}
-		name := pg.Name(c.Member.Schema, c.Member.Name)
-		var detached, again, there bool
-		var err error
-		if err = sides.source.QueryRow(ctx, "SELECT EXISTS (SELECT FROM pg_class WHERE oid = $1), to_regclass($2) IS NOT NULL", c.OID, name).Scan(&detached, &again); err != nil {
-			return fmt.Errorf("looking for %s: %w", name, err)
-		}
-		if there, err = inTree(ctx, sides.target, c.Member, c.Table); err != nil { // an earlier run may have made what has its name now
-			return err
-		}
-		if detached || !there || again && !replaced {
-			continue
-		}
-		cp.Emit(engine.Event{Kind: engine.EventNote, Level: "warn", Object: name, Message: name + " was dropped on the source: dropped on the target too"})
-		if err := dropCarried(ctx, env, cp, sides, "DROP TABLE IF EXISTS "+name+" CASCADE", []scope.Name{c.Member}); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 // leaving reports that a captured table was dropped and may leave the run; catch_up lets it go.
 func leaving(env *Env, changes []capture.Change) error {
 	if env.Runbook.Schema.OnDDL != "carry" {

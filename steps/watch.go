@@ -136,7 +136,7 @@ func checkDefinitions(ctx context.Context, env *Env, conn *pgx.Conn) error {
 	if err != nil {
 		return sided(engine.Source, err)
 	}
-	if what := redefined(env, items, now); what != "" {
+	if what := redefined(env, fresh.Tables, items, now); what != "" {
 		return &errRedefined{what}
 	}
 	env.watch.compared(sums, list, dump.Fingerprint(now))
@@ -144,13 +144,13 @@ func checkDefinitions(ctx context.Context, env *Env, conn *pgx.Conn) error {
 }
 
 // redefined names the first definition that is new, gone or another one.
-func redefined(env *Env, was map[string]string, now map[string]dump.Item) string {
+func redefined(env *Env, fresh []scope.Table, was map[string]string, now map[string]dump.Item) string {
 	for _, id := range slices.Sorted(maps.Keys(now)) {
 		i := now[id]
 		if dump.Unchanged(was, i) || ownWords(i.Kind) || i.Kind == dump.ItemComment {
 			continue
 		}
-		if t := owningTable(env, i.Name); t != nil && t.Data == scope.Live && (i.Kind == dump.ItemTable || i.Kind == dump.ItemPartition) {
+		if t := owningTable(env, fresh, i.Name); t != nil && t.Data == scope.Live && (i.Kind == dump.ItemTable || i.Kind == dump.ItemPartition) {
 			continue
 		}
 		if was[id] == "" {

@@ -246,7 +246,7 @@ func changedTarget(changes []capture.Change) (why, hint string) {
 	names := make([]string, len(changes))
 	for i, c := range changes {
 		names[i] = pg.Name(c.Table.Schema, c.Table.Name) + ": " + c.Text
-		if c.Rule == capture.Recopy {
+		if c.Rule == capture.Recopy || c.What == capture.PartitionMoved {
 			hint = "Rows may have changed there without a trace, so undoing it does not bring the way back. Stay on the target: pgrunbook finish"
 		}
 	}

@@ -31,16 +31,17 @@ func TestF01DeathsInSecondLoad(t *testing.T) {
 	r.balance(r.target)
 }
 
-// TestF40DeathsInCarriedDDL adds a column and a partition while the target follows, where the runbook
-// wants that carried, and dies at each boundary of carrying it. The writers never stop.
+// TestF40DeathsInCarriedDDL adds a column and a partition and gives another one other bounds while the target follows,
+// where the runbook wants that carried, and dies at each boundary of carrying it. The writers never stop.
 func TestF40DeathsInCarriedDDL(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
 	r.must(os.WriteFile(filepath.Join(r.dir, "faults.runbook.hcl"), append([]byte("schema { on_ddl = \"carry\" }\n"), runbookHCL...), 0o600))
 	r.finally("apply", "--auto-approve", "--until", "copy")
 	r.sql(r.source, `ALTER TABLE app.slot ADD COLUMN extra int DEFAULT 7; UPDATE app.slot SET extra = id WHERE id % 3 = 0;
-		CREATE TABLE app.event_4 PARTITION OF app.event FOR VALUES FROM ('2030-01-01') TO ('2031-01-01'); INSERT INTO app.event VALUES ('2030-05-05', 1, 'new')`)
-	r.die(walk{args: applyArgs, names: []string{"ddl.changed", "ddl.rearmed", "ddl.accepted"}})
+		CREATE TABLE app.event_4 PARTITION OF app.event FOR VALUES FROM ('2030-01-01') TO ('2031-01-01'); INSERT INTO app.event VALUES ('2030-05-05', 1, 'new');
+		ALTER TABLE app.event DETACH PARTITION app.event_1; ALTER TABLE app.event ATTACH PARTITION app.event_1 FOR VALUES FROM ('2025-12-01') TO ('2026-04-01'); INSERT INTO app.event VALUES ('2025-12-24', 1, 'early')`)
+	r.die(walk{args: applyArgs, names: []string{"ddl.cleared", "ddl.changed", "ddl.rearmed", "ddl.accepted"}})
 	r.moved(0, 1)
 	r.writing(1)
 	r.balance(r.target)

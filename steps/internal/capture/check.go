@@ -38,6 +38,8 @@ type Change struct {
 	Hint   string // what to type or change next
 	// SQL is what makes the other side alike, of Carry only; empty where that takes what the other side has by then.
 	SQL string
+	// Places are what SQL makes of partitions: whoever runs it looks first what the other side has there.
+	Places []Place
 	// NotNull says which way ColumnNull goes.
 	NotNull bool
 	// Unlike says that SQL does not make the rows alike: those from before an added column hold different values, or

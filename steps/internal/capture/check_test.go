@@ -75,6 +75,24 @@ var checkCases = []struct {
 		[]string{`carry partition_added: CREATE TABLE "public"."part_3" PARTITION OF "public"."part" FOR VALUES FROM (20) TO (30) PARTITION BY LIST (id)`, `carry partition_added: CREATE TABLE "public"."part_3d" PARTITION OF "public"."part_3" DEFAULT`},
 	},
 	{"partition detached and attached", `ALTER TABLE public.part DETACH PARTITION public.part_1; ALTER TABLE public.part ATTACH PARTITION public.part_1 FOR VALUES FROM (0) TO (10)`, []string{"recopy partition_moved"}},
+	{
+		"partition attached with other bounds", `ALTER TABLE public.part DETACH PARTITION public.part_1; ALTER TABLE public.part ATTACH PARTITION public.part_1 FOR VALUES FROM (-5) TO (10)`,
+		[]string{`carry partition_moved: DROP TABLE "public"."part_1"; CREATE TABLE "public"."part_1" PARTITION OF "public"."part" FOR VALUES FROM ('-5') TO (10)`},
+	},
+	{
+		"partition attached below another one", `ALTER TABLE public.part DETACH PARTITION public.part_1; CREATE TABLE public.low PARTITION OF public.part FOR VALUES FROM (0) TO (10) PARTITION BY LIST (id); ALTER TABLE public.low ATTACH PARTITION public.part_1 DEFAULT`,
+		[]string{
+			`carry partition_added: CREATE TABLE "public"."low" PARTITION OF "public"."part" FOR VALUES FROM (0) TO (10) PARTITION BY LIST (id)`,
+			`carry partition_moved: DROP TABLE "public"."part_1"; CREATE TABLE "public"."part_1" PARTITION OF "public"."low" DEFAULT`,
+		},
+	},
+	{
+		"partition made anew, partitioned", `DROP TABLE public.part_1; CREATE TABLE public.part_1 PARTITION OF public.part FOR VALUES FROM (0) TO (10) PARTITION BY LIST (id); CREATE TABLE public.part_1d PARTITION OF public.part_1 DEFAULT`,
+		[]string{
+			`carry partition_added: CREATE TABLE "public"."part_1" PARTITION OF "public"."part" FOR VALUES FROM (0) TO (10) PARTITION BY LIST (id)`,
+			`carry partition_added: CREATE TABLE "public"."part_1d" PARTITION OF "public"."part_1" DEFAULT`, "recopy partition_removed",
+		},
+	},
 	{"partition dropped", `DROP TABLE public.part_1`, []string{"recopy partition_removed"}},
 	{"inherited", `CREATE TABLE public.kid () INHERITS (public.plain)`, []string{"stop inheritance"}},
 	{"attached elsewhere (14)", `CREATE TABLE public.tree (id int NOT NULL, v varchar(10), n int) PARTITION BY LIST (n); ALTER TABLE public.tree ATTACH PARTITION public.plain DEFAULT`, []string{"stop inheritance"}},

@@ -284,7 +284,7 @@ func shape(t scope.Table) string {
 
 // Relog logs every row of one relation as changed: its key goes to the delta, so that passes carry
 // the row again. It needs no lock: a row that is written after the snapshot logs itself. A table
-// without a key cannot do that: it is an error unless every row's image is still waiting.
+// without a key cannot do that: it is ErrUnseen unless every row's image is still waiting.
 func Relog(ctx context.Context, conn *pgx.Conn, t scope.Table, rel scope.Name) error {
 	if t.Identity != scope.ByKey {
 		return imaged(ctx, conn, t, rel)
@@ -296,6 +296,10 @@ func Relog(ctx context.Context, conn *pgx.Conn, t scope.Table, rel scope.Name) e
 	return nil
 }
 
+// ErrUnseen says that a member joined a table without a key with rows that no image shows: its triggers stand, and the
+// table must be loaded again.
+var ErrUnseen = errors.New("it has rows from before it was captured, and no key")
+
 // imaged makes sure that each row of a relation was written by a transaction that left images: an
 // image and its row have the same xmin.
 func imaged(ctx context.Context, conn *pgx.Conn, t scope.Table, rel scope.Name) error {
@@ -306,7 +310,7 @@ func imaged(ctx context.Context, conn *pgx.Conn, t scope.Table, rel scope.Name) 
 		return fmt.Errorf("looking for rows of %s without an image: %w", name, err)
 	}
 	if unseen {
-		return &engine.Error{Op: "capturing", Object: name, Err: errors.New("it has rows from before it was captured, and no key"), Hint: "Load the table again."}
+		return &engine.Error{Op: "capturing", Object: name, Err: ErrUnseen, Hint: "Run pgrunbook apply: catch_up loads the table again."}
 	}
 	return nil
 }
