@@ -4,12 +4,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 
 	"github.com/pgrunbook/pgrunbook/engine"
 	"github.com/pgrunbook/pgrunbook/engine/journal"
+	"github.com/pgrunbook/pgrunbook/internal/pg"
 	"github.com/pgrunbook/pgrunbook/steps/internal/capture"
 	"github.com/pgrunbook/pgrunbook/steps/internal/pass"
 	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
@@ -43,17 +47,21 @@ func loaded(ctx context.Context, env *Env) ([]scope.Table, error) {
 func followLoaded(ctx context.Context, env *Env, limits *limits, cp engine.Checkpoint) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	done := make(chan struct{})
+	said := map[string]bool{} // what lasts for days is said once
+	say := func(object, text string) {
+		if !said[text] {
+			said[text] = true
+			cp.Emit(engine.Event{Kind: engine.EventNote, Level: "warn", Object: object, Message: text})
+		}
+	}
 	go func() {
 		defer close(done)
-		for said := ""; ; {
-			err := follow(ctx, env, limits, cp)
+		for {
+			err := follow(ctx, env, limits, cp, say)
 			if err == nil || ctx.Err() != nil {
 				return
 			}
-			if text := err.Error(); text != said { // what lasts for days is said once
-				said = text
-				cp.Emit(engine.Event{Kind: engine.EventNote, Level: "warn", Message: fmt.Sprintf("a pass over the loaded tables ended, and is tried again: %v", err)})
-			}
+			say("", fmt.Sprintf("a pass over the loaded tables ended, and is tried again: %v", err))
 			select {
 			case <-ctx.Done():
 				return
@@ -67,16 +75,28 @@ func followLoaded(ctx context.Context, env *Env, limits *limits, cp engine.Check
 	}
 }
 
-func follow(ctx context.Context, env *Env, limits *limits, cp engine.Checkpoint) error {
+// changed are tables that no pass can follow as they are now.
+type changed struct{ why map[int32]string }
+
+func (c *changed) Error() string {
+	return strings.Join(slices.Sorted(maps.Values(c.why)), "; ")
+}
+
+func follow(ctx context.Context, env *Env, limits *limits, cp engine.Checkpoint, say func(object, text string)) error {
 	var tables []scope.Table
+	unfit := map[int32]bool{} // no later pass can apply what was captured of them
 	passer := pass.New(pass.Config{
 		From: env.Source, To: env.Target, Run: env.Run, Log: env.Log, Emit: cp.Emit, Fence: env.fence(env.Target),
 		Check: func(ctx context.Context, conn *pgx.Conn) error {
 			changes, err := capture.Check(ctx, conn, env.Run, tables)
-			if err == nil && len(changes) > 0 {
-				err = errors.New(changes[0].Text)
+			if err != nil || len(changes) == 0 {
+				return err
 			}
-			return err
+			c := &changed{map[int32]string{}}
+			for _, one := range changes {
+				c.why[one.ID] = one.Text
+			}
+			return c
 		},
 	})
 	defer func() { _ = passer.Close(context.WithoutCancel(ctx)) }()
@@ -90,16 +110,41 @@ func follow(ctx context.Context, env *Env, limits *limits, cp engine.Checkpoint)
 		if tables, err = loaded(ctx, env); err != nil {
 			return err
 		}
-		if len(tables) == 0 || limits.passes().Paused {
-			continue
-		}
-		passer.SetTables(tables)
-		res, err := passer.Exact(ctx, pass.Options{Patience: followPatience})
-		if err != nil {
-			return err
-		}
-		if err := limits.rate.Spent(ctx, res.Bytes); err != nil {
-			return err
+		tables = slices.DeleteFunc(tables, func(t scope.Table) bool { return unfit[t.ID] })
+		for again := true; again && len(tables) > 0 && !limits.passes().Paused; {
+			passer.SetTables(tables)
+			res, err := passer.Exact(ctx, pass.Options{Patience: followPatience})
+			var images *pass.UnfitError
+			if errors.As(err, &images) {
+				unfit[images.Table.ID] = true
+				err = &changed{map[int32]string{images.Table.ID: images.Error()}}
+			}
+			if tables, again = followable(tables, err, say); again {
+				continue
+			}
+			if err != nil {
+				return err
+			}
+			if err := limits.rate.Spent(ctx, res.Bytes); err != nil {
+				return err
+			}
 		}
 	}
+}
+
+// followable leaves out the tables for which a pass could not go on: theirs wait, and those of all others do not. It is
+// false where err is about none of them.
+func followable(tables []scope.Table, err error, say func(object, text string)) ([]scope.Table, bool) {
+	var c *changed
+	if !errors.As(err, &c) {
+		return tables, false
+	}
+	return slices.DeleteFunc(tables, func(t scope.Table) bool {
+		why, waits := c.why[t.ID]
+		if waits {
+			name := pg.Name(t.Schema, t.Name.Name)
+			say(name, fmt.Sprintf("passes leave %s out until this step ends: %s", name, why))
+		}
+		return waits
+	}), true
 }

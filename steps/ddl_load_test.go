@@ -6,6 +6,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/pgrunbook/pgrunbook/engine"
 	"github.com/pgrunbook/pgrunbook/internal/testpg"
 )
@@ -110,6 +112,46 @@ func TestF41DroppedWhileLoading(t *testing.T) {
 	r.must(r.walk(t.Context(), newCatchUp(r.env)))
 	r.sameTables(t)
 	r.want(r.target, "SELECT concat(to_regclass('shop.customer'), to_regclass('shop.dumped'), to_regclass('shop.event'), to_regclass('shop.page'), to_regclass('shop.note'), to_regclass('shop.day'), to_regclass('shop.less'))", "")
+}
+
+// invoiceStandsStill makes the key of one table take as long as a lock is held, as if it took days.
+const invoiceStandsStill = `
+CREATE FUNCTION public.stand_still() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN
+  WHILE current_query() ~ 'INDEX "?invoice_pkey' AND NOT pg_try_advisory_xact_lock_shared(1) LOOP PERFORM pg_sleep(0.01); END LOOP;
+END $$;
+CREATE EVENT TRIGGER stand_still ON ddl_command_end WHEN TAG IN ('CREATE INDEX') EXECUTE FUNCTION public.stand_still();
+ALTER EVENT TRIGGER stand_still ENABLE ALWAYS`
+
+// While one table loads for days, a change of another one's columns keeps passes from that one alone.
+func TestF40OthersAreFollowed(t *testing.T) {
+	every, patience := followEvery, followPatience
+	followEvery, followPatience = 50*time.Millisecond, 2*time.Second
+	defer func() { followEvery, followPatience = every, patience }()
+	r := newRig(t, `schema { on_ddl = "carry" }`)
+	r.must(r.walk(t.Context(), newSchema(r.env), newCapture(r.env)))
+	r.exec(r.target, invoiceStandsStill)
+	holder, err := testpg.Connect(t.Context(), r.target)
+	r.must(err)
+	defer func() { _ = holder.Close(t.Context()) }()
+	_, err = holder.Exec(t.Context(), "SELECT pg_advisory_lock(1)", pgx.QueryExecModeExec)
+	r.must(err)
+	done := make(chan error, 1)
+	go func() { done <- r.walk(t.Context(), newCopy(r.env)) }()
+	const still = "SELECT count(*)::text FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND query LIKE '%invoice_pkey%'"
+	r.until(done, still, "1")
+	r.exec(r.source, "INSERT INTO shop.customer VALUES (100, 'early')")
+	r.until(done, "SELECT count(*)::text FROM shop.customer WHERE id = 100", "1")
+	r.exec(r.source, "ALTER TABLE shop.customer ADD COLUMN more int; UPDATE shop.customer SET more = id; INSERT INTO shop.event VALUES ('2026-09-09', 777)")
+	r.until(done, "SELECT count(*)::text FROM shop.event WHERE id = 777", "1")
+	r.until(done, still, "1") // it is not over yet
+	if !r.heard(`passes leave "shop"."customer" out`) {
+		t.Error("nobody was told whose passes wait")
+	}
+	_, err = holder.Exec(t.Context(), "SELECT pg_advisory_unlock(1)")
+	r.must(err)
+	r.must(<-done)
+	r.must(r.walk(t.Context(), newCatchUp(r.env)))
+	r.sameTables(t)
 }
 
 // each runs statements one by one: some may not stand in a transaction block.
