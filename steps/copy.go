@@ -119,23 +119,6 @@ func (s *copyStep) loader(ctx context.Context, limits *limits, cp engine.Checkpo
 	}), nil
 }
 
-// NewWorker is a load that only takes chunks of the copy step that another process runs.
-func NewWorker(env *Env, cp engine.Checkpoint) func(ctx context.Context) error {
-	s := &copyStep{env: env}
-	return func(ctx context.Context) error {
-		ctx, limits, err := watchLimits(ctx, env, cp)
-		if err != nil {
-			return err
-		}
-		defer limits.close()
-		loader, err := s.loader(ctx, limits, cp)
-		if err != nil {
-			return err
-		}
-		return loader.Work(ctx)
-	}
-}
-
 // loaded asks whether the tables of method external are there.
 func (s *copyStep) loaded(ctx context.Context, tables []scope.Table) error {
 	_, found, err := s.env.Journal.Approval(ctx, externalApproval, s.env.Journal.Digest)

@@ -83,13 +83,33 @@ func TestD8TwoLoadersShareTheChunks(t *testing.T) {
 	}
 	g, ctx := errgroup.WithContext(p.ctx)
 	for range 2 {
-		g.Go(func() error { return New(p.cfg).Work(ctx) })
+		g.Go(func() error { return New(p.cfg).chunksOnly(ctx) })
 	}
 	g.Go(func() error { return New(p.cfg).Run(ctx) })
 	if err := g.Wait(); err != nil {
 		t.Fatal(err)
 	}
 	p.equal()
+}
+
+// chunksOnly takes chunks until there are none, as another runner of the same load does that knows nothing of this one.
+func (l *Loader) chunksOnly(ctx context.Context) error {
+	o := newOverview(l)
+	g, gctx := errgroup.WithContext(ctx)
+	for n := range maxWorkers {
+		g.Go(func() error { return l.lazily(gctx, n, o.copied) })
+	}
+	g.Go(func() error {
+		for {
+			if err := o.look(gctx); err != nil || o.isCopied() {
+				return err
+			}
+			if err := sleep(gctx, overviewPoll); err != nil {
+				return err
+			}
+		}
+	})
+	return g.Wait()
 }
 
 // D12: a table without a key is loaded from one snapshot, and images are applied from there on.

@@ -80,7 +80,7 @@ type Progress struct {
 	Size  int64 // estimate of Bytes when done
 }
 
-// Loader loads tables. Run and Work are for one goroutine each.
+// Loader loads tables. Run is for one goroutine.
 type Loader struct {
 	cfg    Config
 	tables map[int32]scope.Table

@@ -49,27 +49,6 @@ func (l *Loader) run(ctx context.Context) error {
 	return l.external(ctx)
 }
 
-// Work only takes chunks, for a process that helps a load which another one runs. It ends when
-// nothing is left to take.
-func (l *Loader) Work(ctx context.Context) error {
-	o := newOverview(l)
-	g, gctx := errgroup.WithContext(ctx)
-	for n := range maxWorkers {
-		g.Go(func() error { return l.lazily(gctx, n, o.copied) })
-	}
-	g.Go(func() error {
-		for {
-			if err := o.look(gctx); err != nil || o.isCopied() {
-				return err
-			}
-			if err := sleep(gctx, overviewPoll); err != nil {
-				return err
-			}
-		}
-	})
-	return g.Wait()
-}
-
 // lazily starts worker n once it is wanted.
 func (l *Loader) lazily(ctx context.Context, n int, copied <-chan struct{}) error {
 	for n >= max(l.gate.get().Workers, 1) {
