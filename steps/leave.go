@@ -156,7 +156,7 @@ func dropCarried(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sid
 		if err != nil {
 			return err
 		}
-		if _, err := tx.Exec(ctx, sql); err != nil {
+		if err := dropUnpublished(ctx, tx, sql); err != nil {
 			return err
 		}
 		if len(columns) > 0 {
@@ -194,6 +194,41 @@ func dropCarried(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sid
 		return &engine.Error{
 			Op: "carrying a change to the target", Object: quotedNames(names), Err: fmt.Errorf("%s: %w", sql, err),
 			Hint: "Drop what depends on it on the target by hand, or make the same change there, then run the same command again.",
+		}
+	}
+	return nil
+}
+
+// publishedOn gives what publications of the target list by name: they are no definitions of the source, so that no
+// inventory has them, and a table takes its place in them along.
+func publishedOn(ctx context.Context, conn *pgx.Conn) ([]string, error) {
+	rows, err := conn.Query(ctx, "SELECT format('publication %I lists %s', p.pubname, r.prrelid::regclass) FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid ORDER BY 1")
+	if err != nil {
+		return nil, fmt.Errorf("reading the target's publications: %w", err)
+	}
+	list, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return nil, fmt.Errorf("reading the target's publications: %w", err)
+	}
+	return list, nil
+}
+
+// dropUnpublished drops what no publication of the target lists by name.
+func dropUnpublished(ctx context.Context, tx pgx.Tx, sql string) error {
+	was, err := publishedOn(ctx, tx.Conn())
+	if err != nil {
+		return err
+	}
+	if _, err := tx.Exec(ctx, sql); err != nil {
+		return err
+	}
+	now, err := publishedOn(ctx, tx.Conn())
+	if err != nil {
+		return err
+	}
+	for _, one := range was {
+		if !slices.Contains(now, one) {
+			return fmt.Errorf("%s, and is none that this run brought", one)
 		}
 	}
 	return nil

@@ -72,7 +72,11 @@ func TestF41DroppedBesideOthers(t *testing.T) {
 		t.Fatalf("%v, hint %q", err, engine.HintOf(err))
 	}
 	r.want(r.target, "SELECT n::text FROM shop.mine", "20")
-	r.exec(r.target, "DROP VIEW shop.mine")
+	r.exec(r.target, "DROP VIEW shop.mine; CREATE PUBLICATION mine FOR TABLE shop.customer")
+	if err := r.catchUp(); err == nil || !strings.Contains(err.Error(), "publication mine lists shop.customer") || engine.HintOf(err) == "" {
+		t.Fatalf("%v, hint %q", err, engine.HintOf(err))
+	}
+	r.exec(r.target, "DROP PUBLICATION mine")
 	r.must(r.catchUp())
 	r.want(r.target, "SELECT coalesce(to_regclass('shop.customer')::text, '')", "")
 }

@@ -7,14 +7,34 @@ import (
 	"github.com/pgrunbook/pgrunbook/engine"
 )
 
-// publications: a subscriber of FOR ALL TABLES stops when a change of a table that it lacks arrives.
+// publications: a subscriber of FOR ALL TABLES stops when a change of a table that it lacks arrives. On the target
+// they also keep rows from being deleted or updated while tables are loaded without their keys: a published table needs a replica
+// identity for that. There those of whole schemas in scope do the same.
 func publications(ctx context.Context, f *Facts) ([]engine.Finding, error) {
 	all, err := f.From.list(ctx, "SELECT pubname::text FROM pg_publication WHERE puballtables ORDER BY 1")
-	if err != nil || len(all) == 0 {
+	if err != nil {
 		return nil, err
 	}
-	return one(finding(engine.SeverityError, engine.Source, all[0], "Replace it by a publication that lists its tables (CREATE PUBLICATION ... FOR TABLE ..., ALTER SUBSCRIPTION ... SET PUBLICATION).",
-		"Publications FOR ALL TABLES would publish our tables too, and their subscribers would stop: %s.", some(all))), nil
+	var out []engine.Finding
+	if len(all) > 0 {
+		out = append(out, finding(engine.SeverityError, engine.Source, all[0], "Replace it by a publication that lists its tables (CREATE PUBLICATION ... FOR TABLE ..., ALTER SUBSCRIPTION ... SET PUBLICATION).",
+			"Publications FOR ALL TABLES would publish our tables too, and their subscribers would stop: %s.", some(all)))
+	}
+	wide := "SELECT pubname::text FROM pg_publication WHERE puballtables"
+	if f.To.Identity.Major >= 15 {
+		wide += " UNION SELECT p.pubname FROM pg_publication p JOIN pg_publication_namespace s ON s.pnpubid = p.oid JOIN pg_namespace n ON n.oid = s.pnnspid WHERE n.nspname = ANY ($1)"
+	} else {
+		wide += " AND $1::text[] IS NOT NULL"
+	}
+	schemas := []string{}
+	for _, t := range f.Scope.Tables {
+		schemas = append(schemas, t.Schema)
+	}
+	if all, err = f.To.list(ctx, wide+" ORDER BY 1", schemas); err != nil || len(all) == 0 {
+		return out, err
+	}
+	return append(out, finding(engine.SeverityError, engine.Target, all[0], "DROP PUBLICATION "+ident(all[0])+", and create it after the cutover.",
+		"Publications would publish tables while they are loaded, and have no key by which rows could be deleted or updated there: %s.", some(all))), nil
 }
 
 // subscriptions are no errors here: row triggers carry what they write while tables are loaded and
