@@ -5,10 +5,8 @@ import (
 	"fmt"
 	"os"
 	"regexp"
-	"runtime"
 	"strconv"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -125,27 +123,17 @@ func TestF35OneHugeTransaction(t *testing.T) {
 		rows = 10_000_000
 	}
 	p := newPair(t, plainTable)
-	var most atomic.Uint64
-	ctx, stop := context.WithCancel(p.ctx)
-	defer stop()
-	go func() {
-		var m runtime.MemStats
-		for ctx.Err() == nil {
-			runtime.ReadMemStats(&m)
-			most.Store(max(most.Load(), m.HeapInuse))
-			time.Sleep(20 * time.Millisecond)
-		}
-	}()
+	most := heap(p.ctx)
 	p.app(fmt.Sprintf(`INSERT INTO t SELECT g, 'v', now(), g FROM generate_series(1, %d) g`, rows))
 	if _, err := p.passer.Drain(context.WithoutCancel(p.ctx), DrainOptions{PieceRows: 50_000, Until: time.Hour, Stable: 1}); err != nil {
 		t.Fatal(err)
 	}
-	stop()
+	inUse := most()
 	if n := p.one(p.target, "SELECT count(*)::text FROM t"); n != strconv.Itoa(rows) {
 		t.Errorf("%s of %d rows arrived", n, rows)
 	}
-	if most.Load() > heapLimit {
-		t.Errorf("the runner's heap took %d MiB", most.Load()>>20)
+	if inUse > heapLimit {
+		t.Errorf("the runner's heap took %d MiB", inUse>>20)
 	}
-	t.Logf("%d rows in one transaction: heap at most %d MiB", rows, most.Load()>>20)
+	t.Logf("%d rows in one transaction: heap at most %d MiB", rows, inUse>>20)
 }

@@ -2,7 +2,6 @@ package pass
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
@@ -17,7 +16,7 @@ type DrainOptions struct {
 	Stable    int           // exact passes in a row that must reach it. Defaults to 2
 	// Patience is how long locks and lost connections are tried again. Defaults to a minute.
 	Patience time.Duration
-	// GiveUp ends a drain that does not converge. Defaults to an hour.
+	// GiveUp ends a drain whose backlog has not fallen for so long. Defaults to an hour.
 	GiveUp time.Duration
 	// Control is asked before each pass and each piece; nil leaves everything as it is above.
 	Control func() Control
@@ -56,18 +55,17 @@ func (o *DrainOptions) fill() {
 }
 
 // Drain works off a backlog: large ones table by table, in parallel and in bounded pieces, then
-// exact passes until the lag is reached and stays. It ends with the last exact pass's result, or
-// with an error when the application writes faster than rows can be applied for GiveUp.
+// exact passes until the lag is reached and stays. It ends with the last exact pass's result. Where
+// the application writes faster than rows can be applied it says so, and after GiveUp fails.
 func (p *Passer) Drain(ctx context.Context, opts DrainOptions) (Result, error) {
 	opts.fill()
 	rate := &rates{}
-	deadline := time.Now().Add(opts.GiveUp)
 	for good := 0; ; {
 		waited, err := opts.admitted(ctx)
 		if err != nil {
 			return Result{}, err
 		}
-		deadline = deadline.Add(waited)
+		rate.paused(waited)
 		backlog, err := p.Pending(ctx)
 		if err != nil {
 			if err = p.patiently(ctx, opts.Patience, func() error { backlog, err = p.Pending(ctx); return err }); err != nil {
@@ -75,14 +73,21 @@ func (p *Passer) Drain(ctx context.Context, opts DrainOptions) (Result, error) {
 			}
 		}
 		rate.observe(time.Now(), backlog.Rows)
-		if backlog.Rows > opts.PieceRows {
-			good = 0
-			p.report(rate, backlog, time.Since(backlog.At))
+		pieces := backlog.Rows > opts.PieceRows
+		if good == 0 || pieces {
+			p.judge(rate, backlog)
+			if rate.hopeless(opts.GiveUp) {
+				return Result{}, rate.err()
+			}
+		}
+		if pieces {
+			good, rate.lag = 0, 0
+			p.cfg.Emit(engine.Event{
+				Kind: engine.EventLag, At: time.Now(), Pending: backlog.Rows, Lag: time.Since(backlog.At),
+				Message: fmt.Sprintf("%d captured changes are being applied", backlog.Rows),
+			})
 			if err := p.pieces(ctx, opts, backlog, rate); err != nil {
 				return Result{}, err
-			}
-			if time.Now().After(deadline) {
-				return Result{}, rate.hopeless()
 			}
 			continue
 		}
@@ -103,10 +108,7 @@ func (p *Passer) Drain(ctx context.Context, opts DrainOptions) (Result, error) {
 			}
 			continue
 		}
-		good = 0
-		if time.Now().After(deadline) {
-			return res, rate.hopeless()
-		}
+		good, rate.lag = 0, lag
 	}
 }
 
@@ -132,62 +134,4 @@ func (p *Passer) Pending(ctx context.Context) (Backlog, error) {
 		b.Tables[id] = t.keys + int64(len(t.marks))
 	}
 	return b, nil
-}
-
-// rates compares how fast the application writes with how fast rows are applied.
-type rates struct {
-	at      time.Time
-	pending int64
-	done    int64 // since at
-	busy    time.Duration
-	write   float64 // delta rows per second
-	apply   float64
-	losing  int // rounds in a row
-}
-
-// observe closes a round: what came in is what is there now, less what was there, plus what was
-// taken out.
-func (r *rates) observe(now time.Time, pending int64) {
-	if !r.at.IsZero() {
-		if s := now.Sub(r.at).Seconds(); s > 0 {
-			r.write = float64(pending-r.pending+r.done) / s
-		}
-		if r.busy > 0 && r.done > 0 {
-			r.apply = float64(r.done) / r.busy.Seconds()
-		}
-		if r.done > 0 && r.write >= r.apply {
-			r.losing++
-		} else {
-			r.losing = 0
-		}
-	}
-	r.at, r.pending, r.done, r.busy = now, pending, 0, 0
-}
-
-func (r *rates) applied(rows int64, took time.Duration) {
-	r.done += rows
-	r.busy += took
-}
-
-func (r *rates) text() string {
-	return fmt.Sprintf("the application changes %.0f rows/s, %.0f rows/s are applied", r.write, r.apply)
-}
-
-func (r *rates) hopeless() error {
-	return &engine.Error{
-		Op: "catching up", Err: errors.New("will not converge: " + r.text()),
-		Hint: "Slow the writers, raise workers, or wait for a quieter time; then run the same command again.",
-	}
-}
-
-func (p *Passer) report(r *rates, b Backlog, lag time.Duration) {
-	e := engine.Event{
-		Kind: engine.EventLag, At: time.Now(), Pending: b.Rows, Lag: lag,
-		Message: fmt.Sprintf("%d captured changes are being applied", b.Rows),
-	}
-	if r.losing >= 3 {
-		e.Level, e.Reason = "warn", "will not converge"
-		e.Message = "will not converge: " + r.text()
-	}
-	p.cfg.Emit(e)
 }

@@ -20,6 +20,7 @@ const (
 	idlePoll    = 50 * time.Millisecond
 	longestRest = 5 * time.Second
 	mostWorkers = 64 // as far as the number can be raised while a drain runs
+	roundPieces = 5  // of each worker; then the backlog is counted again, to see whether it falls
 )
 
 // errYield says that a worker was taken away in the middle of a table.
@@ -64,7 +65,7 @@ func (q *queue) over() bool {
 	return len(q.todo) == 0 && q.busy == 0
 }
 
-// pieces gives every table of the backlog to one of several workers, the largest first.
+// pieces is a round: the largest tables of the backlog go to one of several workers each.
 func (p *Passer) pieces(ctx context.Context, opts DrainOptions, backlog Backlog, rate *rates) error {
 	tables := p.following()
 	q := &queue{}
@@ -72,11 +73,22 @@ func (p *Passer) pieces(ctx context.Context, opts DrainOptions, backlog Backlog,
 		q.todo = append(q.todo, portion{tables[id], rows})
 	}
 	slices.SortFunc(q.todo, func(a, b portion) int { return cmp.Compare(b.rows, a.rows) })
-	most := opts.Workers
+	most, wanted := opts.Workers, opts.Workers
 	if opts.Control != nil {
-		most = mostWorkers
+		most, wanted = mostWorkers, max(opts.Control().Workers, 1)
+	}
+	share := roundPieces * opts.PieceRows
+	left := int64(wanted) * share
+	for i := range q.todo {
+		if left <= 0 {
+			q.todo = q.todo[:i]
+			break
+		}
+		q.todo[i].rows = min(q.todo[i].rows, share)
+		left -= q.todo[i].rows
 	}
 	var done atomic.Int64
+	before := rate.all
 	start := time.Now()
 	g, gctx := errgroup.WithContext(ctx)
 	for n := range min(most, len(q.todo)) {
@@ -85,7 +97,7 @@ func (p *Passer) pieces(ctx context.Context, opts DrainOptions, backlog Backlog,
 			w.worker = n
 			defer func() { _ = w.Close(context.WithoutCancel(ctx)) }()
 			return w.work(gctx, q, opts, func(n int64) {
-				p.cfg.Emit(engine.Event{Kind: engine.EventProgress, At: time.Now(), Rows: done.Add(n), RowsAll: backlog.Rows, Message: "applying captured changes"})
+				p.cfg.Emit(engine.Event{Kind: engine.EventProgress, At: time.Now(), Rows: before + done.Add(n), RowsAll: before + backlog.Rows, Message: "applying captured changes"})
 			})
 		})
 	}

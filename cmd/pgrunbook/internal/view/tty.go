@@ -59,8 +59,10 @@ func (t *tty) event(e engine.Event, now time.Time) {
 		t.draw(now) // the block shows it; its line comes when it is done
 		return
 	case engine.EventWaiting:
-		t.draw(now)
-		return
+		if levelOf(e) < slog.LevelWarn { // the block shows it
+			t.draw(now)
+			return
+		}
 	default:
 	}
 	logEvent(t.handler, e)
