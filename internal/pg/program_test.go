@@ -21,6 +21,7 @@ func TestProgramsHaveTheFormatsOfOurSessions(t *testing.T) {
 		"DateStyle": "'SQL, DMY'", "IntervalStyle": "sql_standard", "TimeZone": "'Asia/Kolkata'", "extra_float_digits": "0", "bytea_output": "escape",
 		"array_nulls": "off", "lc_monetary": "'POSIX'", "lc_numeric": "'POSIX'", "lc_time": "'POSIX'", "xmloption": "document", "xmlbinary": "hex",
 		"standard_conforming_strings": "off", "quote_all_identifiers": "on", "transform_null_equals": "on",
+		"tcp_user_timeout": "60000", "tcp_keepalives_idle": "1", "exit_on_error": "on",
 	}
 	for name, value := range formats {
 		run(t, admin, "ALTER DATABASE "+db+" SET "+name+" = "+value)

@@ -73,12 +73,14 @@ var pinned = [][2]string{
 	{"tcp_keepalives_idle", "10"},
 	{"tcp_keepalives_interval", "5"},
 	{"tcp_keepalives_count", "3"},
+	{"tcp_user_timeout", "0"}, // a short one would end a session whose other end is held up
 
 	{"default_tablespace", ""},
 	{"temp_tablespaces", ""},
 	{"default_table_access_method", "heap"},
 	{"default_with_oids", "off"},
 	{"check_function_bodies", "off"},
+	{"restrict_nonsystem_relation_kind", ""}, // materialized views are filled from views
 	{"client_min_messages", "warning"},
 	{"exit_on_error", "off"}, // a lock that was not had in time must not end the session
 }

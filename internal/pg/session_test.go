@@ -10,15 +10,6 @@ import (
 	"github.com/pgrunbook/pgrunbook/internal/testpg"
 )
 
-// hostile is what a DBA may have set for the database or the role.
-var hostile = map[string]string{
-	"search_path": "public", "DateStyle": "'SQL, DMY'", "IntervalStyle": "sql_standard", "TimeZone": "'Asia/Kolkata'", "extra_float_digits": "0",
-	"bytea_output": "escape", "array_nulls": "off", "xmloption": "document", "row_security": "on", "enable_tidscan": "off", "enable_seqscan": "off",
-	"default_transaction_isolation": "serializable", "default_transaction_read_only": "on", "default_transaction_deferrable": "on",
-	"statement_timeout": "'1h'", "lock_timeout": "'1h'", "idle_in_transaction_session_timeout": "'1h'", "client_encoding": "LATIN1",
-	"quote_all_identifiers": "on", "standard_conforming_strings": "off", "synchronous_commit": "off", "transform_null_equals": "on",
-}
-
 func TestEverySettingIsPinnedOnEveryMajor(t *testing.T) {
 	for major := 10; major <= 18; major++ {
 		if !testpg.Full() && !slices.Contains([]int{10, 15, 18}, major) {
@@ -28,13 +19,14 @@ func TestEverySettingIsPinnedOnEveryMajor(t *testing.T) {
 			c := testpg.StartT(t, testpg.Options{Major: major})
 			url := testpg.NewDB(t, c)
 			admin := connect(t, newServer(t, Config{URL: url}), Use{})
-			db := show(t, admin, "SELECT current_database()::text")
-			for name, value := range hostile {
-				run(t, admin, "ALTER DATABASE "+db+" SET "+name+" = "+value)
+			want := map[string]string{
+				"client_encoding": "UTF8", "default_transaction_read_only": "off", "lock_timeout": "300",
+				"synchronous_commit": "on", "session_replication_role": "replica",
 			}
-			if major >= 14 {
-				run(t, admin, "ALTER DATABASE "+db+" SET idle_session_timeout = '1h'")
+			for _, p := range pinned {
+				want[strings.ToLower(p[0])] = p[1]
 			}
+			makeHostile(t, admin, want)
 			s := newServer(t, Config{URL: url, Mark: "m", RunID: "r1"})
 			conn := connect(t, s, Use{Name: "pass", Marked: true, Replica: true, LockTimeout: 300 * time.Millisecond})
 			rows, err := conn.Query(testContext(t), "SELECT lower(name), setting FROM pg_settings")
@@ -51,13 +43,6 @@ func TestEverySettingIsPinnedOnEveryMajor(t *testing.T) {
 			}
 			if rows.Err() != nil {
 				t.Fatal(rows.Err())
-			}
-			want := map[string]string{
-				"client_encoding": "UTF8", "default_transaction_read_only": "off", "lock_timeout": "300",
-				"synchronous_commit": "on", "session_replication_role": "replica",
-			}
-			for _, p := range pinned {
-				want[strings.ToLower(p[0])] = p[1]
 			}
 			for name, value := range want {
 				if is, known := got[name]; known && is != value {
