@@ -56,7 +56,7 @@ func Dump(ctx context.Context, t Tools, from *pg.Server, o Options) (_ *Archive,
 		}
 	}()
 	args := []string{
-		"--format=custom", "--schema-only", "--no-password", "--lock-wait-timeout=60s",
+		connection, "--format=custom", "--schema-only", "--no-password", "--lock-wait-timeout=60s",
 		"--no-publications", "--no-subscriptions", "--no-security-labels", "--file=" + a.file(),
 	}
 	excluded, err := a.excludeArgs(o.Scope)
@@ -64,6 +64,9 @@ func Dump(ctx context.Context, t Tools, from *pg.Server, o Options) (_ *Archive,
 		return nil, err
 	}
 	if _, a.Warnings, err = t.runWarned(ctx, session{server: from, name: "dump"}, "pg_dump", append(args, excluded...)...); err != nil {
+		if full := a.work.full(err); full != nil {
+			return nil, full
+		}
 		return nil, &engine.Error{
 			Op: "dumping the structure of", Object: from.Address(), Err: err,
 			Hint: "The connecting role needs SELECT on every table (LOCK TABLE ... IN ACCESS SHARE MODE) and USAGE on every schema in scope.",

@@ -44,7 +44,7 @@ func DumpData(ctx context.Context, t Tools, from *pg.Server, o DataOptions) (_ *
 			err = errors.Join(err, d.Close())
 		}
 	}()
-	args := []string{"--format=directory", "--data-only", "--no-password", "--lock-wait-timeout=60s", "--jobs=" + strconv.Itoa(max(1, o.Jobs)), "--file=" + d.path()}
+	args := []string{connection, "--format=directory", "--data-only", "--no-password", "--lock-wait-timeout=60s", "--jobs=" + strconv.Itoa(max(1, o.Jobs)), "--file=" + d.path()}
 	for _, tbl := range o.Tables {
 		args = append(args, "--table="+pg.Name(tbl.Schema, tbl.Name.Name))
 		for _, m := range tbl.Members {
@@ -53,6 +53,9 @@ func DumpData(ctx context.Context, t Tools, from *pg.Server, o DataOptions) (_ *
 	}
 	s := session{server: from, name: "dump data", options: map[string]string{"row_security": "off"}}
 	if _, err := t.run(ctx, s, "pg_dump", args...); err != nil {
+		if full := d.work.full(err); full != nil {
+			return nil, full
+		}
 		return nil, &engine.Error{Op: "dumping rows of", Object: from.Address(), Err: err, Hint: "The connecting role needs SELECT on these tables."}
 	}
 	return d, nil
@@ -66,7 +69,7 @@ func (d *Data) Restore(ctx context.Context, to *pg.Server, o DataOptions) error 
 	if o.ReplicaRole {
 		options["session_replication_role"] = "replica"
 	}
-	args := []string{"--dbname=fallback_application_name=pgrunbook", "--no-password", "--data-only", "--jobs=" + strconv.Itoa(max(1, o.Jobs)), d.path()}
+	args := []string{connection, "--no-password", "--data-only", "--jobs=" + strconv.Itoa(max(1, o.Jobs)), d.path()}
 	_, err := d.Tools.run(ctx, session{server: to, name: "restore data", options: options}, "pg_restore", args...)
 	if err == nil || onlyUnknownSetting(err) {
 		return nil

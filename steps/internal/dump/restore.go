@@ -40,8 +40,7 @@ func (a *Archive) Restore(ctx context.Context, to *pg.Server, entries []Entry, o
 	if err := os.WriteFile(list, []byte(b.String()), 0o600); err != nil {
 		return fmt.Errorf("writing the list of objects to restore: %w", err)
 	}
-	// "dbname" with an equals sign is a connection string: the database itself comes from PGDATABASE.
-	args := []string{"--dbname=fallback_application_name=pgrunbook", "--no-password", "--use-list=" + list}
+	args := []string{connection, "--no-password", "--use-list=" + list}
 	tolerant := !a.Tools.Atomic(o.TargetMajor)
 	if !tolerant {
 		args = append(args, "--exit-on-error")

@@ -22,6 +22,10 @@ type session struct {
 	options map[string]string // settings of its sessions
 }
 
+// connection is what the environment cannot tell libpq: our own keepalives. "dbname" with an equals
+// sign is a connection string; the database itself comes from PGDATABASE.
+const connection = "--dbname=fallback_application_name=pgrunbook keepalives=1 keepalives_idle=10 keepalives_interval=5 keepalives_count=3 tcp_user_timeout=60000"
+
 // run runs one program to its end and gives its standard output.
 func (t Tools) run(ctx context.Context, s session, program string, args ...string) (string, error) {
 	out, _, err := t.runWarned(ctx, s, program, args...)

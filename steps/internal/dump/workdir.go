@@ -1,9 +1,12 @@
 package dump
 
 import (
-	"fmt"
+	"errors"
 	"os"
 	"path/filepath"
+	"strings"
+
+	"github.com/pgrunbook/pgrunbook/engine"
 )
 
 // workDir is a private directory of this process. Its lock file tells one that is in use from one
@@ -22,7 +25,7 @@ func newWorkDir(parent, prefix string) (*workDir, error) {
 	sweep(parent, prefix)
 	path, err := os.MkdirTemp(parent, prefix)
 	if err != nil {
-		return nil, fmt.Errorf("making a directory for the dump: %w", err)
+		return nil, &engine.Error{Op: "making a directory for the dump in", Object: parent, Err: err, Hint: elsewhere}
 	}
 	d := &workDir{path: path}
 	if d.lock, err = os.OpenFile(filepath.Join(path, "lock"), os.O_CREATE|os.O_RDWR, 0o600); err == nil {
@@ -30,9 +33,21 @@ func newWorkDir(parent, prefix string) (*workDir, error) {
 	}
 	if err != nil {
 		_ = d.remove()
-		return nil, fmt.Errorf("locking the directory for the dump: %w", err)
+		return nil, &engine.Error{Op: "locking the directory for the dump in", Object: parent, Err: err, Hint: elsewhere}
 	}
 	return d, nil
+}
+
+// elsewhere is what helps where this machine's disk takes no file of ours.
+const elsewhere = "Make room there, or set TMPDIR to a directory on another disk of this machine, and run the same command again."
+
+// full tells a full disk of ours, which pg_dump writes to, from one of the server, which it reports.
+func (d *workDir) full(err error) error {
+	var failed *ProgramError
+	if !errors.As(err, &failed) || !strings.Contains(failed.Output, "No space left on device") || strings.Contains(failed.Output, "ERROR:") {
+		return nil
+	}
+	return &engine.Error{Op: "writing the dump in", Object: d.path, Err: err, Hint: elsewhere}
 }
 
 func (d *workDir) remove() error {
