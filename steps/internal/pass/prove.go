@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/pgrunbook/pgrunbook/engine"
 )
@@ -15,21 +16,30 @@ func (j *job) prove(ctx context.Context, w *work) error {
 	if w.staged > j.opts.Prove {
 		return nil
 	}
-	sql := fmt.Sprintf("SELECT count(*) FROM %s s LEFT JOIN %s AS t ON %s WHERE NOT CASE WHEN s.present THEN t.tableoid IS NOT NULL AND %s ELSE t.tableoid IS NULL END",
-		w.stage.name, relation(w.table), sameKey(w.table, "s"), w.stage.same)
+	key := list(len(w.table.Key.Columns), func(i int) string { return fmt.Sprintf("s.k%d", i+1) })
+	sql := fmt.Sprintf("SELECT count(*), coalesce((array_agg(ROW(%[4]s)::text ORDER BY ROW(%[4]s)::text))[1:%[5]d], '{}') FROM %[1]s s LEFT JOIN %[2]s AS t ON %[3]s WHERE NOT CASE WHEN s.present THEN t.tableoid IS NOT NULL AND %[6]s ELSE t.tableoid IS NULL END",
+		w.stage.name, relation(w.table), sameKey(w.table, "s"), key, mostKeys, w.stage.same)
 	var differ int64
-	if err := j.p.to.conn.QueryRow(ctx, sql).Scan(&differ); err != nil {
+	var keys []string
+	if err := j.p.to.conn.QueryRow(ctx, sql).Scan(&differ, &keys); err != nil {
 		return fmt.Errorf("comparing the changed rows of %s: %w", tableName(w.table), err)
 	}
 	if differ > 0 {
+		which := strings.Join(keys, ", ")
+		if differ > int64(len(keys)) {
+			which += ", ..."
+		}
 		return &engine.Error{
 			Class: engine.ClassDifferences, Op: "comparing the changed rows of", Object: tableName(w.table),
-			Err:  fmt.Errorf("%d of %d differ from the %s's right after they were written: %w", differ, w.staged, j.p.cfg.From.Side(), errChanged),
+			Err:  fmt.Errorf("%d of %d differ from the %s's right after they were written, %s: %w", differ, w.staged, j.p.cfg.From.Side(), which, errChanged),
 			Hint: fmt.Sprintf("Find what changes rows on the %s: a trigger that is ENABLE ALWAYS or REPLICA, a rule, or a policy.", j.p.cfg.To.Side()),
 		}
 	}
 	j.res.Proved += w.staged
 	return nil
 }
+
+// mostKeys are named of rows that differ.
+const mostKeys = 10
 
 var errChanged = errors.New("something there changes rows")
