@@ -11,23 +11,30 @@ import (
 
 	"github.com/pgrunbook/pgrunbook/engine"
 	"github.com/pgrunbook/pgrunbook/internal/pg"
+	"github.com/pgrunbook/pgrunbook/steps/internal/capture"
 	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
 )
 
 // demandsSQL lists what tables ($1, quoted names) demand of their rows, or ($2 false) do not yet: columns that are
-// NOT NULL, check constraints that were validated.
+// NOT NULL, check constraints that were validated; and those of all domains.
 const demandsSQL = `
 SELECT n, 'c' AS kind, a.attname::text FROM unnest($1::text[]) n JOIN pg_attribute a ON a.attrelid = to_regclass(n) AND a.attnum > 0 AND NOT a.attisdropped AND a.attnotnull = $2
 UNION ALL
 SELECT n, 'k', c.conname::text FROM unnest($1::text[]) n JOIN pg_constraint c ON c.conrelid = to_regclass(n) AND c.contype = 'c' AND c.convalidated = $2
+UNION ALL
+SELECT quote_ident(s.nspname) || '.' || quote_ident(t.typname), 'd', c.conname::text FROM pg_constraint c JOIN pg_type t ON t.oid = c.contypid JOIN pg_namespace s ON s.oid = t.typnamespace
+ WHERE c.contype = 'c' AND c.convalidated = $2 AND s.nspname !~ '^pg_' AND s.nspname <> 'information_schema'
  ORDER BY 1, 2, 3`
 
-// demand is one of them.
+// demand is one of them; of a domain, Table is its name.
 type demand struct{ Table, Kind, Name string }
 
 func (d demand) sql() string {
 	name := pgx.Identifier{d.Name}.Sanitize()
-	if d.Kind == "k" {
+	switch d.Kind {
+	case "d":
+		return fmt.Sprintf("ALTER DOMAIN %s VALIDATE CONSTRAINT %s", d.Table, name)
+	case "k":
 		return fmt.Sprintf("ALTER TABLE %s VALIDATE CONSTRAINT %s", d.Table, name)
 	}
 	return fmt.Sprintf("ALTER TABLE %s ALTER COLUMN %s SET NOT NULL", d.Table, name)
@@ -47,6 +54,18 @@ func readDemands(ctx context.Context, conn *pgx.Conn, sql string, args ...any) (
 		return nil, fmt.Errorf("reading what tables demand of their rows: %w", err)
 	}
 	return list, nil
+}
+
+// meet makes the target demand it. What is demanded by a domain locks the tables that have columns of it.
+func (d demand) meet(ctx context.Context, target *pgx.Conn, table scope.Name, onWait capture.OnWait) error {
+	if d.Kind != "d" {
+		return runOn(ctx, target, table, onWait, d.sql())
+	}
+	e := pg.Etiquette{Object: d.Table, Report: onWait}
+	return pg.WithLock(ctx, target, e, func(ctx context.Context, tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, d.sql())
+		return err
+	})
 }
 
 // afterRows makes captured tables demand on the target what they demand on the source. Where the source's rows
@@ -78,7 +97,7 @@ func afterRows(ctx context.Context, env *Env, cp engine.Checkpoint) error {
 		if !slices.Contains(want, d) {
 			continue
 		}
-		err := runOn(ctx, sides.target, byName[d.Table], waiting(cp, engine.Target, "carry a change to the target"), d.sql())
+		err := d.meet(ctx, sides.target, byName[d.Table], waiting(cp, engine.Target, "carry a change to the target"))
 		if state := pg.SQLState(err); err != nil && state != "23502" && state != "23514" { // newer than the last pass
 			return sided(engine.Target, fmt.Errorf("%s: %w", d.sql(), err))
 		}

@@ -86,7 +86,8 @@ func undefined(err error) bool {
 func (d difference) run(ctx context.Context, cp engine.Checkpoint, sides *sideConns) error {
 	for _, sql := range d.sql {
 		err := d.politely(ctx, cp, sides, sql)
-		if d.item.Kind == dump.ItemCheck && pg.SQLState(err) == "23514" { // rows that passes have still to bring; see afterRows
+		check := d.item.Kind == dump.ItemCheck || d.item.Kind == dump.ItemDomainCheck
+		if check && pg.SQLState(err) == "23514" { // rows that passes have still to bring; see afterRows
 			err = d.politely(ctx, cp, sides, sql+" NOT VALID")
 		}
 		if err != nil {
