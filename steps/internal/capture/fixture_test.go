@@ -54,9 +54,11 @@ func newDBOn(t *testing.T, c *testpg.Cluster, setup string) *db {
 	d.run(su, `DO $$ BEGIN CREATE ROLE app LOGIN; EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL; END $$;`)
 	d.run(su, setup)
 	d.run(su, `GRANT ALL ON ALL TABLES IN SCHEMA public TO app; GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO app; GRANT CREATE, USAGE ON SCHEMA public TO app; GRANT TEMPORARY ON DATABASE `+pgx.Identifier{d.one("SELECT current_database()")}.Sanitize()+` TO app`)
-	d.app = d.connect(strings.Replace(d.url, "postgres@", "app@", 1))
+	d.app = d.connect(d.appURL())
 	return d
 }
+
+func (d *db) appURL() string { return strings.Replace(d.url, "postgres@", "app@", 1) }
 
 func (d *db) connect(url string) *pgx.Conn {
 	d.t.Helper()

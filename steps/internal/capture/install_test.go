@@ -88,24 +88,36 @@ func TestF30InstallNamesWhoIsInTheWay(t *testing.T) {
 	if err := Prepare(d.ctx, d.ours, testRun); err != nil {
 		t.Fatal(err)
 	}
+	second, third := d.connect(d.appURL()), d.connect(d.appURL())
 	d.run(d.app, "BEGIN")
 	d.run(d.app, "INSERT INTO plain VALUES (1)")
+	d.run(second, "BEGIN")
+	d.run(second, "INSERT INTO plain VALUES (3)")
 	heard := make(chan pg.LockWait, 100)
 	done := make(chan error, 1)
 	go func() {
 		done <- InstallOn(d.ctx, d.ours, testRun, table, func(w pg.LockWait) { heard <- w })
 	}()
 	w := <-heard
-	if len(w.Blockers) != 1 || w.Blockers[0].User != "app" || w.Object != `"public"."plain"` {
+	if len(w.Blockers) != 2 || w.Blockers[0].User != "app" || w.Object != `"public"."plain"` {
 		t.Errorf("blockers are %v on %s", w.Blockers, w.Object)
 	}
+	// Writers do not queue behind us for as long as those two are in the way.
+	d.run(third, "INSERT INTO plain VALUES (4)")
+	d.run(third, "UPDATE plain SET id = 5 WHERE id = 4")
+	select {
+	case err := <-done:
+		t.Fatalf("nobody was in the way any more: %v", err)
+	default:
+	}
+	d.run(second, "COMMIT")
 	d.run(d.app, "COMMIT")
 	if err := <-done; err != nil {
 		t.Fatal(err)
 	}
 	d.run(d.app, "INSERT INTO plain VALUES (2)")
 	if keys, _ := d.logged(table); !slices.Equal(keys, []string{"2"}) {
-		t.Errorf("keys %v are logged: 1 was committed before the triggers stood, 2 after", keys)
+		t.Errorf("keys %v are logged: 1, 3 and 5 were committed before the triggers stood, 2 after", keys)
 	}
 }
 

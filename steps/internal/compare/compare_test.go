@@ -210,6 +210,19 @@ func TestTablesWithoutKey(t *testing.T) {
 	}
 }
 
+// D9: in the replica role, in which rows arrive, nothing enforces a deferrable key.
+func TestD9DuplicatesOfADeferrableKey(t *testing.T) {
+	s := newSides(t)
+	for _, conn := range []*pgx.Conn{s.fromC, s.toC} {
+		run(t, conn, "CREATE TABLE public.d (id int PRIMARY KEY DEFERRABLE, mail text UNIQUE DEFERRABLE INITIALLY DEFERRED); INSERT INTO public.d VALUES (1, 'a'), (2, 'b')")
+	}
+	run(t, s.toC, "BEGIN; SET LOCAL session_replication_role = replica; INSERT INTO public.d VALUES (1, 'a'), (3, 'b'); COMMIT")
+	res := compareAll(t, s, Config{Tables: []scope.Table{table(t, s.fromC, "d")}})
+	if got, want := texts(res.Tables[0].Rows), []string{"extra (1,a)", "extra (3,b)"}; !cmp.Equal(got, want) {
+		t.Errorf("found %v, want %v", got, want)
+	}
+}
+
 // Physical order, column order, dropped columns, hostile settings and inheritance change nothing.
 func TestSameRowsInAnotherShape(t *testing.T) {
 	s := newSides(t)

@@ -112,6 +112,45 @@ func (l *Loader) chunksOnly(ctx context.Context) error {
 	return g.Wait()
 }
 
+// D8: a loader stands still in the middle of a chunk while another one takes all the rest, and then
+// goes on. Nobody has taken its chunk meanwhile, and nobody takes it again.
+func TestD8StalledLoaderWakesUp(t *testing.T) {
+	p := newPair(t, oneTable, chunks(16<<10))
+	p.beforeCapture(`INSERT INTO t SELECT g, md5(g::text), g FROM generate_series(1, 20000) g`)
+	if err := New(p.cfg).Prepare(p.ctx); err != nil {
+		t.Fatal(err)
+	}
+	g, ctx := errgroup.WithContext(p.ctx)
+	stalled := p.cfg
+	stalled.Rate = NewRate(1)
+	stalled.Control = func() Control { return Control{Workers: 1} }
+	if err := stalled.Rate.Take(ctx, 1<<30); err != nil { // the next byte waits for years
+		t.Fatal(err)
+	}
+	g.Go(func() error { return New(stalled).chunksOnly(ctx) })
+	count := func(sql string) string { return p.one(p.target, "SELECT count(*)::text FROM "+sql) }
+	const inCopy, pending = "pg_locks WHERE relation = 't'::regclass AND mode = 'RowExclusiveLock'", "pgrunbook.item WHERE state = 'pending'"
+	for count(inCopy) == "0" {
+		if ctx.Err() != nil {
+			t.Fatalf("the first loader took nothing: %v", g.Wait())
+		}
+	}
+	g.Go(func() error { return New(p.cfg).Run(ctx) })
+	for count(pending) != "1" {
+		if ctx.Err() != nil {
+			t.Fatalf("the second loader did not take all the rest: %v", g.Wait())
+		}
+	}
+	if n := count("t"); n == "20000" {
+		t.Error("the stalled loader's rows are there")
+	}
+	stalled.Rate.Set(0)
+	if err := g.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	p.equal()
+}
+
 // D12: a table without a key is loaded from one snapshot, and images are applied from there on.
 func TestD12KeylessTableUnderWriters(t *testing.T) {
 	p := newPair(t, `CREATE TABLE k (a int, j json); CREATE TABLE other (a int PRIMARY KEY)`)

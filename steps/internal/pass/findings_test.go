@@ -3,6 +3,7 @@ package pass
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strconv"
 	"strings"
 	"testing"
@@ -53,6 +54,55 @@ func TestD1RewriteBetweenSnapshotAndRead(t *testing.T) {
 		p.app(`UPDATE t SET v = 'w' WHERE id <= 5`)
 		p.duringRead(ddl)
 		p.equal()
+	}
+}
+
+// repack is what pg_repack does in the end: the copy's files become the table's.
+const repack = `LOCK TABLE t IN ACCESS EXCLUSIVE MODE; CREATE TABLE packed (LIKE t INCLUDING ALL); INSERT INTO packed SELECT * FROM t;
+	UPDATE pg_class a SET relfilenode = b.relfilenode, reltablespace = b.reltablespace FROM pg_class b WHERE a.relnamespace = 'public'::regnamespace AND b.relnamespace = a.relnamespace
+	  AND (a.relname, b.relname) IN (('t', 'packed'), ('packed', 't'), ('t_pkey', 'packed_pkey'), ('packed_pkey', 't_pkey'));
+	DROP TABLE packed`
+
+// F42: a table that goes to another tablespace, and one that pg_repack has made smaller, have other
+// files with the same rows: no alarm, neither between two passes nor in the middle of one.
+func TestF42MovedAndRepacked(t *testing.T) {
+	major, _, err := testpg.PairMajors()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cluster := testpg.Shared(t, major)
+	t.Cleanup(func() { // after the database that uses it
+		if err := cluster.Exec(context.Background(), "postgres", "DROP TABLESPACE moved"); err != nil {
+			t.Error(err)
+		}
+	})
+	p := newPair(t, plainTable)
+	admin := p.connect(p.source)
+	for _, sql := range []string{"SET allow_in_place_tablespaces = on", "CREATE TABLESPACE moved LOCATION ''"} {
+		if _, err := admin.Exec(p.ctx, sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+	files := func() string {
+		return p.one(p.source, "SELECT string_agg(pg_relation_filepath(oid), ' ' ORDER BY relname) FROM pg_class WHERE relname IN ('t', 't_pkey')")
+	}
+	p.app(`INSERT INTO t SELECT g, 'v' FROM generate_series(1, 50) g`)
+	p.synced()
+	for _, sql := range []string{"ALTER TABLE t SET TABLESPACE moved; ALTER INDEX t_pkey SET TABLESPACE moved", repack, "ALTER TABLE t SET TABLESPACE pg_default; ALTER INDEX t_pkey SET TABLESPACE pg_default", repack} {
+		before := files()
+		p.app(`UPDATE t SET v = v || '.' WHERE id <= 5`)
+		p.app(sql)
+		p.app(`UPDATE t SET v = v || ',' WHERE id BETWEEN 4 AND 8; DELETE FROM t WHERE id = (SELECT max(id) FROM t)`)
+		if files() == before {
+			t.Fatalf("the files are the same after %.40s", sql)
+		}
+		p.synced()
+	}
+	for _, sql := range []string{"ALTER TABLE t SET TABLESPACE moved", repack} {
+		p.app(`UPDATE t SET v = v || '!' WHERE id <= 9`)
+		p.duringRead(sql)
+		p.equal()
+		p.synced()
 	}
 }
 
@@ -234,6 +284,46 @@ func TestD18LostAnswersOfCommits(t *testing.T) {
 			p.synced()
 		}
 	}
+}
+
+// D18: a runner that was thought dead is in the middle of a pass when its successor makes one over the
+// same keys, and loses its session on the target. It looks up what became of its pass, finds the id of
+// another one, and forgets nothing: the successor has the keys.
+func TestD18ZombieBesideItsSuccessor(t *testing.T) {
+	p := newPair(t, plainTable)
+	p.app(`INSERT INTO t SELECT g, 'a' FROM generate_series(1, 20) g`)
+	p.synced()
+	p.app(`UPDATE t SET v = 'b' WHERE id <= 10; DELETE FROM t WHERE id = 20`)
+	successor := p.newPasser()
+	successor.cfg.Run.Epoch++
+	done := make(chan error, 1)
+	const waits = "SELECT count(*)::text FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+	_, err := p.passer.Exact(p.ctx, Options{InTarget: func(ctx context.Context, tx pgx.Tx, _ *pgx.Conn) error {
+		go func() {
+			res, err := successor.Exact(p.ctx, Options{Patience: 20 * time.Second})
+			if err == nil && res.Rows != 10 {
+				err = fmt.Errorf("the successor wrote %d rows", res.Rows)
+			}
+			done <- err
+		}()
+		for p.one(p.target, waits) == "0" && p.one(p.source, waits) == "0" {
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+		}
+		p.exec(p.target, fmt.Sprintf("SELECT pg_terminate_backend(%d)", tx.Conn().PgConn().PID()))
+		return nil
+	}})
+	if err == nil {
+		t.Error("the first runner's pass was made")
+	}
+	if err := <-done; err != nil {
+		t.Fatalf("its successor: %v", err)
+	}
+	if n := p.deltaRows(); n != 0 {
+		t.Errorf("%d rows are left in the delta", n)
+	}
+	p.equal()
 }
 
 // D21: values that are equal for the key's operator need not be the same.
