@@ -11,6 +11,9 @@ type Secret struct {
 	hidden bool
 }
 
+// NewSecret wraps a text that another process has unwrapped.
+func NewSecret(text string, sensitive bool) Secret { return Secret{text, sensitive} }
+
 // Reveal returns the text, for use and not for output.
 func (s Secret) Reveal() string { return s.value }
 

@@ -26,6 +26,7 @@ type guard struct {
 	lines    chan string
 	opening  chan *flipper // sessions on their way; nil: none are
 	flip     *flipper      // what ends the flip, its sessions open; nil: not yet, or they were lost
+	redact   *Redactor
 	warnings *slog.Logger
 }
 
@@ -59,7 +60,8 @@ func Guard(ctx context.Context, in io.Reader, out io.Writer, log *slog.Logger) e
 }
 
 func (g *guard) equip() (err error) {
-	g.env = &Env{Runbook: &runbook.Runbook{Cutover: g.Cutover}, Scope: g.Scope, Run: g.Run, Log: g.warnings, Sink: engine.SinkFunc(g.say)}
+	g.redact = NewRedactor(g.Secrets)
+	g.env = &Env{Runbook: &runbook.Runbook{Name: g.brief.Runbook, Cutover: g.Cutover}, Plan: &engine.Plan{Runbook: engine.RunbookPin{Files: g.Files}}, Scope: g.Scope, Run: g.Run, Log: g.warnings, Sink: engine.SinkFunc(g.say)}
 	if g.env.Source, err = pg.New(g.Source); err != nil {
 		return err
 	}
@@ -67,9 +69,9 @@ func (g *guard) equip() (err error) {
 	return err
 }
 
-// say passes on who keeps a side closed: nobody else hears of it.
+// say passes on who keeps a side closed, and what is undone: nobody else hears of it.
 func (g *guard) say(e engine.Event) {
-	if e.Kind != engine.EventWaiting {
+	if e.Kind != engine.EventWaiting && e.Kind != engine.EventNote {
 		return
 	}
 	if e.Hint != "" {
@@ -226,6 +228,8 @@ func (g *guard) act(ctx context.Context, why string) error {
 	side := g.From
 	if opened {
 		side = g.From.Other()
+	} else if err := g.sendBack(ctx); err != nil { // on record for the next command
+		g.warnings.Warn(fmt.Sprintf("guardian: clients may be left at the closed side: %v. %s", err, engine.HintOf(err)))
 	}
 	g.warnings.Warn(fmt.Sprintf("guardian: the %s takes writes; run the same command again", side))
 	return nil
@@ -248,7 +252,7 @@ func (g *guard) settle(ctx context.Context) (opened bool, err error) {
 	if opened {
 		return true, errors.Join(f.poolers.settle(ctx, true), f.switched(ctx))
 	}
-	if !f.cursor.Paused {
+	if !f.cursor.Paused || f.cursor.Begun > 0 { // the poolers' clients go on when all else is back
 		return false, nil
 	}
 	return false, f.WhileFromWrites(ctx, func(ctx context.Context, _ func(context.Context) error) error {

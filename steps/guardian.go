@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/pgrunbook/pgrunbook/engine"
+	"github.com/pgrunbook/pgrunbook/engine/journal"
 	"github.com/pgrunbook/pgrunbook/internal/pg"
 	"github.com/pgrunbook/pgrunbook/runbook"
 	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
@@ -19,8 +20,8 @@ import (
 
 // The guardian is a child process that outlives a runner killed in a freeze. It hears signs of
 // life through a pipe. When the pipe ends without a good-bye, or falls silent, it looks at both gates:
-// a flip whose first COMMIT happened gets its second one, poolers are resumed. Everything that it does
-// the same command would do as well; it only does it at once, since its sessions are there before
+// a flip whose first COMMIT happened gets its second one; before that, switch steps are undone and poolers
+// resumed. Everything that it does the same command would do as well; it only does it at once, since its sessions are there before
 // the flip. A runner that is only slow comes to no harm by it: the gates' keys say whose turn it is.
 const (
 	signEvery   = 50 * time.Millisecond
@@ -48,6 +49,11 @@ type brief struct {
 	Step           engine.StepID
 	Cutover        runbook.Cutover
 	Inherited      inherited
+	Switch         []switchBrief     // of the cutover, also on the way back
+	Files          map[string]string // as the accepted plan has them
+	Runbook        string            // its name
+	Runner         string            // as journal.Self names it
+	Secrets        []string          // to be masked
 }
 
 // guardian is the runner's end of the pipes. Nil is none.
@@ -71,6 +77,7 @@ func (f *flipper) startGuardian(step engine.StepID) (*guardian, error) {
 	text, err := json.Marshal(brief{
 		Source: f.env.Source.Config(), Target: f.env.Target.Config(), Run: f.env.Run, Scope: f.env.Scope,
 		From: f.from, Step: step, Cutover: cutover, Inherited: inherited{AtOpen: f.atOpen},
+		Switch: briefed(f.env), Files: f.env.filesOfPlan(), Runbook: f.env.Runbook.Name, Runner: journal.Self(), Secrets: f.env.Runbook.Secrets(),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("starting the guardian: %w", err)

@@ -41,6 +41,7 @@ const (
 	epochFences                    // the journal takes nothing from a runner that was replaced
 	replacedKeepsOff               // and that one undoes no switch step
 	guardianWatches                // a guardian stands by
+	guardianSendsBack              // and undoes the switch steps of a runner that is dead or silent, which it replaces
 	keyWhileNoting                 // it has from's key in hand until it has recorded that from takes writes
 	rules
 )
@@ -106,7 +107,7 @@ type world struct {
 	fromHold, toHold     uint8 // whose transaction has the key, at the server
 	sent                 uint8 // whose COMMIT of from's hold is at the server, unanswered: it keeps the key
 	run                  [3]proc
-	guard                phase // absent, settling (it watches), opening, noting
+	guard                phase // absent, settling (it watches), opening, noting, undoing
 	guardLinked          bool
 	watched              uint8 // the runner that the guardian hears
 

@@ -85,10 +85,19 @@ func (w world) guardian(b rulebook, add func(string, doer, world)) {
 		n.guard, n.open = settling, false
 		add("the guardian records that from takes writes", byItself, n)
 		return
+	case w.guard == undoing && !w.guardLinked && b[replacedKeepsOff]:
+		n.guard = settling
+		add("the guardian finds that it was replaced", byItself, n)
+		return
 	case b[keyBeforeFlag] && (w.fromHold != nobody || w.toHold != nobody && !w.fromClosed):
 		return // waits
 	}
 	switch v := w.judge(); {
+	case w.guard == undoing:
+		if n.guard = settling; v == fromWrites || v == neverFlipped {
+			n.open, n.begun, n.pointed = false, false, false
+		}
+		add("the guardian looks, and undoes the switch steps", byItself, n)
 	case v == halfFlipped && w.toClosed || !b[gatesNotJournal] && w.open:
 		n.guard, n.guardLinked = opening, true
 		add("the guardian looks: from is closed by a decided flip", byItself, n)
@@ -98,6 +107,10 @@ func (w world) guardian(b rulebook, add func(string, doer, world)) {
 	case v == neverFlipped:
 		n.open = false
 		add("the guardian looks: from takes writes", byItself, n)
+	case v == fromWrites && w.begun && b[undoSwitch] && b[guardianSendsBack] && w.run[w.watched].at != finished:
+		n = w.takeOver()
+		n.guard, n.guardLinked = undoing, true
+		add("the guardian takes the run over", byItself, n)
 	}
 }
 

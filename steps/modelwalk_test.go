@@ -66,6 +66,12 @@ func (g *walked) stuck(b rulebook) string {
 	if i >= 0 {
 		return g.trace(i, "neither side takes writes until somebody types something")
 	}
+	i = g.cannot(func(w world) bool {
+		return w.fromWrites() && !w.pointed || w.toWrites() && w.pointed || b[guardianWatches] && w.guard == absent
+	}, byRunner, byItself)
+	if i >= 0 {
+		return g.trace(i, "clients are left at a closed side until somebody types something")
+	}
 	return ""
 }
 
@@ -186,12 +192,13 @@ func TestModelNeedsEveryRule(t *testing.T) {
 		{"R26 to let go before its clients are sent back", []rule{sentBackFirst}, writers, "clients are refused at to"},
 		{"R26 switch steps not undone", []rule{undoSwitch}, writers, "clients are left"},
 		{"decision not recorded", []rule{decideFirst}, writers, "no way leads on"},
-		{"R17 flag read without its key", []rule{keyBeforeFlag}, writers, "a switch step runs while neither side takes writes"},
+		{"R17 flag read without its key", []rule{keyBeforeFlag}, writers, "a client is refused"},
 		{"journal believed", []rule{gatesNotJournal}, writers, "two"},
 		{"resolver connects after it read", []rule{sessionsBeforeRead}, writers, "two"},
 		{"a replaced runner writes to the journal", []rule{epochFences}, writers, "no way leads on"},
 		{"a replaced runner undoes its switch", []rule{replacedKeepsOff}, writers, "no way leads on"},
 		{"no guardian", []rule{guardianWatches}, writers, "neither side takes writes until somebody types something"},
+		{"a guardian that undoes no switch step", []rule{guardianSendsBack}, writers, "clients are left at a closed side until somebody types something"},
 		{"a guardian records what it read a while ago", []rule{keyWhileNoting}, writers, "no way leads on"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

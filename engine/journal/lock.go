@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -30,6 +31,7 @@ const (
 	heartbeatLimit = 6 * time.Second // without an answer for so long it counts as lost
 	lockTries      = 8               // a runner that was killed a moment ago still has a backend
 	lockTryEvery   = 150 * time.Millisecond
+	guardianTries  = 200 // the guardian of a dead runner undoes that one's switch steps, and goes
 )
 
 // Holder is who holds a run.
@@ -61,14 +63,32 @@ SELECT pg_catalog.set_config(s.name, w.value, false)
   FROM ROWS FROM (pg_catalog.unnest($1::text[]), pg_catalog.unnest($2::text[])) AS w (name, value)
   JOIN pg_catalog.pg_settings s ON s.name OPERATOR(pg_catalog.=) w.name`
 
+// Self names this process as its lock's session does: OpenOptions.StealFrom takes it.
+func Self() string {
+	me := self()
+	return fmt.Sprintf("%.20s:%d", me.Host, me.PID)
+}
+
+// thief says whom a lock may be taken from: nobody, anybody, or one process, as Self names it.
+type thief struct {
+	anybody bool
+	from    string
+}
+
+func (t thief) takes(application string) bool {
+	return t.anybody || t.from != "" && strings.Contains(application+" ", " lock "+t.from+" ")
+}
+
 // takeLock opens a session and locks. Another holder is an engine.Error of ClassHeld.
-func takeLock(ctx context.Context, server *pg.Server, key int32, steal bool) (*lock, error) {
+func takeLock(ctx context.Context, server *pg.Server, key int32, steal thief) (*lock, error) {
 	conn, err := server.Connect(ctx, pg.Use{Name: "lock"})
 	if err != nil {
 		return nil, err
 	}
-	me := self()
-	l := &lock{side: server.Side(), conn: conn, who: fmt.Sprintf("%.20s:%d", me.Host, me.PID)}
+	l := &lock{side: server.Side(), conn: conn, who: Self()}
+	if steal.from != "" {
+		l.who += guardianMark
+	}
 	if err := l.take(ctx, key, steal); err != nil {
 		_ = conn.Close(context.WithoutCancel(ctx))
 		return nil, err
@@ -76,7 +96,7 @@ func takeLock(ctx context.Context, server *pg.Server, key int32, steal bool) (*l
 	return l, nil
 }
 
-func (l *lock) take(ctx context.Context, key int32, steal bool) error {
+func (l *lock) take(ctx context.Context, key int32, steal thief) error {
 	names := []string{"tcp_keepalives_idle", "tcp_keepalives_interval", "tcp_keepalives_count", "tcp_user_timeout"}
 	values := []string{"10", "5", "3", "25000"}
 	if _, err := l.conn.Exec(ctx, keepaliveSQL, names, values); err != nil {
@@ -90,13 +110,11 @@ func (l *lock) take(ctx context.Context, key int32, steal bool) error {
 		if got {
 			return nil
 		}
-		if try == lockTries {
+		if try >= lockTries && (try >= guardianTries || !l.guarded(ctx, key)) {
 			return l.held(ctx, key)
 		}
-		if steal {
-			if err := l.endHolder(ctx, key); err != nil {
-				return err
-			}
+		if err := l.endHolder(ctx, key, steal); err != nil {
+			return err
 		}
 		select {
 		case <-ctx.Done():
@@ -104,6 +122,15 @@ func (l *lock) take(ctx context.Context, key int32, steal bool) error {
 		case <-time.After(lockTryEvery):
 		}
 	}
+}
+
+// guardianMark ends the name of a process that only ends what its dead runner has begun.
+const guardianMark = " guardian"
+
+// guarded reports whether such a process holds the lock.
+func (l *lock) guarded(ctx context.Context, key int32) bool {
+	_, application, _, err := lockHolder(ctx, l.conn, key)
+	return err == nil && strings.Contains(application, guardianMark)
 }
 
 // lockHolderSQL finds the session that holds a lock; application_name is readable by all roles.
@@ -163,13 +190,16 @@ func sinceText(t time.Time) string {
 	return " since " + t.UTC().Format(time.RFC3339)
 }
 
-// endHolder ends the session that holds the lock.
-func (l *lock) endHolder(ctx context.Context, key int32) error {
-	backend, _, _, err := lockHolder(ctx, l.conn, key)
+// endHolder ends the session that holds the lock, if the lock may be taken from it.
+func (l *lock) endHolder(ctx context.Context, key int32, steal thief) error {
+	if steal == (thief{}) {
+		return nil
+	}
+	backend, application, _, err := lockHolder(ctx, l.conn, key)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil
 	}
-	if err == nil {
+	if err == nil && steal.takes(application) {
 		_, err = l.conn.Exec(ctx, "SELECT pg_catalog.pg_terminate_backend($1::int)", backend)
 	}
 	if err != nil {
@@ -238,7 +268,7 @@ func (l *lock) close(ctx context.Context) {
 // work on one source; it is kept and watched like the target's. Sessions that an earlier runner of
 // this run left on the source are ended. Call it before opening other sessions there.
 func (r *Run) LockSource(ctx context.Context, source *pg.Server, steal bool) error {
-	l, err := takeLock(ctx, source, sourceKey, steal)
+	l, err := takeLock(ctx, source, sourceKey, thief{anybody: steal})
 	if err != nil {
 		return err
 	}
@@ -259,7 +289,7 @@ func (r *Run) LockSource(ctx context.Context, source *pg.Server, steal bool) err
 // is gone: a runner that still works somewhere is found by it. Sessions that a dead one left are
 // ended. The lock lives until unlock, or as long as the session.
 func LockAlone(ctx context.Context, source *pg.Server, runID, mark string, steal bool) (unlock func(), err error) {
-	l, err := takeLock(ctx, source, sourceKey, steal)
+	l, err := takeLock(ctx, source, sourceKey, thief{anybody: steal})
 	if err != nil {
 		return nil, err
 	}

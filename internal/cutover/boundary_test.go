@@ -211,7 +211,7 @@ func (w *wired) strike(y way, s strike) hit {
 	gap := w.ledger.TakeGap()
 	lift()
 	o := p.end()
-	if (o.signal == syscall.SIGKILL) != (s.fault == killed) || !slices.Contains([]int{-1, 0, 1, 16}, o.code) {
+	if (o.signal == syscall.SIGKILL) != (s.fault == killed) || !slices.Contains([]int{-1, 0, 1, 16}, o.code) && !(s.fault == stopped && o.code == 11) { // its guardian has replaced it
 		w.t.Errorf("%s at %s: it ended with %d %v\n%s", s.fault, s.point, o.code, o.signal, o.text)
 	}
 	if o.code == 0 {

@@ -1,0 +1,112 @@
+package cutover_test
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+// pointed sends clients by a file, as a script for DNS or a load balancer does.
+const pointed = `
+verify { enabled = false }
+cutover {
+  max_write_block = "10s"
+  attempts        = 1
+  switch {
+    step "exec" "point" {
+      command = ["./point.sh", "target"]
+      undo    = ["./point.sh", "source"]
+      env     = { LIKE = "this" }
+      timeout = "5s"
+    }
+    step "sql" "mark" {
+      on        = "target"
+      statement = "CREATE TABLE public.pointed ()"
+      undo      = "DROP TABLE IF EXISTS public.pointed"
+      timeout   = "2s"
+    }
+  }
+}
+`
+
+const pointSh = `#!/bin/sh
+set -e
+test "$LIKE" = this
+test "$PGRUNBOOK_RUNBOOK" = move
+test ! -e broken
+echo "$1" > points
+`
+
+// TestGuardianUndoesTheSwitch: a runner dies, or stands still, when its switch steps have sent the clients over and
+// before its flip. Nobody types anything; its guardian sends them back, once. The next command
+// goes on; a runner that wakes up after that one touches nothing. An undo that fails stays on record.
+func TestGuardianUndoesTheSwitch(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, pointed)
+	r.must(os.WriteFile(filepath.Join(r.dir, "point.sh"), []byte(pointSh), 0o700)) //nolint:gosec // it is run
+	points := filepath.Join(r.dir, "points")
+	at := func() string {
+		text, err := os.ReadFile(points)
+		r.must(err)
+		return strings.TrimSpace(string(text))
+	}
+	marked := func() string { return r.ask(r.target, "SELECT (to_regclass('public.pointed') IS NOT NULL)::text") }
+	r.must(os.WriteFile(points, []byte("source\n"), 0o600))
+	r.want(0, "apply", "-y", "--until", "arm")
+	for _, way := range []struct {
+		args     []string
+		from, to int
+		was, is  string
+		marks    string // once it is done
+	}{
+		{[]string{"apply", "-y"}, onSource, onTarget, "source", "target", "true"},
+		{[]string{"rollback", "-y"}, onTarget, onSource, "target", "source", "false"},
+	} {
+		p := r.start("freeze.switched@2:kill", way.args...)
+		if o := p.end(); o.signal != syscall.SIGKILL {
+			t.Fatalf("%s did not die: exit code %d\n%s", way.args, o.code, o.text)
+		}
+		r.eventually("the guardian's last word", func() bool { return strings.Contains(p.said(), "run the same command again") })
+		if at() != way.was || marked() == way.marks {
+			t.Errorf("%s killed in its switch: clients are led to the %s, marked %s\n%s", way.args, at(), marked(), p.said())
+		}
+		r.writing(way.from)
+
+		p = r.start("freeze.switched@2:stop", way.args...)
+		r.eventually("stopped in the switch", func() bool { return p.state() == "T" || p.state() == "Z" })
+		r.eventually("the guardian's last word", func() bool { return strings.Contains(p.said(), "run the same command again") })
+		if at() != way.was || marked() == way.marks {
+			t.Errorf("%s stopped in its switch: clients are led to the %s, marked %s\n%s", way.args, at(), marked(), p.said())
+		}
+		r.writing(way.from)
+		r.want(0, append([]string{way.args[0], "--steal-lock"}, way.args[1:]...)...) // it still has its lock of the source
+		p.signal(syscall.SIGCONT)
+		if o := p.end(); o.code == 0 || o.signal != 0 {
+			t.Errorf("%s woke up after its successor had flipped, and ended with %d %v\n%s", way.args, o.code, o.signal, o.text)
+		}
+		r.writing(way.to)
+		if at() != way.is || marked() != way.marks {
+			t.Errorf("%s woke up after its successor had flipped: clients are led to the %s, marked %s", way.args, at(), marked())
+		}
+	}
+
+	broken := filepath.Join(r.dir, "broken")
+	never := filepath.Join(r.dir, "never")
+	p := r.start("freeze.switched@2:wait="+never, "apply", "-y")
+	r.eventually("waits in the switch", func() bool { _, err := os.Stat(never + ".here"); return err == nil })
+	r.must(os.WriteFile(broken, nil, 0o600))
+	p.signal(syscall.SIGKILL)
+	p.end()
+	r.eventually("the guardian says what it cannot undo", func() bool { return strings.Contains(p.said(), "see to it that this step points there") })
+	r.writing(onSource)
+	r.must(os.Remove(broken))
+	r.says(r.want(0, "apply", "-y"), "undid exec point")
+	r.writing(onTarget)
+	if at() != "target" {
+		t.Errorf("after the cutover clients are led to the %s", at())
+	}
+	r.same()
+	r.balance(r.target)
+}
