@@ -154,7 +154,8 @@ func (s *freezeStep) build(ctx context.Context, cp engine.Checkpoint) (_ *flippe
 			return f.compared(), nil
 		},
 		LetGo:  f.poolers.free,
-		Undone: f.undecided,
+		Undone: func(ctx context.Context) { f.undecided(ctx, fenceWait) },
+		Paused: len(f.poolers.group) > 0,
 		Mark: func(name, message string, took time.Duration) {
 			f.marked(engine.Event{Mark: name, Message: message, Elapsed: took})
 		},
@@ -253,6 +254,13 @@ func (f *flipper) attempt(ctx context.Context, n int) (err error) {
 		return fmt.Errorf("%w: %w", freeze.ErrNotNow, err)
 	}
 	f.guard.prepare(n)
+	if err := f.Connect(ctx); err != nil {
+		return err
+	}
+	defer f.Disconnect(ctx)
+	if !f.guard.ready(ctx) {
+		f.note("the guardian has no sessions yet: if this process died in the midst of the flip, ending it would take longer")
+	}
 	f.decided, f.stuck = false, nil
 	if err := f.poolers.pause(ctx); errors.Is(err, freeze.ErrNotNow) && f.cursor.Paused {
 		return f.strayed(ctx, err)
@@ -269,7 +277,7 @@ func (f *flipper) attempt(ctx context.Context, n int) (err error) {
 	if opened {
 		err = f.flipped(ctx)
 	} else {
-		f.undecided(ctx)
+		f.undecided(ctx, settleTry)
 	}
 	err = errors.Join(err, f.poolers.resume(ctx))
 	if f.stuck == nil {

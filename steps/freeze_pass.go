@@ -36,9 +36,6 @@ func (f *flipper) prepare(ctx context.Context) (_ freeze.Pass, err error) {
 		return nil, err
 	}
 	f.low = p.open.Low() // before the final pass: what it takes is counted once more
-	if !f.guard.ready(ctx) {
-		f.note("the guardian has no sessions yet: if this process died in the midst of the flip, ending it would take longer")
-	}
 	return p, f.mayHold(ctx)
 }
 

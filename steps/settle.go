@@ -167,19 +167,19 @@ func (f *flipper) unknown(ctx context.Context, cause error) error {
 
 // undecided records that a flip which was decided did not come about: this attempt has not sent the
 // COMMIT, or was told that it failed. As long as the flip stands open, nobody who has not asked both sides
-// can say who takes writes. What it cannot record, the next command does.
-func (f *flipper) undecided(ctx context.Context) {
+// can say who takes writes. What it cannot record within its time is tried again after the attempt, and by the
+// next command.
+func (f *flipper) undecided(ctx context.Context, within time.Duration) {
 	if !f.decided {
 		return
 	}
-	f.decided = false
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), settleTry)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), within)
 	defer cancel()
 	err := f.env.Journal.Unflip(ctx)
 	if pg.Retryable(err) { // on a new session
 		err = f.env.Journal.Unflip(ctx)
 	}
-	if err != nil && !errors.Is(err, journal.ErrSettled) {
+	if f.decided = err != nil && !errors.Is(err, journal.ErrSettled); f.decided {
 		f.env.Log.Debug("recording that the flip did not happen", "err", err)
 	}
 }

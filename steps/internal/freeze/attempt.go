@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/jackc/pgx/v5"
-
 	"github.com/pgrunbook/pgrunbook/engine"
 	"github.com/pgrunbook/pgrunbook/internal/failpoint"
 	"github.com/pgrunbook/pgrunbook/internal/pg"
@@ -44,6 +42,7 @@ type Freeze struct {
 	// Rehearsal ends an attempt before the switch steps: everything up to there is done for real
 	// and measured, then comes the last look, then the hold is let go.
 	Rehearsal bool
+	Paused    bool // clients wait at poolers from before an attempt on
 
 	Prepare   func(ctx context.Context) (Pass, error)         // before the hold
 	Sequences func(ctx context.Context) (int, error)          // sets to's sequences from from's; returns how many
@@ -55,20 +54,15 @@ type Freeze struct {
 	Opening   pg.Etiquette                                    // how a process that ends a flip asks for AtOpen's locks
 	Mark      func(name, message string, took time.Duration)  // progress; took is since writers began to wait, 0 where none does any more
 	LetGo     func(ctx context.Context)                       // a side takes writes again, or the other one does
-	Undone    func(ctx context.Context)                       // from takes writes again and no flip is on its way, before switch steps are undone
+	Undone    func(ctx context.Context)                       // from takes writes again and no flip is on its way, before switch steps are undone; not where a side is out of reach
 	Compare   func(ctx context.Context) (string, error)       // what changed since the live verification
+
+	opened *conns // by Connect, for the attempt that comes
+	spent  spent  // of the attempt at hand
 }
 
 // ExecFunc runs one short statement.
 type ExecFunc func(ctx context.Context, sql string, args ...any) error
-
-// conns are opened before a freeze starts: during a hold the application's pools may grow to
-// max_connections and shut us out.
-type conns struct {
-	from, to, look, watch *pgx.Conn
-	spare                 *pgx.Conn // keeps a place for the witness, which must be new
-	oids                  []uint32
-}
 
 // ErrNotNow wraps every reason for which an attempt was given up with from writable and nothing
 // changed for good; another attempt may just work.
@@ -78,35 +72,41 @@ var ErrNotNow = errors.New("no cutover this time")
 // is ErrNotNow leaves from writable; ErrUnknown means that Resolve has to look; any other error
 // before the flip leaves from writable too.
 func (f *Freeze) Attempt(ctx context.Context, n int) (_ *Certificate, err error) {
-	// Poolers may be paused already: a network that falls silent must not keep them so.
-	early, cancel := context.WithTimeout(ctx, f.Budget+beforeHold)
-	defer cancel()
-	c, err := f.open(early)
-	if err != nil {
-		return nil, f.early(ctx, err)
+	c := f.opened
+	if f.opened = nil; c == nil {
+		if err := f.Connect(ctx); err != nil {
+			return nil, err
+		}
+		c, f.opened = f.opened, nil
 	}
 	defer c.close(ctx)
+	var pass Pass
+	defer func() {
+		if pass != nil {
+			pass.Close(context.WithoutCancel(ctx))
+		}
+	}()
+	defer func() { // after both holds have ended, before anything that may wait for a network
+		if f.LetGo != nil && !errors.Is(err, ErrUnknown) {
+			f.LetGo(ctx)
+		}
+	}()
+	early, cancel := f.beforeHold(ctx, c)
+	defer cancel()
 	cert := &Certificate{From: f.From.Side(), To: f.To.Side(), Epoch: f.Run.Epoch, Attempt: n, Budget: f.Budget, Tables: len(f.Tables)}
 	left, err := look(early, c.look, f.Run, c.oids)
 	if err == nil && len(left) == 0 { // better now than between the switch and the flip
 		left, err = unendable(early, c.watch, f.To.Side())
 	}
 	if err != nil {
-		return nil, f.early(ctx, err)
+		return nil, f.early(ctx, withCause(early, err))
 	}
 	if len(left) > 0 {
 		return nil, fmt.Errorf("%w: %w", ErrNotNow, &BlockedError{Blockers: left})
 	}
-	pass, err := f.Prepare(early)
-	if err != nil {
-		return nil, fmt.Errorf("%w: preparing the final pass: %w", ErrNotNow, err)
+	if pass, err = f.Prepare(early); err != nil {
+		return nil, fmt.Errorf("%w: preparing the final pass: %w", ErrNotNow, withCause(early, err))
 	}
-	defer pass.Close(context.WithoutCancel(ctx))
-	defer func() { // after both holds have ended, before anything that may wait for a network
-		if f.LetGo != nil && !errors.Is(err, ErrUnknown) {
-			f.LetGo(ctx)
-		}
-	}()
 	if failpoint.Mutant("freeze.sequences_first") {
 		if _, err := f.Sequences(ctx); err != nil {
 			return nil, err
@@ -136,8 +136,31 @@ func (f *Freeze) Attempt(ctx context.Context, n int) (_ *Certificate, err error)
 	return cert, f.held(ctx, c, from, to, pass, cert)
 }
 
-// beforeHold is what an attempt may take before the hold, beside its budget.
-const beforeHold = 3 * time.Second
+// What an attempt may take from its begin until writes are held, beside the round trips that it needs for
+// that: the longest wait of clients whose poolers are paused, when a network falls silent. Without them nobody waits.
+const (
+	whilePaused = 1500 * time.Millisecond
+	whileFree   = 10 * time.Second
+	trips       = 40
+)
+
+func (f *Freeze) beforeHold(ctx context.Context, c *conns) (context.Context, context.CancelFunc) {
+	limit := whileFree
+	if f.Paused {
+		limit = whilePaused
+	}
+	limit += trips * c.trip
+	cause := fmt.Errorf("%w: the looks before the hold took longer than %s", context.DeadlineExceeded, limit.Round(time.Millisecond))
+	return context.WithTimeoutCause(ctx, limit, cause)
+}
+
+// withCause puts why a context ended before what its end made fail.
+func withCause(ctx context.Context, err error) error {
+	if cause := context.Cause(ctx); cause != nil && !errors.Is(err, cause) {
+		return fmt.Errorf("%w: %w", cause, err)
+	}
+	return err
+}
 
 // early says why an attempt ended before it held anything: what took too long is no reason to give
 // up for good.
@@ -158,28 +181,33 @@ func (f *Freeze) held(ctx context.Context, c *conns, hold, toHold *Hold, pass Pa
 		f.Mark(name, message, after)
 	}
 	cert.Marks = append(cert.Marks, Mark{Name: MarkHold, After: time.Since(hold.Since)})
+	f.spent = spent{}
+	f.spent.begin("drain", hold.Since)
 	f.Mark(MarkHold, fmt.Sprintf("writes are held on the %s, drained in %s", f.From.Side(), hold.Took.Round(100*time.Microsecond)), hold.Took)
 	if err := f.carry(ctx, c, pass, cert, mark); err != nil {
 		return f.giveUp(ctx, hold, err)
 	}
 	if f.Rehearsal {
+		f.spent.begin("last look", time.Now())
 		err := f.lastLook(ctx, c)
 		if err != nil {
 			err = f.why(ctx, err)
 		}
 		hold.Release(ctx)
-		cert.Blocked = time.Since(hold.Since)
+		cert.Blocked = hold.Held()
 		mark(MarkUndo, fmt.Sprintf("let go: the %s takes writes again after %s", f.From.Side(), cert.Blocked.Round(time.Millisecond)))
 		return err
 	}
 	// Before any client is sent there: one that waits at the gate holds a lock on its table.
+	f.spent.begin("opening of the "+f.To.Side(), time.Now())
 	if err := f.AtOpen(ctx, toHold.Exec); err != nil {
 		return f.giveUp(ctx, hold, fmt.Errorf("preparing the opening of the %s: %w", f.To.Side(), err))
 	}
 	begun := 0
-	undo := func() { f.sendBack(ctx, hold, begun) }
+	undo := func() { f.sendBack(ctx, hold, toHold, begun) }
 	err := f.repoint(ctx, mark, &begun)
 	if err == nil {
+		f.spent.begin("decision and last look", time.Now())
 		err = f.ready(ctx, c, hold, cert)
 	}
 	if err != nil {
@@ -190,12 +218,12 @@ func (f *Freeze) held(ctx context.Context, c *conns, hold, toHold *Hold, pass Pa
 	return f.flip(ctx, c, hold, toHold, cert, mark, undo)
 }
 
-// bounded gives a context that dies with the budget or with either hold.
+// bounded gives a context that dies with the budget or with either hold. From's writers are let go there and
+// then: what is at work may not hear of it for a while, or never. That is what a hold that was lost
+// unnoticed looks like: whatever is done after it has no COMMIT to lead to.
 func (f *Freeze) bounded(ctx context.Context, hold, toHold *Hold) (context.Context, context.CancelCauseFunc) {
 	ctx, cancel := context.WithCancelCause(ctx)
-	timer := time.AfterFunc(f.Budget-time.Since(hold.Since), func() {
-		cancel(fmt.Errorf("the write block reached its budget of %s", f.Budget))
-	})
+	timer := time.AfterFunc(f.Budget-time.Since(hold.Since), func() { cancel(&overBudgetError{f.Budget}) })
 	go func() {
 		defer timer.Stop()
 		select {
@@ -205,12 +233,16 @@ func (f *Freeze) bounded(ctx context.Context, hold, toHold *Hold) (context.Conte
 			cancel(toHold.Cause())
 		case <-ctx.Done():
 		}
+		if !failpoint.Mutant("freeze.budget_asked") {
+			hold.Release(ctx)
+		}
 	}()
 	return ctx, cancel
 }
 
 // carry proves that no older writer is left and brings to up to from's last commit.
 func (f *Freeze) carry(ctx context.Context, c *conns, pass Pass, cert *Certificate, mark func(string, string)) error {
+	f.spent.begin("proof", time.Now())
 	tries, err := f.prove(ctx, c.look, c.oids, false)
 	if err != nil {
 		return err
@@ -218,12 +250,14 @@ func (f *Freeze) carry(ctx context.Context, c *conns, pass Pass, cert *Certifica
 	cert.Proof = Proof{Looks: tries, Text: "pg_locks shows no transaction that wrote to a table in scope without having passed the gate"}
 	mark("proof", fmt.Sprintf("no older writer is left (look %d)", tries))
 	failpoint.Hit("freeze.proved")
+	f.spent.begin("final pass", time.Now())
 	cert.Pass, err = pass.Run(ctx)
 	if err != nil {
 		return fmt.Errorf("final pass: %w", err)
 	}
 	mark("pass", fmt.Sprintf("final pass carried %d rows", cert.Pass.Rows))
 	failpoint.Hit("freeze.passed")
+	f.spent.begin("looks after it", time.Now())
 	if cert.Pending, err = f.Pending(ctx); err != nil {
 		return err
 	}
@@ -233,11 +267,13 @@ func (f *Freeze) carry(ctx context.Context, c *conns, pass Pass, cert *Certifica
 	if err := f.Check(ctx); err != nil {
 		return err
 	}
+	f.spent.begin("sequences", time.Now())
 	if cert.Sequences, err = f.Sequences(ctx); err != nil {
 		return fmt.Errorf("setting the sequences: %w", err)
 	}
 	mark(MarkCarried, engine.Plural(cert.Sequences, "sequence")+" set")
 	failpoint.Hit("freeze.sequences")
+	f.spent.begin("comparison", time.Now())
 	cert.Compared, err = f.Compare(ctx)
 	return err
 }
@@ -249,6 +285,7 @@ func (f *Freeze) repoint(ctx context.Context, mark func(string, string), begun *
 			return context.Cause(ctx)
 		}
 		*begun = i + 1
+		f.spent.begin("switch step "+s.Name, time.Now())
 		stepCtx, cancel := context.WithTimeout(ctx, s.Timeout)
 		err := s.Do(stepCtx)
 		cancel()
@@ -263,12 +300,13 @@ func (f *Freeze) repoint(ctx context.Context, mark func(string, string), begun *
 
 // sendBack takes back, in reverse order, every switch step that was begun: one that ran into its timeout
 // may have acted all the same. No budget bounds that, so from is let go first and its writers wait for
-// none of it. to stays held, closed: clients that were sent there wait until they are sent back.
-func (f *Freeze) sendBack(ctx context.Context, hold *Hold, begun int) {
+// none of it. to stays held, closed: clients that were sent there wait until they are sent back. They do not
+// wait for a record that a side out of reach cannot take: whoever called Attempt makes it afterwards.
+func (f *Freeze) sendBack(ctx context.Context, hold, toHold *Hold, begun int) {
 	if !failpoint.Mutant("freeze.undo_under_hold") {
 		hold.Release(ctx)
 	}
-	if f.Undone != nil {
+	if f.Undone != nil && hold.Cause() == nil && toHold.Cause() == nil {
 		f.Undone(ctx)
 	}
 	f.letGo(hold)
@@ -295,74 +333,23 @@ func (f *Freeze) giveUp(ctx context.Context, hold *Hold, err error) error {
 
 // letGo tells how long writers waited in vain.
 func (f *Freeze) letGo(hold *Hold) {
-	waited := time.Since(hold.Since)
+	waited := hold.Held()
 	f.Mark(MarkUndo, fmt.Sprintf("let go: the %s takes writes again after %s", f.From.Side(), waited.Round(time.Millisecond)), waited)
 }
 
 // why says why an attempt ended, with the budget or the lost hold as the reason where it was one. A hold
 // that ended with a statement of its own (25P02) is lost for what that statement says.
 func (f *Freeze) why(ctx context.Context, err error) error {
-	if cause := context.Cause(ctx); cause != nil && !errors.Is(err, cause) && pg.SQLState(cause) != "25P02" {
+	cause := context.Cause(ctx)
+	named := cause != nil && pg.SQLState(cause) != "25P02"
+	if over := (*overBudgetError)(nil); errors.As(cause, &over) {
+		cause = fmt.Errorf("%w: %s", cause, &f.spent)
+		if named = true; errors.Is(err, over) { // noticed between two parts
+			return fmt.Errorf("%w: %w", ErrNotNow, cause)
+		}
+	}
+	if named && !errors.Is(err, cause) {
 		return fmt.Errorf("%w: %w (%w)", ErrNotNow, cause, err)
 	}
 	return fmt.Errorf("%w: %w", ErrNotNow, err)
-}
-
-func (f *Freeze) open(ctx context.Context) (*conns, error) {
-	c := &conns{}
-	var err error
-	for _, o := range []struct {
-		conn **pgx.Conn
-		srv  *pg.Server
-		use  pg.Use
-	}{
-		{&c.from, f.From, pg.Use{Name: holdName, Marked: true, Hold: true}},
-		{&c.to, f.To, pg.Use{Name: holdName, Marked: true, Hold: true}},
-		{&c.look, f.From, pg.Use{Name: "freeze look", LockTimeout: drainTimeout, Hold: true}},
-		{&c.spare, f.From, pg.Use{Name: "freeze spare", Hold: true}},
-		{&c.watch, f.To, pg.Use{Name: "freeze look", LockTimeout: drainTimeout, Hold: true}},
-	} {
-		if *o.conn, err = o.srv.Connect(ctx, o.use); err != nil {
-			c.close(ctx)
-			return nil, err
-		}
-	}
-	c.oids, err = relations(ctx, c.look, f.Tables)
-	if err != nil {
-		c.close(ctx)
-		return nil, err
-	}
-	return c, nil
-}
-
-func (c *conns) close(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
-	defer cancel()
-	for _, conn := range []*pgx.Conn{c.from, c.to, c.look, c.watch, c.spare} {
-		if conn != nil {
-			_ = conn.Close(ctx)
-		}
-	}
-}
-
-// relations gives the oids, on this side, of every table in scope with its partitions.
-func relations(ctx context.Context, conn *pgx.Conn, tables []scope.Table) ([]uint32, error) {
-	var schemas, names []string
-	for _, t := range tables {
-		schemas, names = append(schemas, t.Schema), append(names, t.Name.Name)
-		for _, m := range t.Members {
-			schemas, names = append(schemas, m.Schema), append(names, m.Name.Name)
-		}
-	}
-	rows, err := conn.Query(ctx, `
-SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-  JOIN unnest($1::text[], $2::text[]) AS w (s, t) ON n.nspname = w.s AND c.relname = w.t`, schemas, names)
-	if err != nil {
-		return nil, fmt.Errorf("reading the tables' oids: %w", err)
-	}
-	oids, err := pgx.CollectRows(rows, pgx.RowTo[uint32])
-	if err != nil {
-		return nil, fmt.Errorf("reading the tables' oids: %w", err)
-	}
-	return oids, nil
 }

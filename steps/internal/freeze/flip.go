@@ -114,10 +114,12 @@ func (f *Freeze) flip(ctx context.Context, c *conns, hold, toHold *Hold, cert *C
 		return err
 	}
 	if cause := context.Cause(ctx); cause != nil {
+		err := f.why(ctx, cause)
 		undo()
-		return fmt.Errorf("%w: %w", ErrNotNow, cause)
+		return err
 	}
-	// From here on a signal or the budget must not cut a COMMIT in half.
+	// From here on a signal or the budget must not cut a COMMIT in half: they may end the hold before it, and
+	// then it is refused, or come too late.
 	flipCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 3*answerWait)
 	defer cancel()
 	if failpoint.Mutant("freeze.target_first") {
@@ -132,8 +134,9 @@ func (f *Freeze) flip(ctx context.Context, c *conns, hold, toHold *Hold, cert *C
 	}
 	if err := hold.Commit(flipCtx); err != nil {
 		if refused(err) {
+			err = f.why(ctx, err)
 			undo()
-			return fmt.Errorf("%w: %w", ErrNotNow, err)
+			return err
 		}
 		return fmt.Errorf("%w: %w", ErrUnknown, err)
 	}
@@ -177,8 +180,11 @@ func (f *Freeze) lastLook(ctx context.Context, c *conns) error {
 	return nil
 }
 
-// refused reports whether the server itself said that a COMMIT did not happen.
+// refused reports whether a COMMIT is known not to have happened: it was not sent, or the server itself said so.
 func refused(err error) bool {
+	if errors.Is(err, errNoCommit) {
+		return true
+	}
 	var pgErr *pgconn.PgError
 	if errors.As(err, &pgErr) {
 		// 57P01..57P03: the backend was ended while it may have been committing.

@@ -40,6 +40,10 @@ const (
 // ErrBusy says that the application's writers did not make room in time; nothing was changed.
 var ErrBusy = errors.New("writers in flight did not end in time")
 
+// errNoCommit marks a COMMIT that is known not to have happened: it was never sent, or the server answered
+// that it rolled back.
+var errNoCommit = errors.New("nothing was committed")
+
 // Hold is one transaction on one connection that holds a side's gate. Its COMMIT makes the flag
 // that it set visible; its end in any other way undoes it.
 type Hold struct {
@@ -53,6 +57,7 @@ type Hold struct {
 	cause   error         // why; set before lost is closed
 	Took    time.Duration // from BEGIN until the gate was held: what the drain cost
 	Since   time.Time     // when writers began to wait, by the runner's clock
+	over    time.Time     // when they no longer did; zero: they do
 	Drained []Blocker     // who had passed the gate and was waited for, at most 100
 }
 
@@ -70,7 +75,9 @@ ALTER SEQUENCE pgrunbook.gate_flag RESTART %d`
 // hold takes a side's gate, or names who kept it from that. look is a second session there.
 func (f *Freeze) hold(ctx context.Context, conn, look *pgx.Conn, srv *pg.Server, flag int) (*Hold, error) {
 	// Just before the hold, which waits for exactly these: the look costs no writer anything.
-	before, err := blockers(ctx, look, inFlightSQL, f.Run.GateKey)
+	lookCtx, cancel := context.WithTimeout(ctx, answerWait)
+	defer cancel()
+	before, err := blockers(lookCtx, look, inFlightSQL, f.Run.GateKey)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrNotNow, err)
 	}
@@ -194,25 +201,27 @@ func (h *Hold) Alive(ctx context.Context) error {
 func (h *Hold) Commit(ctx context.Context) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.ended {
-		return fmt.Errorf("the hold on the %s has ended", h.side)
+	if h.ended { // by Release, which the budget may call at any time
+		return fmt.Errorf("committing the hold on the %s: it had been let go: %w", h.side, errNoCommit)
 	}
 	h.ended = true
 	h.stop()
 	ctx, cancel := context.WithTimeout(ctx, answerWait)
 	defer cancel()
 	tag, err := h.conn.Exec(ctx, "COMMIT")
+	h.over = time.Now()
 	if err != nil {
 		return fmt.Errorf("committing the hold on the %s: %w", h.side, err)
 	}
 	if tag.String() != "COMMIT" { // a failed transaction answers ROLLBACK without an error
-		return fmt.Errorf("committing the hold on the %s: the server answered %s", h.side, tag)
+		return fmt.Errorf("committing the hold on the %s: the server answered %s: %w", h.side, tag, errNoCommit)
 	}
 	return nil
 }
 
 // Release undoes the hold: the application writes on, it saw only latency. When the connection
-// is gone the server has done it already, or does it within a second.
+// is gone the server has done it already, or does it within a second. It may be called at any time, from any
+// goroutine: a COMMIT that has begun is waited for and stays, one that has not is refused.
 func (h *Hold) Release(ctx context.Context) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -222,6 +231,17 @@ func (h *Hold) Release(ctx context.Context) {
 	h.ended = true
 	h.stop()
 	rollback(ctx, h.conn)
+	h.over = time.Now()
+}
+
+// Held is how long writers waited, or have waited up to now.
+func (h *Hold) Held() time.Duration {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.over.IsZero() {
+		return time.Since(h.Since)
+	}
+	return h.over.Sub(h.Since)
 }
 
 // rollback must work while the walk is being stopped, so it has a context of its own.

@@ -193,6 +193,21 @@ var mutants = []struct {
 		_ = p.attempt(1)
 		return got
 	}},
+	{name: "freeze.budget_asked", dirty: waiting, play: func(p *pair) string {
+		got := right
+		p.freeze.Budget = 300 * time.Millisecond
+		p.freeze.Switch = []SwitchStep{{
+			Name: "dns", Timeout: time.Minute, Undo: func(context.Context) error { return nil },
+			Do: func(context.Context) error {
+				if p.write(p.source) != "" {
+					got = waiting
+				}
+				return nil
+			},
+		}}
+		_ = p.attempt(1)
+		return got
+	}},
 	{name: "freeze.old_snapshots", dirty: stale, play: func(p *pair) string {
 		old := p.connect(p.target)
 		if _, err := old.PgConn().Exec(context.Background(), "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT * FROM public.account").ReadAll(); err != nil {
