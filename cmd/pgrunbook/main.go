@@ -16,6 +16,9 @@ import (
 // stopWithin is how long a command may take to reach a safe point after the first signal.
 const stopWithin = 5 * time.Second
 
+// lastWords is how long the last line before the end may take.
+const lastWords = time.Second
+
 // removeWithin is how long demo may take: it stops its servers and removes what it made.
 const removeWithin = 30 * time.Second
 
@@ -71,20 +74,30 @@ func (w signalWatch) watch(signals <-chan os.Signal, done <-chan struct{}) {
 	select {
 	case s := <-signals:
 		first = signalError{s}
+		w.cancel(first) // before anything that may wait for whoever reads the output
 		w.say(first.Error()+": "+w.first, false)
-		w.cancel(first)
 	case <-done:
 		return
 	}
 	select {
 	case <-signals:
-		w.say(w.second, true)
+		soon(func() { w.say(w.second, true) })
 	case <-time.After(w.patience):
-		w.say(fmt.Sprintf("not done after %s: %s", w.patience, w.second), true)
+		soon(func() { w.say(fmt.Sprintf("not done after %s: %s", w.patience, w.second), true) })
 	case <-done:
 		return
 	}
 	w.exit(first.code())
+}
+
+// soon gives last words up where nobody reads them.
+func soon(say func()) {
+	said := make(chan struct{})
+	go func() { say(); close(said) }()
+	select {
+	case <-said:
+	case <-time.After(lastWords):
+	}
 }
 
 // execute runs one command line, shows how it ended, and gives the exit code.
@@ -112,7 +125,7 @@ func execute(ctx context.Context, a *app, argv []string) int {
 	}
 	a.view.Summary(s)
 	if closeErr := a.view.Close(); closeErr != nil && code == exitDone {
-		fmt.Fprintln(a.stderr, "writing the output:", closeErr)
+		soon(func() { fmt.Fprintln(a.stderr, "writing the output:", closeErr) })
 		return exitFailed
 	}
 	return code

@@ -88,8 +88,12 @@ type jsonView struct {
 func newJSON(o Options) *jsonView {
 	j := &jsonView{o: o}
 	j.forget()
-	j.line(versionLine{headOf("info", "pgrunbook "+o.Version, "version", o.Now()), o.Version, UIVersion})
 	return j
+}
+
+// begin writes the first line.
+func (j *jsonView) begin() {
+	j.line(versionLine{headOf("info", "pgrunbook "+j.o.Version, "version", j.o.Now()), j.o.Version, UIVersion})
 }
 
 func (j *jsonView) forget() {

@@ -40,6 +40,7 @@ type Options struct {
 
 	terminal *bool            // for tests: whether Stderr is one
 	ticks    <-chan time.Time // for tests: in place of a ticker
+	patience time.Duration    // for tests: in place of lanePatient
 }
 
 // View shows a run while it happens. Its methods may be called from many goroutines.
@@ -52,7 +53,8 @@ type View interface {
 	Suspend() (resume func())
 	// Summary shows how it ended. Events after it are not shown.
 	Summary(s Summary)
-	// Close stops drawing and gives the first error of writing.
+	// Close waits until all is out, for as long as somebody reads it, stops drawing and gives the first error of
+	// writing.
 	Close() error
 }
 
@@ -66,7 +68,7 @@ type Summary struct {
 	Next     string // the command to type next
 }
 
-// renderer draws in one mode. Its methods are called one at a time.
+// renderer draws in one mode. Its methods are called one at a time, by one goroutine.
 type renderer interface {
 	event(e engine.Event, now time.Time)
 	tick(now time.Time)
@@ -78,16 +80,19 @@ type view struct {
 	o       Options
 	handler slog.Handler
 
-	mu        sync.Mutex
+	lane *lane
+
+	// Of the goroutine that shows.
 	r         renderer
 	said      time.Time // when the latest event was
 	ended     bool
 	suspended bool // a person is asked something: no line of progress in between
 
-	quit chan struct{}
-	once sync.Once
-	done chan struct{}
-	out  []*errWriter
+	quit   chan struct{}
+	once   sync.Once
+	done   chan struct{}
+	out    []*errWriter
+	unread error // what Close could not wait for
 }
 
 // New makes a view. Close must be called.
@@ -121,7 +126,7 @@ func New(o Options) View {
 	color := UseColor(o.Color, isTTY, o.Getenv)
 	stdoutErr, stderrErr := &errWriter{w: o.Stdout}, &errWriter{w: stderr}
 	o.Stdout, o.Stderr = stdoutErr, stderrErr
-	v := &view{o: o, quit: make(chan struct{}), done: make(chan struct{}), out: []*errWriter{stdoutErr, stderrErr}}
+	v := &view{o: o, lane: newLane(o.patience), quit: make(chan struct{}), done: make(chan struct{}), out: []*errWriter{stdoutErr, stderrErr}}
 	lo := LogOptions{Color: color, Verbose: o.Verbose, Quiet: o.Mode == Quiet}
 	width := func() int { return widthOf(o.Width, stderr) }
 	switch o.Mode {
@@ -134,10 +139,13 @@ func New(o Options) View {
 	}
 	v.handler = o.NewHandler(writerFunc(v.log), lo)
 	go v.loop()
+	if j, ok := v.r.(*jsonView); ok {
+		v.do(j.begin, true)
+	}
 	return v
 }
 
-// loop redraws until Close. A panic in it would end the process without a summary; there is
+// loop shows and redraws until Close. A panic in it would end the process without a summary; there is
 // nothing in it but drawing from memory.
 func (v *view) loop() {
 	defer close(v.done)
@@ -151,6 +159,8 @@ func (v *view) loop() {
 		select {
 		case <-v.quit:
 			return
+		case <-v.lane.wake:
+			v.lane.drain()
 		case <-ticks:
 			v.tick()
 		}
@@ -159,8 +169,6 @@ func (v *view) loop() {
 
 // tick lets the renderer look at the clock.
 func (v *view) tick() {
-	v.mu.Lock()
-	defer v.mu.Unlock()
 	if !v.ended && !v.suspended {
 		now := v.o.Now()
 		v.said = later(v.said, now)
@@ -190,22 +198,22 @@ func perSecond(fps, otherwise float64) time.Duration {
 	return time.Duration(float64(time.Second) / min(fps, 60))
 }
 
-// Emit shows an event. One that another came before on its way here is said to be as late as that: the times
-// of the lines never go back.
+// Emit shows an event. It waits for nobody who does not read. One that another came before on its way here is
+// said to be as late as that: the times of the lines never go back.
 func (v *view) Emit(e engine.Event) {
-	e = v.clean(e)
-	v.mu.Lock()
-	defer v.mu.Unlock()
 	now := v.o.Now()
 	if e.At.IsZero() {
 		e.At = now
 	}
-	if e.At.Before(v.said) {
-		e.At = v.said
-	}
-	if v.said = e.At; !v.ended {
-		v.r.event(e, now)
-	}
+	e = v.clean(e)
+	v.do(func() {
+		if e.At.Before(v.said) {
+			e.At = v.said
+		}
+		if v.said = e.At; !v.ended {
+			v.r.event(e, now)
+		}
+	}, false)
 }
 
 // clean redacts every text of an event.
@@ -238,24 +246,23 @@ func (v *view) Suspend() func() {
 }
 
 func (v *view) suspend(on bool) {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	if t, ok := v.r.(*tty); ok {
-		t.suspend(on, v.o.Now())
-	}
-	v.suspended = on
+	v.do(func() {
+		if t, ok := v.r.(*tty); ok {
+			t.suspend(on, v.o.Now())
+		}
+		v.suspended = on
+	}, true)
 }
 
 // Handler gives the handler for diagnostics.
 func (v *view) Handler() slog.Handler { return v.handler }
 
 func (v *view) log(p []byte) {
+	text := string(p) // the handler uses p again
 	if v.o.Redact != nil {
-		p = []byte(v.o.Redact(string(p)))
+		text = v.o.Redact(text)
 	}
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	v.r.write(p)
+	v.do(func() { v.r.write([]byte(text)) }, false)
 }
 
 // Summary shows how it ended, once.
@@ -266,12 +273,12 @@ func (v *view) Summary(s Summary) {
 			s.Err = redacted{text: v.o.Redact(s.Err.Error()), err: s.Err}
 		}
 	}
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	if !v.ended {
-		v.ended = true
-		v.r.summary(s, v.o.Now())
-	}
+	v.do(func() {
+		if !v.ended {
+			v.ended = true
+			v.r.summary(s, v.o.Now())
+		}
+	}, true)
 }
 
 // redacted is an error whose text was redacted.
@@ -286,12 +293,18 @@ func (r redacted) Unwrap() error { return r.err }
 // Close stops drawing. Without a Summary before it, it shows one with exit code 1 in JSON.
 func (v *view) Close() error {
 	v.once.Do(func() {
-		close(v.quit)
-		<-v.done
 		if v.o.Mode == JSON || v.o.Mode == TTY {
 			v.Summary(Summary{ExitCode: 1, Message: "ended without a result"})
 		}
+		v.unread = v.lane.end()
+		close(v.quit)
+		if v.unread == nil {
+			<-v.done
+		}
 	})
+	if v.unread != nil { // its writer is at it still
+		return v.unread
+	}
 	for _, w := range v.out {
 		if err := w.first(); err != nil {
 			return err
@@ -308,9 +321,10 @@ type errWriter struct {
 }
 
 func (w *errWriter) Write(p []byte) (int, error) {
+	_, err := w.w.Write(p)
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if _, err := w.w.Write(p); err != nil && w.err == nil {
+	if w.err == nil {
 		w.err = err
 	}
 	return len(p), nil

@@ -69,12 +69,16 @@ type stage struct {
 }
 
 // tick does what the view's loop does at a tick.
-func (s *stage) tick() { s.View.(*view).tick() }
+func (s *stage) tick() {
+	v := s.View.(*view)
+	v.do(v.tick, true)
+}
 
 func newStage(t *testing.T, o Options, terminal bool, env map[string]string) *stage {
 	t.Helper()
 	s := &stage{clock: &clock{now: start}, ticks: make(chan time.Time), stdout: &bytes.Buffer{}, stderr: &bytes.Buffer{}}
 	o.Stdout, o.Stderr, o.Now, o.ticks, o.terminal = s.stdout, s.stderr, s.clock.Now, s.ticks, &terminal
+	o.patience = time.Minute
 	o.Getenv = func(k string) string { return env[k] }
 	o.Version = "1.0.0"
 	s.View = New(o)
