@@ -138,3 +138,23 @@ func TestStatusNamesABlockerOnce(t *testing.T) {
 		t.Errorf("notes are %q", got)
 	}
 }
+
+// Words that nobody reads keep a signal from nothing: neither from stopping the command, nor from ending it.
+func TestSignalWhileNobodyReads(t *testing.T) {
+	ctx, cancel := context.WithCancelCause(t.Context())
+	defer cancel(nil)
+	signals, code, never := make(chan os.Signal, 2), -1, make(chan struct{})
+	defer close(never)
+	signals <- syscall.SIGTERM
+	signals <- syscall.SIGTERM
+	w := signalWatch{cancel: cancel, patience: time.Hour, exit: func(n int) { code = n }, say: func(_ string, last bool) {
+		if last {
+			<-never
+		}
+		<-ctx.Done()
+	}}
+	w.watch(signals, make(chan struct{}))
+	if code != 143 {
+		t.Errorf("exit code %d", code)
+	}
+}

@@ -306,6 +306,14 @@ func (b *Bouncer) Kill() error {
 	return nil
 }
 
+// Signal stops it (SIGSTOP), or lets it go on (SIGCONT).
+func (b *Bouncer) Signal(s syscall.Signal) error {
+	if err := b.proc.cmd.Process.Signal(s); err != nil {
+		return fmt.Errorf("sending %s to pgbouncer: %w", s, err)
+	}
+	return nil
+}
+
 // Log is everything that it wrote, over all its starts.
 func (b *Bouncer) Log() string {
 	text, err := os.ReadFile(b.logPath())

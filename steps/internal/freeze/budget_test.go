@@ -50,6 +50,9 @@ func TestWritersAreLetGoWhateverIsAtWork(t *testing.T) {
 	}
 	for end, happens := range ends {
 		for work, hangs := range busy {
+			if end != "the budget is used up" && work != "the last look" { // the last place before the COMMITs
+				continue
+			}
 			t.Run(end+"/"+work, func(t *testing.T) {
 				p := newPair(t)
 				ctx, stop := context.WithCancel(t.Context())

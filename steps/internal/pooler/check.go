@@ -124,13 +124,16 @@ func (p *Pooler) checkDatabase(ctx context.Context, f *findings, driven map[stri
 	return true, nil
 }
 
+// gettingReady is what passes at most between PAUSE and a freeze that has begun.
+const gettingReady = 5 * time.Second
+
 // checkSettings looks at what would break waiting clients.
 func (p *Pooler) checkSettings(ctx context.Context, f *findings, _ map[string]bool) (bool, error) {
 	settings, err := p.settings(ctx)
 	if err != nil {
 		return false, err
 	}
-	longest := p.cfg.Timeout + 2*p.cfg.MaxBlock + 3*time.Second // PAUSE, getting ready, the freeze
+	longest := p.cfg.Timeout + gettingReady + p.cfg.MaxBlock // PAUSE, the looks and both holds, the freeze
 	if limit, err := strconv.ParseFloat(settings["query_wait_timeout"], 64); err == nil && limit > 0 && limit < longest.Seconds() {
 		f.add("PLR108", engine.SeverityWarning, fmt.Sprintf("Set query_wait_timeout above %s.", longest.Round(time.Second)),
 			"query_wait_timeout is %gs: clients that wait longer in PAUSE, while the freeze gets ready, and in it (up to %s) are disconnected.", limit, longest)
