@@ -95,7 +95,11 @@ func (r *reloader) run(ctx context.Context) (rows int64, err error) {
 	if err != nil {
 		return 0, fmt.Errorf("reloading: %w", err)
 	}
-	defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }()
+	defer func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+		defer cancel()
+		_ = tx.Rollback(ctx) // closes the session where it cannot
+	}()
 	if err := r.fence(ctx, tx); err != nil {
 		return 0, err
 	}

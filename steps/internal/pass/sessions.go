@@ -148,12 +148,15 @@ func affected(ctx context.Context, conn *pgx.Conn, sql string) ([]int64, error) 
 	return n, nil
 }
 
+// abandonWithin bounds a ROLLBACK: behind paused poolers clients wait for it when a side has fallen silent.
+const abandonWithin = 500 * time.Millisecond
+
 // abandon rolls back what a session has open; a session that cannot do that is closed.
 func abandon(ctx context.Context, conn *pgx.Conn) {
 	if conn == nil || conn.IsClosed() || conn.PgConn().TxStatus() == 'I' {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), abandonWithin)
 	defer cancel()
 	if run(ctx, conn, "ROLLBACK") != nil {
 		_ = conn.Close(ctx)
