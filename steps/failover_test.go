@@ -114,7 +114,7 @@ func (f *failover) followedInto(standby *testpg.Cluster) {
 	go follow()
 	f.exec(f.target, "UPDATE shop.customer SET name = 'at the target' WHERE id = 2")
 	f.until("a change goes back", func() bool { return f.heard("reverse pass of 1 rows") })
-	f.to(standby) // the old primary is cut off from everybody but those who are there already, and lives
+	f.to(standby)                                                                          // the old primary is cut off from everybody but those who are there already, and lives
 	f.exec(f.source, "UPDATE shop.customer SET name = 'at the promoted one' WHERE id = 3") // two sides take writes
 	f.exec(f.target, "UPDATE shop.customer SET name = 'at the target' WHERE id = 3")
 	for _, when := range []string{"while it went", "when it began"} {
