@@ -188,7 +188,7 @@ func (w *world) attempt(c Command, try int) ended {
 // inject arms the faults of an attempt; the function that it returns heals everything and says
 // whether one has fired.
 func (w *world) inject(c Command, try int, p *os.Process) (stop func() bool) {
-	var over atomic.Bool
+	over := make(chan struct{})
 	var hurt atomic.Bool
 	var wait sync.WaitGroup
 	fired := func(kind string) {
@@ -203,9 +203,7 @@ func (w *world) inject(c Command, try int, p *os.Process) (stop func() bool) {
 			w.proxies[ft.Side].CutCommit(cut, ft.N)
 			before := w.proxies[ft.Side].Fired(testpg.FaultCommit)
 			wait.Go(func() {
-				for !over.Load() && w.proxies[ft.Side].Fired(testpg.FaultCommit) == before {
-					time.Sleep(5 * time.Millisecond)
-				}
+				<-over
 				if w.proxies[ft.Side].Fired(testpg.FaultCommit) > before {
 					fired(ft.Kind)
 				}
@@ -213,10 +211,10 @@ func (w *world) inject(c Command, try int, p *os.Process) (stop func() bool) {
 			continue
 		}
 		wait.Go(func() {
-			for end := time.Now().Add(time.Duration(ft.After) * time.Millisecond); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
-				if over.Load() {
-					return
-				}
+			select {
+			case <-over:
+				return
+			case <-time.After(time.Duration(ft.After) * time.Millisecond):
 			}
 			if w.strike(ft, p) {
 				fired(ft.Kind)
@@ -224,7 +222,7 @@ func (w *world) inject(c Command, try int, p *os.Process) (stop func() bool) {
 		})
 	}
 	return func() bool {
-		over.Store(true)
+		close(over)
 		wait.Wait()
 		for _, proxy := range w.proxies {
 			proxy.Heal()
@@ -386,7 +384,7 @@ func (w *world) admitted() {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	for ctx.Err() == nil {
-		conn, err := pgx.Connect(ctx, w.ways[w.owner].URL())
+		conn, err := w.ways[w.owner].Connect(ctx)
 		if err == nil {
 			_ = conn.Close(ctx)
 			return

@@ -8,9 +8,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -20,11 +22,34 @@ import (
 // program is the product, built once with its failpoints.
 var program string
 
-func TestMain(m *testing.M) { testpg.Main(built{m}) }
+func TestMain(m *testing.M) {
+	debug.SetGCPercent(800) // little lives long, and the processors are the servers'
+	testpg.Main(built{m})
+}
 
 type built struct{ m *testing.M }
 
+// memory is where Linux keeps files in memory. Each history makes two databases of some hundred files and
+// drops them, which takes a disk's file system longer than the servers.
+const (
+	memory     = "/dev/shm"
+	memoryFree = 4 << 30
+)
+
+// inMemory lets the servers live there, unless somebody has said where, or there is little room.
+func inMemory() error {
+	var st syscall.Statfs_t
+	if os.Getenv("PGRUNBOOK_TEST_DIR") != "" || syscall.Statfs(memory, &st) != nil || st.Bavail*uint64(st.Bsize) < memoryFree {
+		return nil
+	}
+	return os.Setenv("PGRUNBOOK_TEST_DIR", filepath.Join(memory, fmt.Sprintf("pgrunbook-testpg-%d", os.Getuid())))
+}
+
 func (b built) Run() int {
+	if err := inMemory(); err != nil {
+		fmt.Fprintln(os.Stderr, "choosing where the servers live:", err)
+		return 1
+	}
 	dir, err := os.MkdirTemp("", "pgrunbook-histories-")
 	if err == nil {
 		defer func() { _ = os.RemoveAll(dir) }()

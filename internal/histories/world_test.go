@@ -195,7 +195,7 @@ func (w *world) open() {
 		}
 	}
 	list := listKinds[w.h.List]
-	setup := shared + list.setup + fmt.Sprintf("; INSERT INTO h.list (k, v) SELECT k, '' FROM generate_series(0, %d) k;\n", listCount-1)
+	setup := list.setup + fmt.Sprintf("; INSERT INTO h.list (k, v) SELECT k, '' FROM generate_series(0, %d) k;\n", listCount-1)
 	rule("list", list.rule)
 	for _, t := range w.h.Tables {
 		setup += strings.Join(t.Setup, ";\n") + ";\n"
@@ -214,7 +214,7 @@ func (w *world) open() {
 	ctx, cancel := context.WithCancel(context.Background())
 	w.cancel = cancel
 	for i, writer := range w.h.Writers {
-		c := &client{w: w, index: i + 1, ops: writer.Ops, urls: [2]string{w.ways[0].URL(), w.ways[1].URL()}}
+		c := &client{w: w, index: i + 1, ops: writer.Ops}
 		w.wait.Go(func() { c.run(ctx) })
 	}
 	w.wait.Go(func() { w.sides.Run(ctx) })
@@ -233,7 +233,7 @@ func (w *world) servers() {
 		w.must(err)
 		w.clusters = [2]*testpg.Cluster{testpg.Shared(w, from), testpg.Shared(w, to)}
 	}
-	w.source, w.target = testpg.NewDB(w, w.clusters[0]), testpg.NewDB(w, w.clusters[1])
+	w.source, w.target = testpg.NewDBWith(w, w.clusters[0], shared), testpg.NewDB(w, w.clusters[1])
 	for i, c := range w.clusters {
 		w.proxies[i] = testpg.ListenT(w, c)
 	}

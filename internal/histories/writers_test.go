@@ -18,7 +18,6 @@ type client struct {
 	w      *world
 	index  int
 	ops    []Op
-	urls   [2]string
 	at     int
 	conn   *pgx.Conn
 	number int
@@ -76,7 +75,7 @@ func (c *client) once(ctx context.Context, op Op) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	if c.conn == nil || c.conn.IsClosed() {
-		conn, err := pgx.Connect(ctx, c.urls[c.at])
+		conn, err := c.w.ways[c.at].Connect(ctx)
 		if err != nil {
 			return err
 		}

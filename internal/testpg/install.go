@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 )
 
 // Install is a PostgreSQL server on this machine: BinDir holds at least initdb
@@ -163,7 +164,20 @@ func executable(dir, name string) bool {
 // versionPattern matches the number in "postgres (PostgreSQL) 15.18 (Debian ...)".
 var versionPattern = regexp.MustCompile(`\(PostgreSQL\) ((\d+)[.\w]*)`)
 
+// answers are the versions that programs have said, by path: starting one costs more than it says, and
+// who runs a migration asks for the clients each time.
+var answers sync.Map
+
+type answer struct {
+	major   int
+	version string
+}
+
 func programVersion(ctx context.Context, program string) (major int, version string, err error) {
+	if known, ok := answers.Load(program); ok {
+		a, _ := known.(answer)
+		return a.major, a.version, nil
+	}
 	out, err := exec.CommandContext(ctx, program, "--version").CombinedOutput()
 	if err != nil {
 		return 0, "", fmt.Errorf("asking %s for its version: %w: %s", program, err, out)
@@ -172,7 +186,9 @@ func programVersion(ctx context.Context, program string) (major int, version str
 	if m == nil {
 		return 0, "", fmt.Errorf("asking %s for its version: cannot read %q", program, out)
 	}
-	major, err = strconv.Atoi(string(m[2]))
+	if major, err = strconv.Atoi(string(m[2])); err == nil {
+		answers.Store(program, answer{major, string(m[1])})
+	}
 	return major, string(m[1]), err
 }
 

@@ -1,6 +1,8 @@
 package testpg
 
 import (
+	"bytes"
+	"io"
 	"net"
 	"sync"
 	"time"
@@ -76,11 +78,14 @@ func (c *proxyConn) send(to chan<- piece, data []byte, commit bool) bool {
 	}
 }
 
-func (c *proxyConn) readServer(to chan<- piece) {
+func (c *proxyConn) readServer(to chan<- piece) { c.readAll(c.server, to) }
+
+// readAll sends what comes as it comes. Most pieces are small: only what one holds is kept.
+func (c *proxyConn) readAll(r io.Reader, to chan<- piece) {
+	buf := make([]byte, pieceSize)
 	for {
-		buf := make([]byte, pieceSize)
-		n, err := c.server.Read(buf)
-		if n > 0 && !c.send(to, buf[:n], false) {
+		n, err := r.Read(buf)
+		if n > 0 && !c.send(to, bytes.Clone(buf[:n]), false) {
 			return
 		}
 		if err != nil {

@@ -17,7 +17,7 @@ func (c *proxyConn) readClient(to chan<- piece) {
 	r := bufio.NewReaderSize(c.client, pieceSize)
 	if plain, err := c.startup(r, to); err != nil || !plain {
 		if err == nil {
-			c.passThrough(r, to)
+			c.readAll(r, to)
 		}
 		return
 	}
@@ -81,19 +81,6 @@ func (c *proxyConn) startup(r *bufio.Reader, to chan<- piece) (plain bool, err e
 			}
 		default:
 			return true, nil
-		}
-	}
-}
-
-func (c *proxyConn) passThrough(r io.Reader, to chan<- piece) {
-	for {
-		buf := make([]byte, pieceSize)
-		n, err := r.Read(buf)
-		if n > 0 && !c.send(to, buf[:n], false) {
-			return
-		}
-		if err != nil {
-			return
 		}
 	}
 }

@@ -139,10 +139,30 @@ func NewDB(t TB, c *Cluster) string {
 	name := fmt.Sprintf("t%d_%s", dbCount.Add(1), simpleName(t.Name()))
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	if err := c.createDB(ctx, name); err != nil {
+	if err := c.createDB(ctx, name, ""); err != nil {
 		t.Fatalf("making a test database: %v", err)
 		return ""
 	}
+	return c.until(t, name)
+}
+
+// NewDBWith is NewDB for tests that all begin with the same definitions and rows: these are made once, in a
+// database that is then copied.
+func NewDBWith(t TB, c *Cluster, script string) string {
+	t.Helper()
+	name := fmt.Sprintf("t%d_%s", dbCount.Add(1), simpleName(t.Name()))
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	if err := c.copyDB(ctx, name, script); err != nil {
+		t.Fatalf("making a test database: %v", err)
+		return ""
+	}
+	return c.until(t, name)
+}
+
+// until gives a database's URL and drops it when the test ends.
+func (c *Cluster) until(t TB, name string) string {
+	t.Helper()
 	t.Cleanup(func() {
 		if !c.Running() {
 			return

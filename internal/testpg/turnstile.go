@@ -62,6 +62,23 @@ func (t *Turnstile) URL() string {
 	return u.String()
 }
 
+// Connect goes through in this process: it waits for admission like any other client, and its bytes
+// then need no way around.
+func (t *Turnstile) Connect(ctx context.Context) (*pgx.Conn, error) {
+	config, err := pgx.ParseConfig(t.direct)
+	if err != nil {
+		return nil, err
+	}
+	dial := config.DialFunc
+	config.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		if !t.admit() {
+			return nil, errors.New("the turnstile is shut")
+		}
+		return dial(ctx, network, addr)
+	}
+	return pgx.ConnectConfig(ctx, config)
+}
+
 func (t *Turnstile) accept() {
 	for {
 		client, err := t.listener.Accept()
