@@ -22,13 +22,14 @@ import (
 // come and go. Each catalog is read once.
 const watchSQL = `
 WITH ns AS (SELECT oid FROM pg_namespace WHERE nspname !~ '^pg_' AND nspname NOT IN ('information_schema', 'pgrunbook')),
-  n AS (SELECT count(*) AS n, sum(oid::int8) AS s FROM ns),
-  c AS (SELECT count(*) AS n, sum(c.oid::int8) AS s FROM pg_class c WHERE c.relkind IN ('r', 'p', 'S', 'i', 'I') AND c.relnamespace IN (SELECT oid FROM ns)),
-  e AS (SELECT count(*) AS n, sum(oid::int8 + xmin::text::int8) AS s FROM pg_enum),
-  k AS (SELECT count(*) AS n, sum(oid::int8 + xmin::text::int8) AS s FROM pg_constraint WHERE connamespace IN (SELECT oid FROM ns)),
-  a AS (SELECT count(*) AS n, sum(xmin::text::int8) AS s FROM pg_attribute WHERE attrelid IN (SELECT to_regclass(name) FROM unnest($1::text[]) name)),
-  x AS (SELECT count(*) AS n, sum(oid::int8 + xmin::text::int8) AS s FROM pg_extension)
-SELECT array_agg(coalesce(v, 0)::int8 ORDER BY i) FROM n, c, e, k, a, x, unnest(ARRAY[n.n, n.s, c.n, c.s, e.n, e.s, k.n, k.s, a.n, a.s, x.n, x.s]) WITH ORDINALITY u (v, i)`
+  part (i, v) AS (
+    SELECT 1, ARRAY[count(*), sum(oid::int8)] FROM ns
+    UNION ALL SELECT 2, ARRAY[count(*), sum(c.oid::int8)] FROM pg_class c WHERE c.relkind IN ('r', 'p', 'S', 'i', 'I') AND c.relnamespace IN (SELECT oid FROM ns)
+    UNION ALL SELECT 3, ARRAY[count(*), sum(oid::int8 + xmin::text::int8)] FROM pg_enum
+    UNION ALL SELECT 4, ARRAY[count(*), sum(oid::int8 + xmin::text::int8)] FROM pg_constraint WHERE connamespace IN (SELECT oid FROM ns)
+    UNION ALL SELECT 5, ARRAY[count(*), sum(xmin::text::int8)] FROM pg_attribute WHERE attrelid IN (SELECT to_regclass(name) FROM unnest($1::text[]) name)
+    UNION ALL SELECT 6, ARRAY[count(*), sum(oid::int8 + xmin::text::int8)] FROM pg_extension)
+SELECT array_agg(coalesce(u.v, 0)::int8 ORDER BY part.i, u.n) FROM part CROSS JOIN LATERAL unnest(part.v) WITH ORDINALITY AS u (v, n)`
 
 // watch remembers the source's definitions from the last time at which they were compared with the
 // target's.
