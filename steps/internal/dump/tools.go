@@ -76,6 +76,10 @@ func choose(all []Tools, least, targetMajor int) Tools {
 	return best
 }
 
+// debianWrapper is a script that chooses among the programs in Debian's directories, by settings and at each
+// call anew: what it says of its version need not hold for the dump.
+const debianWrapper = "pg_wrapper"
+
 // candidates are all directories with both programs.
 func candidates(ctx context.Context) ([]Tools, error) {
 	dirs := filepath.SplitList(os.Getenv(binDirsVar))
@@ -85,7 +89,7 @@ func candidates(ctx context.Context) ([]Tools, error) {
 		}
 	}
 	if p, err := exec.LookPath("pg_dump"); err == nil {
-		if real, err := filepath.EvalSymlinks(p); err == nil {
+		if real, err := filepath.EvalSymlinks(p); err == nil && filepath.Base(real) != debianWrapper {
 			dirs = append(dirs, filepath.Dir(p))
 			if filepath.Dir(real) != filepath.Dir(p) {
 				dirs = append(dirs, filepath.Dir(real))

@@ -60,6 +60,28 @@ func TestFindSaysWhatToInstall(t *testing.T) {
 	}
 }
 
+// TestDebiansWrapperIsNoProgram: on PATH it would stand for one of those that are found beside it.
+func TestDebiansWrapperIsNoProgram(t *testing.T) {
+	dir := t.TempDir()
+	for _, name := range []string{"pg_dump", "pg_restore"} {
+		program(t, dir, name, "echo '"+name+" (PostgreSQL) 77.1'")
+	}
+	t.Setenv("PATH", dir)
+	t.Setenv(binDirsVar, "")
+	if found, err := Find(t.Context(), 77, 77); err != nil || found.Dir != dir {
+		t.Errorf("the program on PATH: %+v, %v", found, err)
+	}
+	program(t, dir, debianWrapper, "echo 'pg_dump (PostgreSQL) 77.1'")
+	for _, name := range []string{"pg_dump", "pg_restore"} {
+		if err := errors.Join(os.Remove(filepath.Join(dir, name)), os.Symlink(debianWrapper, filepath.Join(dir, name))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if found, err := Find(t.Context(), 77, 77); err == nil {
+		t.Errorf("the wrapper was taken for a program: %+v", found)
+	}
+}
+
 // The password reaches the program by its environment alone, and an end kills its children too.
 func TestProgramsGetNoPasswordAndDieWithUs(t *testing.T) {
 	dir := t.TempDir()
