@@ -10,6 +10,8 @@ import (
 	"regexp"
 	"slices"
 	"strconv"
+	"sync"
+	"time"
 
 	"github.com/pgrunbook/pgrunbook/engine"
 )
@@ -112,12 +114,39 @@ func candidates(ctx context.Context) ([]Tools, error) {
 // versionPattern matches "pg_dump (PostgreSQL) 15.18 (Debian 15.18-1)" and "... 19beta1".
 var versionPattern = regexp.MustCompile(`\(PostgreSQL\) ((\d+)(?:\.(\d+))?\w*)`)
 
+// asked are the directories whose programs have said their version to this process, with the file's own time:
+// a plan and the steps after it look again and again.
+var asked sync.Map
+
+type toolsAt struct {
+	tools   Tools
+	changed time.Time
+}
+
 func toolsIn(ctx context.Context, dir string) (Tools, bool) {
+	var changed time.Time
 	for _, program := range []string{"pg_dump", "pg_restore"} {
-		if st, err := os.Stat(filepath.Join(dir, program)); err != nil || st.IsDir() || st.Mode()&0o111 == 0 {
+		st, err := os.Stat(filepath.Join(dir, program))
+		if err != nil || st.IsDir() || st.Mode()&0o111 == 0 {
 			return Tools{}, false
 		}
+		if st.ModTime().After(changed) {
+			changed = st.ModTime()
+		}
 	}
+	if known, ok := asked.Load(dir); ok {
+		if at, ok := known.(toolsAt); ok && at.changed.Equal(changed) {
+			return at.tools, true
+		}
+	}
+	t, ok := askVersion(ctx, dir)
+	if ok {
+		asked.Store(dir, toolsAt{t, changed})
+	}
+	return t, ok
+}
+
+func askVersion(ctx context.Context, dir string) (Tools, bool) {
 	out, err := exec.CommandContext(ctx, filepath.Join(dir, "pg_dump"), "--version").Output() //nolint:gosec // a directory that the user named, or the system's own
 	if err != nil {
 		return Tools{}, false

@@ -60,6 +60,32 @@ func TestFindSaysWhatToInstall(t *testing.T) {
 	}
 }
 
+// TestVersionIsAskedOnce: and again, once the programs are others.
+func TestVersionIsAskedOnce(t *testing.T) {
+	dir, count := t.TempDir(), filepath.Join(t.TempDir(), "count")
+	write := func(minor string, at time.Time) {
+		for _, name := range []string{"pg_dump", "pg_restore"} {
+			program(t, dir, name, "echo >> '"+count+"'; echo '"+name+" (PostgreSQL) 77."+minor+"'")
+			if err := os.Chtimes(filepath.Join(dir, name), at, at); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	look := func(minor int, asked int) {
+		t.Helper()
+		found, ok := toolsIn(t.Context(), dir)
+		said, err := os.ReadFile(count)
+		if err != nil || !ok || found.Minor != minor || len(said) != asked {
+			t.Errorf("found %+v, asked %d times (%v), want minor %d, %d times", found, len(said), err, minor, asked)
+		}
+	}
+	write("1", time.Unix(1e9, 0))
+	look(1, 1)
+	look(1, 1)
+	write("2", time.Unix(2e9, 0))
+	look(2, 2)
+}
+
 // TestDebiansWrapperIsNoProgram: on PATH it would stand for one of those that are found beside it.
 func TestDebiansWrapperIsNoProgram(t *testing.T) {
 	dir := t.TempDir()
