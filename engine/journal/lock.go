@@ -57,11 +57,12 @@ type lock struct {
 }
 
 // keepaliveSQL makes the server notice within half a minute that this runner's machine is gone,
-// so that the lock does not outlive it by hours (PostgreSQL docs, 20.3.2).
+// so that the lock does not outlive it by hours (PostgreSQL docs, 20.3.2). Settings that it does not know are
+// left out.
 const keepaliveSQL = `
-SELECT pg_catalog.set_config(s.name, w.value, false)
+SELECT pg_catalog.set_config(w.name, w.value, false)
   FROM ROWS FROM (pg_catalog.unnest($1::text[]), pg_catalog.unnest($2::text[])) AS w (name, value)
-  JOIN pg_catalog.pg_settings s ON s.name OPERATOR(pg_catalog.=) w.name`
+ WHERE pg_catalog.current_setting(w.name, true) IS NOT NULL`
 
 // Self names this process as its lock's session does: OpenOptions.StealFrom takes it.
 func Self() string {

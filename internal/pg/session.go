@@ -141,6 +141,9 @@ func unhurried(conn *pgx.Conn) string {
 }
 
 func (s *Server) pin(ctx context.Context, conn *pgx.Conn, use Use) error {
+	if use.Marked && s.cfg.Mark == "" {
+		return errors.New("a marked session needs the run's mark")
+	}
 	if err := conn.PgConn().Exec(ctx, unhurried(conn)).Close(); err != nil {
 		return fmt.Errorf("pinning the session's timeout: %w", err)
 	}
@@ -150,14 +153,6 @@ func (s *Server) pin(ctx context.Context, conn *pgx.Conn, use Use) error {
 	}
 	if err := conn.PgConn().Exec(ctx, s.pins(use, has)).Close(); err != nil {
 		return fmt.Errorf("pinning the session's settings: %w", err)
-	}
-	if use.Marked && s.cfg.Mark == "" {
-		return errors.New("a marked session needs the run's mark")
-	}
-	if use.Marked {
-		if _, err := conn.Exec(ctx, "SELECT pg_catalog.set_config('pgrunbook.mark', $1, false)", pgx.QueryExecModeExec, s.cfg.Mark); err != nil {
-			return fmt.Errorf("marking the session: %w", err)
-		}
 	}
 	if use.Replica {
 		return s.becomeReplica(ctx, conn)
@@ -185,6 +180,9 @@ func (s *Server) pins(use Use, has map[string]bool) string {
 	script := "SELECT " + strings.Join(calls, ", ")
 	if !use.AsyncCommit {
 		script += "; " + durably
+	}
+	if use.Marked {
+		script += "; SELECT pg_catalog.set_config('pgrunbook.mark', " + Literal(s.cfg.Mark) + ", false)"
 	}
 	return script
 }

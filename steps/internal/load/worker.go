@@ -24,10 +24,8 @@ const (
 	giveUpAfter = 5 * time.Minute // of failures without a chunk in between
 )
 
-// plainScans keeps a chunk to one process on the source: neither a compiler nor parallel workers.
-const plainScans = `
-SELECT set_config(name, CASE name WHEN 'jit' THEN 'off' ELSE '0' END, false) FROM pg_settings
- WHERE name IN ('jit', 'max_parallel_workers_per_gather')`
+// plainScans keeps a chunk to one process on the source; that nothing is compiled, package pg sees to.
+const plainScans = "SET max_parallel_workers_per_gather = 0"
 
 // errRewritten says that a relation is not the one whose ranges were cut.
 var errRewritten = errors.New("the table was rewritten while it was read")

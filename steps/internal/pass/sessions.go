@@ -51,11 +51,12 @@ func (s *toSession) close(ctx context.Context) error {
 }
 
 // nestedLoops makes every lookup by key an index lookup, whatever stale statistics say; where most
-// of a table changed, the plan is freed again for that statement. jit would start for the huge cost
-// that a disabled node pretends to have.
-const nestedLoops = `
-SELECT pg_catalog.set_config(s.name, 'off', false) FROM pg_catalog.pg_settings s
- WHERE s.name IN ('jit', 'enable_hashjoin', 'enable_mergejoin') OR s.name = 'enable_seqscan' AND $1`
+// of a table changed, the plan is freed again for that statement. jit, which would start for the huge cost
+// that a disabled node pretends to have, is off in all sessions of package pg.
+const (
+	nestedLoops = "SET enable_hashjoin = off; SET enable_mergejoin = off"
+	noSeqScans  = "; SET enable_seqscan = off"
+)
 
 func (p *Passer) connectFrom(ctx context.Context, lockTimeout time.Duration) (*fromSession, error) {
 	if lockTimeout == 0 {
@@ -110,7 +111,11 @@ func open(ctx context.Context, server *pg.Server, use pg.Use, noSeqScan bool) (*
 		return nil, 0, err
 	}
 	var text string
-	if _, err = conn.Exec(ctx, nestedLoops, noSeqScan); err == nil {
+	plans := nestedLoops
+	if noSeqScan {
+		plans += noSeqScans
+	}
+	if err = run(ctx, conn, plans); err == nil {
 		err = conn.QueryRow(ctx, "SHOW server_version_num").Scan(&text)
 	}
 	if err != nil {
