@@ -55,6 +55,9 @@ var carriedDDL = []stage{
 		INSERT INTO shop.tree VALUES (101, 'low'), (199, 'high')`, "was dropped on the source"},
 	{"F43 detached", `ALTER TABLE shop.tree DETACH PARTITION shop.tree_3; UPDATE shop.tree_3 SET v = 'alone'`, "was detached or dropped"},
 	{"F44 truncated", `TRUNCATE shop.tree_1; TRUNCATE shop.loose RESTART IDENTITY; INSERT INTO shop.tree VALUES (2, 'two'); BEGIN; TRUNCATE shop.customer CASCADE; ROLLBACK`, ""},
+	{"F44 truncated with CASCADE", `
+		TRUNCATE shop.customer RESTART IDENTITY CASCADE; INSERT INTO shop.customer (id, name) SELECT g, 'again' || g FROM generate_series(1, 5) g;
+		INSERT INTO shop.invoice (customer, total) VALUES (1, 1), (2, 2); INSERT INTO shop.product (code, price, owner) VALUES ('q', 1, 3)`, ""},
 	{"F46 enums and domains", `
 		ALTER TYPE shop.mood ADD VALUE 'fine' BEFORE 'happy'; ALTER TYPE shop.mood ADD VALUE 'last'; ALTER TYPE shop.mood RENAME VALUE 'sad' TO 'blue';
 		ALTER DOMAIN shop.positive ADD CONSTRAINT small CHECK (VALUE < 1000); CREATE DOMAIN shop.name AS text;`, "ADD VALUE"},

@@ -5,6 +5,7 @@ import (
 	_ "embed"
 	"fmt"
 	"net/url"
+	"strings"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
@@ -26,6 +27,11 @@ var hostile = [][2]string{
 	{"idle_in_transaction_session_timeout", "2s"},
 	{"idle_session_timeout", "2s"},
 	{"transaction_timeout", "2s"},
+	{"tcp_user_timeout", "2s"},
+	{"tcp_keepalives_idle", "1"},
+	{"tcp_keepalives_interval", "1"},
+	{"tcp_keepalives_count", "1"},
+	{"client_connection_check_interval", "10ms"},
 	{"deadlock_timeout", "50ms"},
 	{"DateStyle", "SQL, DMY"},
 	{"IntervalStyle", "sql_standard"},
@@ -151,6 +157,19 @@ func superusers(t *testing.T) (roles [2]string) {
 	return roles
 }
 
+// switches gives every switch that is not named, turned the other way.
+const switches = `
+SELECT quote_ident(name) || ' = ' || CASE reset_val WHEN 'on' THEN 'off' ELSE 'on' END FROM pg_settings
+ WHERE context IN ('user', 'superuser') AND vartype = 'bool' AND lower(name) <> ALL ($1) AND name NOT LIKE 'transaction%'
+   AND (category LIKE 'Query Tuning%' OR category LIKE 'Client Connection Defaults%' OR category LIKE 'Version and Platform%')`
+
+func names(settings [][2]string) (names []string) {
+	for _, s := range settings {
+		names = append(names, strings.ToLower(s[0]))
+	}
+	return names
+}
+
 // poison has the program come as a role with every hostile setting, and says how many there are.
 func (r *rig) poison(side int, role string) (set int) {
 	r.t.Helper()
@@ -184,6 +203,15 @@ func (r *rig) poison(side int, role string) (set int) {
 			exec(fmt.Sprintf("ALTER ROLE %s IN DATABASE %s SET %s = %s", name, db, s[0], value))
 			set++
 		}
+	}
+	// And what else can be switched, so that a version's new ways to plan a query are among them.
+	rows, err := conn.Query(ctx, switches, names(hostile))
+	r.must(err)
+	others, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	r.must(err)
+	for _, s := range others {
+		exec(fmt.Sprintf("ALTER ROLE %s IN DATABASE %s SET %s", name, db, s))
+		set++
 	}
 	for _, s := range hostileDatabase {
 		if known(s[0]) {
