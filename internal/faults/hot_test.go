@@ -45,18 +45,7 @@ const (
 	loneSQL  = "SELECT count(*) FROM (SELECT FROM app.twin GROUP BY at HAVING count(*) = 1) t"
 )
 
-const hotRunbook = `runbook "hot" {}
-variable "source_url" {
-  sensitive = true
-  default   = env("SOURCE_URL")
-}
-variable "target_url" {
-  sensitive = true
-  default   = env("TARGET_URL")
-}
-source { url = var.source_url }
-target { url = var.target_url }
-tables { include = ["app.*"] }
+const hotRunbook = "runbook \"hot\" {}\n" + testpg.RunbookServers + `tables { include = ["app.*"] }
 cutover {
   max_write_block = "5s" # two shared cores
   attempts        = 40

@@ -155,18 +155,7 @@ func hasAbort(h History) bool {
 	return false
 }
 
-const runbook = `runbook "history" {}
-variable "source_url" {
-  sensitive = true
-  default   = env("SOURCE_URL")
-}
-variable "target_url" {
-  sensitive = true
-  default   = env("TARGET_URL")
-}
-source { url = var.source_url }
-target { url = var.target_url }
-schema { on_ddl = "%s" }
+const runbook = "runbook \"history\" {}\n" + testpg.RunbookServers + `schema { on_ddl = "%s" }
 tables { include = ["h.*"] }
 copy {
   workers = 2

@@ -57,18 +57,7 @@ const (
 	whole = "whole_"
 )
 
-const runbook = `runbook "suites" {}
-variable "source_url" {
-  sensitive = true
-  default   = env("SOURCE_URL")
-}
-variable "target_url" {
-  sensitive = true
-  default   = env("TARGET_URL")
-}
-source { url = var.source_url }
-target { url = var.target_url }
-schema { on_ddl = "carry" }
+const runbook = "runbook \"suites\" {}\n" + testpg.RunbookServers + `schema { on_ddl = "carry" }
 tables { include = ["keyed_*.*", "whole_*.*"] }
 table "whole_*.*" { identity = "full_row" }
 verify { enabled = false }
