@@ -3,6 +3,7 @@ package engine
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -49,6 +50,21 @@ func (e *Error) Error() string {
 		b.WriteString(e.Err.Error())
 	}
 	return b.String()
+}
+
+// Text gives an error as it is shown: what two layers of it say one after the other is said once.
+func Text(err error) string {
+	parts := strings.Split(err.Error(), ": ")
+	for n := 1; 2*n <= len(parts); n++ {
+		for i := 0; i+2*n <= len(parts); {
+			if slices.Equal(parts[i:i+n], parts[i+n:i+2*n]) {
+				parts = slices.Delete(parts, i, i+n)
+			} else {
+				i++
+			}
+		}
+	}
+	return strings.Join(parts, ": ")
 }
 
 // Unwrap gives the cause.

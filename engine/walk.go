@@ -146,7 +146,7 @@ func (w *Walk) step(ctx context.Context, s Step) (Outcome, error) {
 	}
 	if err != nil {
 		o.State = StepFailed
-		w.emit(Event{Kind: EventStepFailed, Step: s.ID(), Phase: s.Phase(), Level: "error", Message: err.Error(), Elapsed: o.Elapsed, Hint: HintOf(err), SQLState: sqlState(err)})
+		w.emit(Event{Kind: EventStepFailed, Step: s.ID(), Phase: s.Phase(), Level: "error", Message: Text(err), Elapsed: o.Elapsed, Hint: HintOf(err), SQLState: sqlState(err)})
 		return o, named(s.ID(), err)
 	}
 	o.State = StepDone

@@ -141,7 +141,7 @@ func (a *app) complain(err error) {
 	}
 	color := !a.noColor && view.UseColor(a.color(), terminal(a.rawErr), a.env)
 	log := slog.New(view.LogHandler(a.stderr, view.LogOptions{Color: color}))
-	log.Error(err.Error())
+	log.Error(engine.Text(err))
 	if hint := engine.HintOf(err); hint != "" {
 		log.Info(hint)
 	}

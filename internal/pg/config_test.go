@@ -266,9 +266,10 @@ func TestUnreachableIsSaidOnce(t *testing.T) {
 		"127.0.0.1:1 (h): dial error: dial tcp 127.0.0.1:1: connect: connection refused\n[::1]:1 (h): dial error: dial tcp [::1]:1: connect: no route to host": "127.0.0.1:1: connect: connection refused; [::1]:1: connect: no route to host",
 		"/run/pg/.s.PGSQL.5432 (/run/pg): dial error: dial unix /run/pg/.s.PGSQL.5432: connect: no such file or directory":                                     "/run/pg/.s.PGSQL.5432: connect: no such file or directory",
 		"hostname resolving error: lookup h: no such host\nhostname resolving error: lookup h: no such host":                                                   "hostname resolving error: lookup h: no such host",
-		"h:1 (h): tls error: server refused TLS connection\nh:1 (h): failed SASL auth: FATAL: password authentication failed (SQLSTATE 28P01)":                 "h:1 (h): failed SASL auth: FATAL: password authentication failed (SQLSTATE 28P01)",
-		"h:1 (h): tls error: server refused TLS connection":                                                                                                    "h:1 (h): tls error: server refused TLS connection: its ssl is off; turn it on there, or say sslmode=disable in the connection string where the way is safe",
-		"h:1 (h): server error: FATAL: no pg_hba.conf entry (SQLSTATE 28000)":                                                                                  "h:1 (h): server error: FATAL: no pg_hba.conf entry (SQLSTATE 28000)",
+		"h:1 (h): tls error: server refused TLS connection\nh:1 (h): failed SASL auth: FATAL: password authentication failed (SQLSTATE 28P01)":                 "failed SASL auth: FATAL: password authentication failed (SQLSTATE 28P01)",
+		"h:1 (h): tls error: server refused TLS connection":                                                                                                    "tls error: server refused TLS connection: its ssl is off; turn it on there, or say sslmode=disable in the connection string where the way is safe",
+		"h:1 (h): server error: FATAL: no pg_hba.conf entry (SQLSTATE 28000)":                                                                                  "server error: FATAL: no pg_hba.conf entry (SQLSTATE 28000)",
+		"[::1]:1 (h): server error: FATAL: x (SQLSTATE 28000)":                                                                                                 "[::1]:1: server error: FATAL: x (SQLSTATE 28000)",
 	} {
 		if got := tried(text, "h:1/db"); got != want {
 			t.Errorf("%q is said as %q, want %q", text, got, want)

@@ -218,6 +218,9 @@ var dialed = regexp.MustCompile(`^\S+ \(\S*\): dial error: dial \w+ (\S+): (.*)$
 // refusedTLS is how the driver words that a server has no TLS: "ADDRESS (HOST): tls error: server refused ...".
 var refusedTLS = regexp.MustCompile(`^(\S+ \(\S*\): )(?:tls error: )?server refused TLS connection$`)
 
+// answered is how the driver words what a server said: "ADDRESS (HOST): server error: FATAL: ...".
+var answered = regexp.MustCompile(`^(\S+) \(\S*\): (.*)$`)
+
 // tried gives each cause once: the driver tries every address, with TLS and without, and says all of
 // it each time. An address that was named already is left out.
 func tried(text, named string) string {
@@ -235,6 +238,12 @@ func tried(text, named string) string {
 				continue // sslmode prefer went on without: what came of that is the cause
 			}
 			line += ": its ssl is off; turn it on there, or say sslmode=disable in the connection string where the way is safe"
+		}
+		if m := answered.FindStringSubmatch(line); m != nil {
+			line = m[1] + ": " + m[2]
+			if strings.HasPrefix(named, m[1]+"/") {
+				line = m[2]
+			}
 		}
 		if !slices.Contains(out, line) {
 			out = append(out, line)

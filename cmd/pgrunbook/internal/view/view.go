@@ -267,10 +267,13 @@ func (v *view) log(p []byte) {
 
 // Summary shows how it ended, once.
 func (v *view) Summary(s Summary) {
+	if s.Err != nil {
+		s.Err = shown{text: engine.Text(s.Err), err: s.Err}
+	}
 	if v.o.Redact != nil {
 		s.Message, s.Next = v.o.Redact(s.Message), v.o.Redact(s.Next)
 		if s.Err != nil {
-			s.Err = redacted{text: v.o.Redact(s.Err.Error()), err: s.Err}
+			s.Err = shown{text: v.o.Redact(s.Err.Error()), err: s.Err}
 		}
 	}
 	v.do(func() {
@@ -281,14 +284,14 @@ func (v *view) Summary(s Summary) {
 	}, true)
 }
 
-// redacted is an error whose text was redacted.
-type redacted struct {
+// shown is an error in the words that it is shown in.
+type shown struct {
 	text string
 	err  error
 }
 
-func (r redacted) Error() string { return r.text }
-func (r redacted) Unwrap() error { return r.err }
+func (s shown) Error() string { return s.text }
+func (s shown) Unwrap() error { return s.err }
 
 // Close stops drawing. Without a Summary before it, it shows one with exit code 1 in JSON.
 func (v *view) Close() error {
