@@ -43,7 +43,20 @@ func TestF08ClocksThatJump(t *testing.T) {
 		t.Fatal("the runner did not die in the freeze")
 	}
 	jump("-1 day", "1 day")
-	r.finally(applyArgs...)
+
+	// And while the hold is there, which counts its own time.
+	r.edit(`max_write_block = "5s"`, `max_write_block = "60s"`)
+	p := r.start("freeze.held@1:sleep=5s", applyArgs...)
+	if !p.passed("freeze.held", 1) {
+		t.Fatal("the runner did not come to its hold")
+	}
+	jump("1 year", "-1 year")
+	if _, count := p.hits(); count["freeze.passed"] > 0 {
+		t.Fatal("the clocks did not jump in the hold")
+	}
+	if o := p.end(); o.code != 0 || strings.Contains(o.text, "attempt 2") {
+		t.Errorf("with clocks that jump in the hold: %s\n%s", o, o.text)
+	}
 	r.moved(0, 1)
 	r.writing(1)
 	r.balance(r.target)
