@@ -36,7 +36,11 @@ func (s *captureStep) Fingerprint() string {
 				key += " " + c.Name
 			}
 		}
-		_, _ = fmt.Fprintf(h, "%d %q %q %s %s %q\n", t.ID, t.Schema, t.Name.Name, t.Capture, t.Identity, key) // a hash takes everything
+		kind := t.Capture
+		if t.Recaptured {
+			kind = scope.Statement // as the plan has it
+		}
+		_, _ = fmt.Fprintf(h, "%d %q %q %s %s %q\n", t.ID, t.Schema, t.Name.Name, kind, t.Identity, key) // a hash takes everything
 	}
 	return "capture/1 " + hex.EncodeToString(h.Sum(nil))
 }

@@ -108,6 +108,9 @@ func (s *catchUpStep) definitions(ctx context.Context, cp engine.Checkpoint) err
 	if err := stopping(ctx, s.env, sides.source, n); err != nil {
 		return err
 	}
+	if err := n.parentsFirst(ctx, s.env, sides.source); err != nil {
+		return err
+	}
 	if !n.empty() && s.env.Runbook.Schema.OnDDL != "carry" {
 		return n.stop()
 	}

@@ -80,6 +80,9 @@ func makeAlike(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sideC
 	if err := clearPlaces(ctx, env, cp, sides, changes); err != nil {
 		return err
 	}
+	if err := looseParents(ctx, env, cp, sides, changes); err != nil {
+		return err
+	}
 	rewritten := map[int32]bool{}
 	for _, ch := range changes {
 		if ch.Rule == capture.Recopy {
@@ -105,6 +108,9 @@ func makeAlike(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sideC
 			failpoint.Hit("ddl.dropped")
 			continue
 		}
+		if ch.What == capture.Inheritance {
+			continue // in two parts, around the others
+		}
 		if ch.SQL == "" { // made like the source's once its rows are there: see afterRows
 			cp.Emit(engine.Event{Kind: engine.EventNote, Level: "warn", Object: pg.Name(ch.Table.Schema, ch.Table.Name), Message: ch.Text + ": carried to the target when its rows are there"})
 			continue
@@ -120,7 +126,7 @@ func makeAlike(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sideC
 		}
 		failpoint.Hit("ddl.changed")
 	}
-	return nil
+	return tieParents(ctx, env, cp, sides, changes)
 }
 
 func changedColumns(changes []capture.Change, id int32) (list []string) {
@@ -239,6 +245,7 @@ func refreshScope(ctx context.Context, env *Env) error {
 		t := &env.Scope.Tables[i]
 		if s, ok := shapes[t.ID]; ok {
 			recordedOnly(t, s)
+			recaptured(t, s.Capture)
 		}
 	}
 	return nil
@@ -289,7 +296,17 @@ func refreshTables(ctx context.Context, env *Env, source *pgx.Conn, chosen func(
 		t := &env.Scope.Tables[i]
 		if fresh, ok := byName[t.Name]; ok && chosen(*t) {
 			t.Columns, t.Members = fresh.Columns, fresh.Members
+			if fresh.Inherits {
+				recaptured(t, fresh.Capture)
+			}
 		}
 	}
 	return nil
+}
+
+// recaptured makes a table that statement triggers follow one for row triggers. It stays one when it inherits no more.
+func recaptured(t *scope.Table, by scope.Capture) {
+	if t.Capture == scope.Statement && by == scope.Row {
+		t.Capture, t.Recaptured = scope.Row, true
+	}
 }

@@ -246,7 +246,11 @@ func armJoined(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sideC
 		if !own {
 			continue
 		}
-		if err := rearm(ctx, env, cp, sides, t); err != nil && !errors.Is(err, capture.ErrUnseen) { // the check finds the partition as well
+		err := rearm(ctx, env, cp, sides, t)
+		if errors.Is(err, capture.ErrStatement) && env.Runbook.Schema.OnDDL == "carry" {
+			continue // it came to inherit since: the check sees it, and gives it others
+		}
+		if err != nil && !errors.Is(err, capture.ErrUnseen) { // the check finds the partition as well
 			return err
 		}
 		failpoint.Hit("join.armed")

@@ -83,6 +83,9 @@ func leave(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sideConns
 		names = append(names, t.Name)
 		cp.Emit(engine.Event{Kind: engine.EventNote, Level: "warn", Object: pg.Name(t.Schema, t.Name.Name), Message: pg.Name(t.Schema, t.Name.Name) + " was dropped on the source: dropped on the target too, and no longer part of the run"})
 	}
+	if err := looseChildren(ctx, env, cp, sides, names); err != nil {
+		return err
+	}
 	if err := dropCarried(ctx, env, cp, sides, "DROP TABLE IF EXISTS "+quotedNames(names)+" CASCADE", names); err != nil {
 		return err
 	}

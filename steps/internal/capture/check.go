@@ -43,7 +43,7 @@ type Change struct {
 	// NotNull says which way ColumnNull goes.
 	NotNull bool
 	// Unlike says that SQL does not make the rows alike: those from before an added column hold different values, or
-	// row images were captured that lack a column or have one too many.
+	// row images were captured that lack a column or have one too many; or rows changed that no trigger saw.
 	Unlike bool
 
 	seen fingerprint
@@ -74,8 +74,8 @@ const (
 	PartitionAdded   What = "partition_added"
 	PartitionRemoved What = "partition_removed"
 	PartitionMoved   What = "partition_moved" // detached and attached again
-	Inheritance      What = "inheritance"
-	Subscribed       What = "subscribed" // by a subscription that came later than its triggers
+	Inheritance      What = "inheritance"     // carried table by table, as the other side has it by then
+	Subscribed       What = "subscribed"      // by a subscription that came later than its triggers
 )
 
 // Err makes an error of the changes whose rule is Stop or Leave, or nil.

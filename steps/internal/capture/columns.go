@@ -2,6 +2,7 @@ package capture
 
 import (
 	"context"
+	"strings"
 
 	"github.com/jackc/pgx/v5"
 
@@ -11,6 +12,7 @@ import (
 // Shape is what is recorded of a captured table's root: the columns and partitions that passes
 // carry, once every change since the plan was handled.
 type Shape struct {
+	Capture scope.Capture
 	Columns []string // as ColumnText, in order, without dropped ones
 	Members []scope.Name
 }
@@ -40,6 +42,9 @@ func Shapes(ctx context.Context, conn *pgx.Conn, tables []scope.Table) (map[int3
 	shapes := make(map[int32]Shape, len(all))
 	for id, rec := range all {
 		var s Shape
+		if kind, _, _ := strings.Cut(rec.Mode, " "); kind != "" {
+			s.Capture = scope.Capture(kind)
+		}
 		for i, r := range rec.print.Relations {
 			if i > 0 {
 				s.Members = append(s.Members, scope.Name{Schema: r.Schema, Name: r.Name})

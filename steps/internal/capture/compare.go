@@ -26,9 +26,7 @@ func compare(t scope.Table, was, now fingerprint) []Change {
 	if was.KeyFits && !now.KeyFits {
 		changes = append(changes, newChange(t, KeyChanged, Stop, "no valid unique index over its key's columns is left"))
 	}
-	if !slices.Equal(was.Children, now.Children) || !slices.Equal(was.Parents, now.Parents) {
-		changes = append(changes, newChange(t, Inheritance, Stop, "its inheritance changed, or it became a partition of another table"))
-	}
+	changes = append(changes, inheritance(t, was, now)...)
 	changes = append(changes, members(t, was, now)...)
 	if was.Function != now.Function || was.Records != now.Records {
 		changes = append(changes, newChange(t, Tampered, Recopy, "our function or the table that it writes to was dropped, renamed or made anew: rows may have changed unseen"))

@@ -27,6 +27,7 @@ type fingerprint struct {
 
 type link struct {
 	Name string `json:"name"`
+	Kind string `json:"kind,omitempty"` // relkind
 	Xmin int64  `json:"xmin"`
 }
 
@@ -98,9 +99,9 @@ rels AS (
     ) ORDER BY t.level, n.nspname, c.relname) AS list
   FROM tree t JOIN pg_class c ON c.oid = t.oid JOIN pg_namespace n ON n.oid = c.relnamespace GROUP BY t.id)
 SELECT r.id, json_build_object('relations', rels.list,
-    'children', (SELECT json_agg(json_build_object('name', k.inhrelid::regclass::text, 'xmin', k.xmin::text::int8) ORDER BY k.inhrelid)
+    'children', (SELECT json_agg(json_build_object('name', k.inhrelid::regclass::text, 'kind', 'r', 'xmin', k.xmin::text::int8) ORDER BY k.inhrelid)
        FROM pg_inherits k JOIN pg_class p ON p.oid = k.inhparent AND p.relkind <> 'p' WHERE k.inhparent = r.oid),
-    'parents', (SELECT json_agg(json_build_object('name', k.inhparent::regclass::text, 'xmin', k.xmin::text::int8) ORDER BY k.inhparent) FROM pg_inherits k WHERE k.inhrelid = r.oid),
+    'parents', (SELECT json_agg(json_build_object('name', k.inhparent::regclass::text, 'kind', (SELECT p.relkind::text FROM pg_class p WHERE p.oid = k.inhparent), 'xmin', k.xmin::text::int8) ORDER BY k.inhparent) FROM pg_inherits k WHERE k.inhrelid = r.oid),
     'function', (SELECT coalesce(sum(hashtext(p.prosrc)), 0)::int8 FROM pg_proc p WHERE p.pronamespace = 'pgrunbook'::regnamespace AND p.proname = 'capture_' || r.id),
     'records', coalesce((SELECT to_regclass('pgrunbook.' || CASE c.shape WHEN '' THEN 'image_' || c.id ELSE 'delta_' || c.shape END)::oid::int8 FROM (VALUES (r.id, r.shape)) c (id, shape)), 0),
     'uniques', (SELECT coalesce(sum(x.indexrelid::int8), 0)::int8 FROM pg_index x WHERE x.indrelid = r.oid AND x.indisunique AND x.indisvalid AND x.indimmediate),

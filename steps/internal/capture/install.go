@@ -81,13 +81,17 @@ func InstallOn(ctx context.Context, conn *pgx.Conn, run scope.Run, t scope.Table
 	if err := fits(t, rels); err != nil {
 		return err
 	}
-	if err := objects(ctx, conn, run, t, rels[0].OID); err != nil {
-		return err
+	// Where triggers of the other kind stand, the function becomes another one together with them.
+	swap := before != nil && before.Mode != mode(t)
+	if !swap {
+		if err := objects(ctx, conn, run, t, rels[0].OID); err != nil {
+			return err
+		}
 	}
 	failpoint.Hit("capture.objects")
 	for range 10 { // a member may join while we install
 		for _, r := range rels {
-			if err := ensure(ctx, conn, run, t, r, before == nil, onWait); err != nil {
+			if err := ensure(ctx, conn, run, t, r, before == nil, swap, onWait); err != nil {
 				return err
 			}
 			failpoint.Hit("capture.triggers")
@@ -111,6 +115,9 @@ func InstallOn(ctx context.Context, conn *pgx.Conn, run scope.Run, t scope.Table
 // ErrAnother says that a table was dropped since its capture began; it may have been made again, with
 // other rows.
 var ErrAnother = errors.New("it was dropped, or another table has its name")
+
+// ErrStatement says that a table came to inherit, or to pass on its columns, and needs row triggers.
+var ErrStatement = errors.New("statement triggers are wrong there")
 
 func another(t scope.Table) error {
 	return &engine.Error{Class: engine.ClassStale, Op: "capturing", Object: pg.Name(t.Schema, t.Name.Name), Err: ErrAnother, Hint: newChange(t, Dropped, Leave, "").Hint}
@@ -141,7 +148,7 @@ func fits(t scope.Table, rels []relation) error {
 		if r.Kind == "f" || r.Inherits {
 			return &engine.Error{
 				Class: engine.ClassStale, Op: "capturing", Object: name,
-				Err:  fmt.Errorf("%s is foreign or inherits: statement triggers are wrong there", pg.Name(r.Schema, r.Name.Name)),
+				Err:  fmt.Errorf("%s is foreign or inherits: %w", pg.Name(r.Schema, r.Name.Name), ErrStatement),
 				Hint: "Run plan again: it chooses row triggers for such tables.",
 			}
 		}
@@ -197,7 +204,7 @@ func objects(ctx context.Context, conn *pgx.Conn, run scope.Run, t scope.Table, 
 
 // ensure makes one relation's triggers right; what stood there first under a name of ours is somebody
 // else's and is refused. Nothing is locked where nothing is wrong.
-func ensure(ctx context.Context, conn *pgx.Conn, run scope.Run, t scope.Table, r relation, first bool, onWait OnWait) error {
+func ensure(ctx context.Context, conn *pgx.Conn, run scope.Run, t scope.Table, r relation, first, swap bool, onWait OnWait) error {
 	have, ok, err := inspect(ctx, conn, run, t, r)
 	if err != nil || ok {
 		return err
@@ -211,7 +218,16 @@ func ensure(ctx context.Context, conn *pgx.Conn, run scope.Run, t scope.Table, r
 			mode = pg.AccessExclusive // DROP TRIGGER
 		}
 	}
+	major, err := majorOf(ctx, conn)
+	if err != nil {
+		return err
+	}
 	err = WithLock(ctx, conn, r.Name, r.OID, mode, onWait, func(ctx context.Context, tx pgx.Tx) error {
+		if swap {
+			if err := script(ctx, tx, functionSQL(t, r.OID, major)); err != nil {
+				return err
+			}
+		}
 		for _, f := range have {
 			if f.right {
 				continue
@@ -258,8 +274,13 @@ func dropSQL(rel scope.Name, name string) string {
 // settle records a table that is captured for the first time, or logs the keys of members that
 // joined a captured one.
 func settle(ctx context.Context, conn *pgx.Conn, t scope.Table, rels []relation, before *record) error {
-	if before == nil || before.Mode != mode(t) || before.Shape != shape(t) {
+	if before == nil || before.Shape != shape(t) {
 		return store(ctx, conn, t, rels[0].OID)
+	}
+	if before.Mode != mode(t) { // what happened to it is still to be seen
+		if _, err := conn.Exec(ctx, "UPDATE pgrunbook.captured SET mode = $2 WHERE id = $1", t.ID, mode(t)); err != nil {
+			return fmt.Errorf("recording %s as captured: %w", pg.Name(t.Schema, t.Name.Name), err)
+		}
 	}
 	for _, r := range rels {
 		if slices.Contains(before.Members, r.OID) || r.Kind != "r" {

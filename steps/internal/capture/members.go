@@ -23,6 +23,27 @@ func (p Place) SQL() string {
 	return sql
 }
 
+// inheritance names what a table inherits from or passes on. Row triggers log the rows of their own table whatever a
+// statement names; statement triggers miss those that it changed through a new parent, and would make images of a
+// child's rows.
+func inheritance(t scope.Table, was, now fingerprint) []Change {
+	same := func(a, b link) bool { return a.Name == b.Name && a.Xmin == b.Xmin }
+	if slices.EqualFunc(was.Children, now.Children, same) && slices.EqualFunc(was.Parents, now.Parents, same) {
+		return nil
+	}
+	for _, l := range slices.Concat(now.Parents, now.Children) {
+		if l.Kind == "p" || strings.HasPrefix(l.Name, "pg_temp_") {
+			return []Change{newChange(t, Inheritance, Stop, "it became a partition of another table, or a temporary table inherits from it: "+l.Name)}
+		}
+	}
+	c := newChange(t, Inheritance, Carry, "its inheritance changed")
+	gained := slices.ContainsFunc(now.Parents, func(p link) bool {
+		return !slices.ContainsFunc(was.Parents, func(old link) bool { return same(old, p) })
+	})
+	c.Unlike = t.Capture == scope.Statement && (gained || t.Identity != scope.ByKey)
+	return []Change{c}
+}
+
 // members compares the relations of a tree.
 func members(t scope.Table, was, now fingerprint) []Change {
 	var changes []Change

@@ -50,10 +50,12 @@ type Table struct {
 	Bytes      int64 `json:"bytes"`                // heap and TOAST, all members
 	IndexBytes int64 `json:"index_bytes"`
 
-	Inherits bool   `json:"inherits,omitempty"` // has legacy inheritance parents or children
-	Unlogged bool   `json:"unlogged,omitempty"`
-	Joined   bool   `json:"joined,omitempty"` // it was made while the run was under way
-	Why      string `json:"why,omitempty"`    // why this method, key and capture, for the plan
+	Inherits bool `json:"inherits,omitempty"` // has legacy inheritance parents or children
+	Unlogged bool `json:"unlogged,omitempty"`
+	// Recaptured says that row triggers took the place of statement triggers, since it came to inherit.
+	Recaptured bool   `json:"recaptured,omitempty"`
+	Joined     bool   `json:"joined,omitempty"` // it was made while the run was under way
+	Why        string `json:"why,omitempty"`    // why this method, key and capture, for the plan
 }
 
 // Kind of relation.

@@ -1,0 +1,67 @@
+package steps
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/pgrunbook/pgrunbook/engine"
+	"github.com/pgrunbook/pgrunbook/internal/testpg"
+	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
+)
+
+const heirsSetup = shopSetup + `
+CREATE TABLE shop.base (id int PRIMARY KEY, v text);
+CREATE TABLE shop.kid (id int PRIMARY KEY, v text);
+CREATE TABLE shop.other (id int PRIMARY KEY, v text);
+CREATE TABLE shop.note (n int, v text);
+INSERT INTO shop.base SELECT g, 'v' FROM generate_series(1, 10) g;
+INSERT INTO shop.kid SELECT g, 'k' FROM generate_series(5, 20) g;
+INSERT INTO shop.other SELECT g, 'o' FROM generate_series(1, 10) g;
+INSERT INTO shop.note SELECT g, 'n' FROM generate_series(1, 10) g;
+CREATE SCHEMA aside; CREATE TABLE aside.parent (id int, v text);`
+
+// heirsDDL is inheritance that comes and goes, one after the other in one run.
+var heirsDDL = []stage{
+	{"F59 a table comes to inherit", `ALTER TABLE shop.kid INHERIT shop.base; UPDATE shop.base SET v = 'through the parent' WHERE id BETWEEN 3 AND 8; DELETE FROM shop.base WHERE id = 9`, `ALTER TABLE "shop"."kid" INHERIT "shop"."base"`},
+	{"F59 and is written to through its parent", `UPDATE shop.base SET v = v || '!' WHERE id < 7; DELETE FROM shop.base WHERE id = 5; INSERT INTO shop.kid VALUES (30, 'x')`, ``},
+	{"F59 columns of both", `ALTER TABLE shop.base ADD COLUMN w int DEFAULT 3; UPDATE shop.base SET w = id WHERE id > 6`, `new column "w"`},
+	{"F59 a new table inherits from one that has changed", `ALTER TABLE shop.other ADD COLUMN y int DEFAULT 4; CREATE TABLE shop.late (x int, PRIMARY KEY (id)) INHERITS (shop.other); INSERT INTO shop.late VALUES (50, 'l', 1, 2), (3, 'l', 1, 2);
+		UPDATE shop.other SET v = 'p' WHERE id IN (3, 50)`, `"shop"."late" is new`},
+	{"F59 of a table without a key", `CREATE TABLE shop.note_kid () INHERITS (shop.note); INSERT INTO shop.note_kid VALUES (99, 'k'); UPDATE shop.note SET v = 'both' WHERE n > 8; DELETE FROM shop.note WHERE n = 2`, `"shop"."note_kid" is new`},
+	{"F59 a table inherits no more, and keeps what its parent loses", `ALTER TABLE shop.late NO INHERIT shop.other; ALTER TABLE shop.other DROP COLUMN v; UPDATE shop.late SET v = 'kept' WHERE id = 3`, `NO INHERIT`},
+	{"F59 a parent is dropped", `ALTER TABLE shop.kid NO INHERIT shop.base; DROP TABLE shop.base; UPDATE shop.kid SET v = 'alone' WHERE id < 8`, `"shop"."base" was dropped`},
+}
+
+// Inheritance that a table gains or loses is carried, and row triggers take the place of statement triggers. Another
+// process goes on with these.
+func TestF59InheritanceInMidRun(t *testing.T) {
+	source, target := testpg.Pair(t)
+	r := newRigOn(t, source, target, heirsSetup, `schema { on_ddl = "carry" }
+table "shop.note*" { identity = "full_row" }
+`)
+	first := []engine.Step{newSchema(r.env), newCapture(r.env), newCopy(r.env), newCatchUp(r.env)}
+	r.must(r.walk(t.Context(), first...))
+	for i, s := range heirsDDL {
+		t.Run(s.name, func(t *testing.T) { r.carries(t, s) })
+		if i == 0 {
+			r.env.Journal.Close(t.Context())
+			r.open() // as a new process, from the accepted plan
+			if kid := tableOf(r, "kid"); kid.Capture != scope.Row {
+				t.Errorf("another process has kid with %s triggers", kid.Capture)
+			}
+			r.must(r.walk(t.Context(), newSchema(r.env), newCapture(r.env), newCopy(r.env)))
+		}
+	}
+	const parents = "SELECT coalesce(string_agg(inhrelid::regclass || ' ' || inhparent::regclass, ', ' ORDER BY 1), '') FROM pg_inherits h JOIN pg_class c ON c.oid = h.inhrelid WHERE c.relkind = 'r' AND NOT c.relispartition AND h.inhrelid::regclass::text LIKE 'shop.%'"
+	r.want(r.target, strings.Replace(parents, "ORDER BY 1", "ORDER BY inhrelid::regclass::text", 1), "shop.note_kid shop.note")
+	r.exec(r.source, "ALTER TABLE shop.kid DROP COLUMN w; ALTER TABLE shop.kid INHERIT aside.parent")
+	err := r.catchUp()
+	if err == nil || !strings.Contains(err.Error(), `"aside"."parent"`) || !strings.Contains(engine.HintOf(err), `ALTER TABLE "shop"."kid" NO INHERIT "aside"."parent"`) {
+		t.Fatalf("%v, hint %q", err, engine.HintOf(err))
+	}
+	r.exec(r.source, "ALTER TABLE shop.kid NO INHERIT aside.parent; UPDATE shop.kid SET v = 'end'")
+	r.must(r.catchUp())
+	r.sameTables(t)
+	r.must(r.walk(t.Context(), newConstraints(r.env)))
+	r.sameDefinitions(t)
+}
