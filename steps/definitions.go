@@ -262,7 +262,7 @@ func (c *comparison) tableRemedy(ctx context.Context, env *Env, sides *sideConns
 		d.restore = !d.elsewhere
 		return err
 	case t != nil && d.item.Kind == dump.ItemTable && !missing:
-		sql, err := alterEmpty(ctx, sides, *t)
+		sql, err := alterEmpty(ctx, env, sides, *t)
 		if err != nil {
 			return err
 		}

@@ -16,7 +16,11 @@ import (
 
 // alterEmpty makes the columns of a table whose rows are not there yet, or are thrown away by the
 // next reload, those of the source. Rows of a table whose data nobody moves stay.
-func alterEmpty(ctx context.Context, sides *sideConns, t scope.Table) ([]string, error) {
+func alterEmpty(ctx context.Context, env *Env, sides *sideConns, t scope.Table) ([]string, error) {
+	loose, tie, err := heirsAlike(ctx, env, sides, t.Name)
+	if err != nil {
+		return nil, err
+	}
 	name := pg.Name(t.Schema, t.Name.Name)
 	want, err := columnTexts(ctx, sides.source, name)
 	if err != nil {
@@ -26,7 +30,7 @@ func alterEmpty(ctx context.Context, sides *sideConns, t scope.Table) ([]string,
 	if err != nil {
 		return nil, err
 	}
-	var out []string
+	out := loose
 	using := " USING NULL"
 	if t.Data == scope.NoData {
 		using = "" // its rows are the target's own
@@ -90,6 +94,7 @@ func alterEmpty(ctx context.Context, sides *sideConns, t scope.Table) ([]string,
 			out = append(out, strings.ReplaceAll(sql, "{table}", name))
 		}
 	}
+	out = append(out, tie...)
 	if len(out) > 0 && t.Data != scope.NoData {
 		out = append([]string{"DELETE FROM " + only(t)}, out...)
 	}

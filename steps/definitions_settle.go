@@ -78,9 +78,10 @@ func (d difference) carry(ctx context.Context, cp engine.Checkpoint, sides *side
 	return d.run(ctx, cp, sides)
 }
 
-// undefined reports whether a statement named what is not there: a table, function, type or column, or a schema.
+// undefined reports whether a statement named what is not there: a table, function, type or column, or a schema; or a
+// parent that its child is not like yet.
 func undefined(err error) bool {
-	return slices.Contains([]string{"42P01", "42883", "42704", "42703", "3F000"}, pg.SQLState(err))
+	return slices.Contains([]string{"42P01", "42883", "42704", "42703", "3F000", "42804"}, pg.SQLState(err))
 }
 
 func (d difference) run(ctx context.Context, cp engine.Checkpoint, sides *sideConns) error {

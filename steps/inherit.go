@@ -68,13 +68,8 @@ func looseParents(ctx context.Context, env *Env, cp engine.Checkpoint, sides *si
 	if err != nil {
 		return err
 	}
-	for _, h := range source {
-		if owningTable(env, nil, pg.Name(h.Parent.Schema, h.Parent.Name)) == nil {
-			return &engine.Error{
-				Op: "following", Object: pg.Name(h.Child.Schema, h.Child.Name), Err: fmt.Errorf("it inherits from %s, which is not in scope: UPDATE and DELETE of that table change its rows too, and no gate stops them", pg.Name(h.Parent.Schema, h.Parent.Name)),
-				Hint: "Take it off on the source, then run the same command again: " + h.alter("NO INHERIT"),
-			}
-		}
+	if err := inScope(env, source); err != nil {
+		return err
 	}
 	for _, h := range target {
 		if !slices.Contains(source, h) {
@@ -84,6 +79,44 @@ func looseParents(ctx context.Context, env *Env, cp engine.Checkpoint, sides *si
 		}
 	}
 	return nil
+}
+
+func inScope(env *Env, source []heir) error {
+	for _, h := range source {
+		if owningTable(env, nil, pg.Name(h.Parent.Schema, h.Parent.Name)) == nil {
+			return &engine.Error{
+				Op: "following", Object: pg.Name(h.Child.Schema, h.Child.Name), Err: fmt.Errorf("it inherits from %s, which is not in scope: UPDATE and DELETE of that table change its rows too, and no gate stops them", pg.Name(h.Parent.Schema, h.Parent.Name)),
+				Hint: "Take it off on the source, then run the same command again: " + h.alter("NO INHERIT"),
+			}
+		}
+	}
+	return nil
+}
+
+// heirsAlike gives what takes a table off parents on the target, and what makes it inherit there as on the source.
+func heirsAlike(ctx context.Context, env *Env, sides *sideConns, table scope.Name) (loose, tie []string, err error) {
+	source, err := heirs(ctx, sides.source, []scope.Name{table}, false)
+	if err != nil {
+		return nil, nil, err
+	}
+	target, err := heirs(ctx, sides.target, []scope.Name{table}, false)
+	if err != nil {
+		return nil, nil, err
+	}
+	if slices.Equal(source, target) {
+		return nil, nil, nil
+	}
+	for _, h := range target {
+		if !slices.Contains(source, h) {
+			loose = append(loose, h.alter("NO INHERIT"))
+		}
+	}
+	for _, h := range source {
+		if !slices.Contains(target, h) {
+			tie = append(tie, h.alter("INHERIT"))
+		}
+	}
+	return loose, tie, inScope(env, source)
 }
 
 // tieParents makes tables inherit on the target, once their columns are alike.

@@ -31,7 +31,8 @@ WITH ns AS (
       SELECT coalesce(string_agg(concat_ws(' ', quoted(a.attname), format_type(a.atttypid, a.atttypmod), a.attnotnull, a.attidentity, {generated}, nullif(a.collation_name, ''), pg_get_expr(d.adbin, d.adrelid)), ', ' ORDER BY a.attname), '')
         FROM (SELECT a.*, CASE WHEN a.attcollation <> (SELECT typcollation FROM pg_type WHERE oid = a.atttypid) THEN (SELECT collname::text FROM pg_collation WHERE oid = a.attcollation) ELSE '' END AS collation_name
                 FROM pg_attribute a) a LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
-       WHERE a.attrelid = rel.oid AND a.attnum > 0 AND NOT a.attisdropped)
+       WHERE a.attrelid = rel.oid AND a.attnum > 0 AND NOT a.attisdropped) || coalesce((
+      SELECT ' inherits ' || string_agg(up.name, ', ' ORDER BY up.name) FROM pg_inherits h JOIN rel up ON up.oid = h.inhparent WHERE h.inhrelid = rel.oid), '')
     FROM rel WHERE rel.kind IN ('r', 'p', 'f', 'c') AND NOT rel.part
   UNION ALL SELECT 'pg_class'::regclass, rel.oid, rel.oid, 'partition', rel.name, up.nsp || ' ' || up.name || coalesce(pg_get_partkeydef(rel.oid), '') || pg_get_expr(c.relpartbound, c.oid)
     FROM rel JOIN pg_class c ON c.oid = rel.oid JOIN pg_inherits h ON h.inhrelid = rel.oid JOIN rel up ON up.oid = h.inhparent WHERE rel.part
