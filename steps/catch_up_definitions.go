@@ -20,7 +20,7 @@ import (
 // ddlRules say what becomes of DDL on the source while the run is under way.
 func ddlRules(carried bool) []engine.Action {
 	rules := []engine.Action{
-		{On: engine.Target, SQL: "ALTER TABLE ... ADD COLUMN, SET DEFAULT, SET NOT NULL, TYPE, ADD GENERATED, DROP EXPRESSION; CREATE TABLE ... PARTITION OF ...", Why: "a column or partition added, a default, NOT NULL, type or identity changed on the source"},
+		{On: engine.Target, SQL: "ALTER TABLE ... ADD COLUMN, SET DEFAULT, SET NOT NULL, TYPE, ADD GENERATED, DROP EXPRESSION, INHERIT; CREATE TABLE ... PARTITION OF ...", Why: "a column or partition added, a default, NOT NULL, type, identity or inheritance changed on the source"},
 		{On: engine.Target, SQL: "DROP TABLE ... CASCADE; ALTER TABLE ... DROP COLUMN ... CASCADE", Why: "a table, partition or column dropped on the source, with what depended on it there, and a partition that hangs elsewhere or under other bounds there by now, which is made again; with an object in the way that the run did not bring, nothing is dropped"},
 		{On: engine.Target, SQL: "pg_restore of new schemas, tables, sequences, types, functions and views", Why: "new ones that the patterns cover, with what they need and the target lacks: gated, captured and loaded, or without a key reloaded inside the freeze"},
 		{On: engine.Target, SQL: "ALTER TYPE ... ADD VALUE, RENAME VALUE; ALTER TABLE, ALTER DOMAIN ... ADD, DROP CONSTRAINT; CREATE OR REPLACE FUNCTION, VIEW; ALTER SEQUENCE", Why: "labels, constraints and definitions that changed, before rows fail"},
@@ -33,8 +33,8 @@ func ddlRules(carried bool) []engine.Action {
 		rules[i].Why, rules[i].Group = rules[i].Why+why, "DDL on the source meanwhile"
 	}
 	return append(rules,
-		engine.Action{On: engine.Target, Why: "loaded again, whatever on_ddl says: a table that was rewritten with other rows, whose partitions were detached or swapped, that has no key and got or lost a column, or whose triggers were touched", Group: "DDL on the source meanwhile"},
-		engine.Action{On: engine.Target, Why: "stops, named: a table or column that was renamed, a key's column or type, inheritance, a change without a statement that makes it", Group: "DDL on the source meanwhile"},
+		engine.Action{On: engine.Target, Why: "loaded again, whatever on_ddl says: a table that was rewritten with other rows, whose partitions were detached or swapped, that has no key and got or lost a column, that came to inherit, or whose triggers were touched", Group: "DDL on the source meanwhile"},
+		engine.Action{On: engine.Target, Why: "stops, named: a table or column that was renamed, a key's column or type, a parent outside of the scope, a change without a statement that makes it", Group: "DDL on the source meanwhile"},
 		engine.Action{On: engine.Target, Why: "left out, named: what needs a temporary object, since it goes with that when a session ends", Group: "DDL on the source meanwhile"},
 		engine.Action{On: engine.Target, Why: "named before and after the freeze: owners, grants, comments, options, extension versions, and what was dropped on the source but is still on the target", Group: "DDL on the source meanwhile"},
 	)
@@ -156,9 +156,17 @@ func stopping(ctx context.Context, env *Env, source *pgx.Conn, n news) error {
 	if err := leaving(env, changes); err != nil { // it went a moment ago
 		return err
 	}
-	return capture.Err(slices.DeleteFunc(changes, func(c capture.Change) bool {
+	err = capture.Err(slices.DeleteFunc(slices.Clone(changes), func(c capture.Change) bool {
 		return slices.ContainsFunc(n.left, func(t scope.Table) bool { return t.ID == c.ID })
 	}))
+	if err != nil {
+		return err
+	}
+	inherits, err := heirs(ctx, source, heirsAmong(changes), false)
+	if err != nil {
+		return err
+	}
+	return inScope(env, inherits, n.tables...)
 }
 
 // reopen lets later steps that are done already act on what joined.

@@ -30,6 +30,9 @@ func (h heir) alter(verb string) string {
 }
 
 func heirs(ctx context.Context, conn *pgx.Conn, names []scope.Name, parents bool) ([]heir, error) {
+	if len(names) == 0 {
+		return nil, nil
+	}
 	rows, err := conn.Query(ctx, heirsSQL, quoted(names), parents)
 	if err != nil {
 		return nil, fmt.Errorf("reading inheritance: %w", err)
@@ -43,17 +46,19 @@ func heirs(ctx context.Context, conn *pgx.Conn, names []scope.Name, parents bool
 	return list, nil
 }
 
-// heirsOf gives what tables whose inheritance changed inherit on both sides.
-func heirsOf(ctx context.Context, sides *sideConns, changes []capture.Change) (source, target []heir, err error) {
-	var names []scope.Name
+// heirsAmong are the tables whose inheritance changed.
+func heirsAmong(changes []capture.Change) (names []scope.Name) {
 	for _, c := range changes {
 		if c.What == capture.Inheritance {
 			names = append(names, c.Table)
 		}
 	}
-	if len(names) == 0 {
-		return nil, nil, nil
-	}
+	return names
+}
+
+// heirsOf gives what tables whose inheritance changed inherit on both sides.
+func heirsOf(ctx context.Context, sides *sideConns, changes []capture.Change) (source, target []heir, err error) {
+	names := heirsAmong(changes)
 	if source, err = heirs(ctx, sides.source, names, false); err != nil {
 		return nil, nil, err
 	}
@@ -62,7 +67,7 @@ func heirsOf(ctx context.Context, sides *sideConns, changes []capture.Change) (s
 }
 
 // looseParents takes tables off parents on the target that they inherit from no more, before their columns and their
-// parents' change. A parent outside of the scope is refused: its gate is none of ours.
+// parents' change.
 func looseParents(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sideConns, changes []capture.Change) error {
 	source, target, err := heirsOf(ctx, sides, changes)
 	if err != nil {
@@ -81,9 +86,10 @@ func looseParents(ctx context.Context, env *Env, cp engine.Checkpoint, sides *si
 	return nil
 }
 
-func inScope(env *Env, source []heir) error {
+// inScope refuses a parent that is not in scope, and not among what is about to join: its gate is none of ours.
+func inScope(env *Env, source []heir, joining ...scope.Table) error {
 	for _, h := range source {
-		if owningTable(env, nil, pg.Name(h.Parent.Schema, h.Parent.Name)) == nil {
+		if owningTable(env, nil, pg.Name(h.Parent.Schema, h.Parent.Name)) == nil && !slices.ContainsFunc(joining, func(t scope.Table) bool { return t.Name == h.Parent }) {
 			return &engine.Error{
 				Op: "following", Object: pg.Name(h.Child.Schema, h.Child.Name), Err: fmt.Errorf("it inherits from %s, which is not in scope: UPDATE and DELETE of that table change its rows too, and no gate stops them", pg.Name(h.Parent.Schema, h.Parent.Name)),
 				Hint: "Take it off on the source, then run the same command again: " + h.alter("NO INHERIT"),

@@ -18,7 +18,7 @@ INSERT INTO shop.base SELECT g, 'v' FROM generate_series(1, 10) g;
 INSERT INTO shop.kid SELECT g, 'k' FROM generate_series(5, 20) g;
 INSERT INTO shop.other SELECT g, 'o' FROM generate_series(1, 10) g;
 INSERT INTO shop.note SELECT g, 'n' FROM generate_series(1, 10) g;
-CREATE SCHEMA aside; CREATE TABLE aside.parent (id int, v text);`
+CREATE SCHEMA shop_out; CREATE TABLE shop_out.parent (id int, v text);`
 
 // heirsDDL is inheritance that comes and goes, one after the other in one run.
 var heirsDDL = []stage{
@@ -56,12 +56,12 @@ table "shop.note*" { identity = "full_row" }
 	}
 	const parents = "SELECT coalesce(string_agg(inhrelid::regclass || ' ' || inhparent::regclass, ', ' ORDER BY 1), '') FROM pg_inherits h JOIN pg_class c ON c.oid = h.inhrelid WHERE c.relkind = 'r' AND NOT c.relispartition AND h.inhrelid::regclass::text LIKE 'shop.%'"
 	r.want(r.target, strings.Replace(parents, "ORDER BY 1", "ORDER BY inhrelid::regclass::text", 1), "shop.log_late shop.log, shop.note_kid shop.note")
-	r.exec(r.source, "ALTER TABLE shop.kid DROP COLUMN w; ALTER TABLE shop.kid INHERIT aside.parent")
+	r.exec(r.source, "ALTER TABLE shop.kid DROP COLUMN w; ALTER TABLE shop.kid INHERIT shop_out.parent")
 	err := r.catchUp()
-	if err == nil || !strings.Contains(err.Error(), `"aside"."parent"`) || !strings.Contains(engine.HintOf(err), `ALTER TABLE "shop"."kid" NO INHERIT "aside"."parent"`) {
+	if err == nil || !strings.Contains(err.Error(), `"shop_out"."parent"`) || !strings.Contains(engine.HintOf(err), `ALTER TABLE "shop"."kid" NO INHERIT "shop_out"."parent"`) {
 		t.Fatalf("%v, hint %q", err, engine.HintOf(err))
 	}
-	r.exec(r.source, "ALTER TABLE shop.kid NO INHERIT aside.parent; UPDATE shop.kid SET v = 'end'")
+	r.exec(r.source, "ALTER TABLE shop.kid NO INHERIT shop_out.parent; UPDATE shop.kid SET v = 'end'")
 	r.must(r.catchUp())
 	r.sameTables(t)
 	r.must(r.walk(t.Context(), newConstraints(r.env)))
