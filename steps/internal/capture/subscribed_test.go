@@ -50,6 +50,9 @@ func TestD4R8ReplicatedChangesAreCapturedByRowTriggers(t *testing.T) {
 	}
 	table.Capture = scope.Statement // as where the subscription came after the plan
 	d.install(table)
+	if err := Accept(d.ctx, d.ours, table); err != nil {
+		t.Fatal(err)
+	}
 	changes, err := Check(d.ctx, d.ours, testRun, []scope.Table{table})
 	if err != nil || Err(changes) == nil || changes[0].What != Subscribed {
 		t.Errorf("statement triggers: %v, %v", describe(changes), err)
