@@ -159,6 +159,10 @@ func dropCarried(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sid
 		if err != nil {
 			return err
 		}
+		within, err := identitySequences(ctx, tx, e.Relations)
+		if err != nil {
+			return err
+		}
 		if err := dropUnpublished(ctx, tx, sql); err != nil {
 			return err
 		}
@@ -174,7 +178,7 @@ func dropCarried(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sid
 		for id, i := range before {
 			now, there := after[id]
 			own := ownWords(i.Kind) || i.Kind == dump.ItemComment
-			of := slices.Contains(e.Relations, i.Rel) && (len(columns) == 0 || own || i.Kind == dump.ItemTable) // the table itself: see onlyColumns
+			of := slices.Contains(e.Relations, i.Rel) && (len(columns) == 0 || own || i.Kind == dump.ItemTable) || slices.Contains(within, i.OID) // the table itself: see onlyColumns
 			switch {
 			case !there && staysInRun(env, i, names):
 				return fmt.Errorf("%s would go with it, and is still on the source", id)
@@ -200,6 +204,20 @@ func dropCarried(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sid
 		}
 	}
 	return nil
+}
+
+// identitySequences gives those of the identity columns of relations: nobody else's can depend on these.
+func identitySequences(ctx context.Context, tx pgx.Tx, relations []uint32) ([]uint32, error) {
+	rows, err := tx.Query(ctx, `SELECT s.oid FROM pg_depend d JOIN pg_class s ON s.oid = d.objid AND s.relkind = 'S'
+ WHERE d.classid = 'pg_class'::regclass AND d.refclassid = 'pg_class'::regclass AND d.refobjid = ANY ($1::oid[]) AND d.deptype = 'i'`, relations)
+	if err != nil {
+		return nil, fmt.Errorf("looking for the sequences of identities: %w", err)
+	}
+	list, err := pgx.CollectRows(rows, pgx.RowTo[uint32])
+	if err != nil {
+		return nil, fmt.Errorf("looking for the sequences of identities: %w", err)
+	}
+	return list, nil
 }
 
 // publishedOn gives what publications of the target list by name: they are no definitions of the source, so that no
