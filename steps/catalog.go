@@ -91,9 +91,13 @@ func uncarried(env *Env, changes []capture.Change) error {
 	}
 	hint := "pgrunbook apply: catch_up reads the table once more."
 	if c.Rule == capture.Carry {
-		hint = fmt.Sprintf("pgrunbook apply: catch_up makes the same change on the target: %s", c.SQL)
+		same := "makes the same change on the target"
+		if c.SQL != "" {
+			same += ": " + c.SQL
+		}
+		hint = "pgrunbook apply: catch_up " + same
 		if env.Runbook.Schema.OnDDL != "carry" {
-			hint = fmt.Sprintf(`Set schema { on_ddl = "carry" } in the runbook; then pgrunbook apply makes the same change on the target: %s`, c.SQL)
+			hint = `Set schema { on_ddl = "carry" } in the runbook; then pgrunbook apply ` + same
 		}
 	}
 	return &engine.Error{Class: engine.ClassFailed, Op: "following", Err: errors.New(c.Text), Hint: hint}
