@@ -52,7 +52,7 @@ func TestF40ColumnsOfEveryKind(t *testing.T) {
 	for _, s := range columnsDDL {
 		t.Run(s.name, func(t *testing.T) { r.carries(t, s) })
 	}
-	const identities = "SELECT string_agg(attrelid::regclass || '.' || attname || ' ' || attidentity::text || ' ' || coalesce(pg_get_serial_sequence(attrelid::regclass::text, attname), '-'), ', ' ORDER BY attrelid::regclass::text, attname) FROM pg_attribute WHERE attidentity <> '' AND attrelid::regclass::text LIKE 'shop.%'"
+	const identities = "SELECT string_agg(attrelid::regclass || '.' || attname || ' ' || attidentity::text || ' ' || coalesce(pg_get_serial_sequence(attrelid::regclass::text, attname), '-'), ', ' ORDER BY attrelid::regclass::text, attname) FROM pg_attribute WHERE attidentity <> '' AND NOT attisdropped AND attrelid::regclass::text LIKE 'shop.%'"
 	r.want(r.target, identities, query(t, r.source, identities))
 	r.env.Journal.Close(t.Context())
 	r.open() // as a new process, from the accepted plan
