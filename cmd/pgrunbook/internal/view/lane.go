@@ -114,7 +114,8 @@ func (v *view) do(show func(), must bool) {
 func (v *view) missing(n int) {
 	if !v.ended {
 		now := v.o.Now()
-		v.r.event(engine.Event{Kind: engine.EventNote, At: now, Level: "warn", Message: engine.Plural(n, "event") + " left out here: the output was not read"}, now)
+		v.said = later(v.said, now)
+		v.r.event(engine.Event{Kind: engine.EventNote, At: v.said, Level: "warn", Message: engine.Plural(n, "event") + " left out here: the output was not read"}, now)
 	}
 }
 
