@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -168,8 +169,8 @@ func TestF16SourceDiskFull(t *testing.T) {
 	r.finally("apply", "--auto-approve", "--until", "capture")
 	r.sql(r.source, "UPDATE app.item SET name = name || '.'; UPDATE app.item SET name = name || '.'; UPDATE app.item SET name = name || '.'")
 	o := r.run("", applyArgs...)
-	if o.code != 1 || !strings.Contains(o.text, "delta_size") {
-		t.Fatalf("deltas over their limit: %s, want 1 with the limit's name\n%s", o, o.text)
+	if o.code != 1 || !regexp.MustCompile(`delta_size: it is \d+(\.\d+)?[KM]iB, over 64KiB`).MatchString(o.text) {
+		t.Fatalf("deltas over their limit: %s, want 1 with their size and the limit\n%s", o, o.text)
 	}
 	r.writing(0) // before the disk is full
 
@@ -232,7 +233,11 @@ func TestF17Limits(t *testing.T) {
 			r.sql(r.source, sql.String())
 			r.sql(r.source, fmt.Sprintf("INSERT INTO app.wide SELECT g, g FROM generate_series(%d, %d) g", first*10, first*10+199))
 		}
-		says(r.run("", applyArgs...), "max_locks_per_transaction")
+		o := r.run("", applyArgs...)
+		says(o, "max_locks_per_transaction")
+		if !regexp.MustCompile(`max_locks_per_transaction = \d+`).MatchString(o.text) {
+			t.Errorf("it is not said to what:\n%s", o.text)
+		}
 		for _, c := range clusters {
 			r.must(c.Configure(t.Context(), map[string]string{"max_locks_per_transaction": "200"}))
 			r.must(c.Restart(t.Context()))
@@ -274,7 +279,7 @@ func TestF17Limits(t *testing.T) {
 			}
 			idle = append(idle, conn)
 		}
-		says(r.run("", applyArgs...), "too many", "max_connections")
+		says(r.run("", applyArgs...), "too many", "max_connections", "Lower workers")
 		for _, conn := range idle {
 			r.must(conn.Close(t.Context()))
 		}
