@@ -2,6 +2,7 @@ package steps
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -52,9 +53,24 @@ func (t *tail) said(err error) error {
 	return err
 }
 
+// groupsKey is for who wants to know of commands that a step runs.
+type groupsKey struct{}
+
+// withGroups lets told hear the process group of each command that runs, and 0 when it has ended.
+func withGroups(ctx context.Context, told func(group int)) context.Context {
+	return context.WithValue(ctx, groupsKey{}, told)
+}
+
+func toldOf(ctx context.Context) func(group int) {
+	if told, ok := ctx.Value(groupsKey{}).(func(int)); ok {
+		return told
+	}
+	return func(int) {}
+}
+
 // runGroup runs cmd as a process group of its own and hands every line of output on. When cmd's context ends,
 // the whole group is asked to end and shortly after killed.
-func runGroup(cmd *exec.Cmd, line func(stream, text string)) error {
+func runGroup(cmd *exec.Cmd, told func(group int), line func(stream, text string)) error {
 	cmd.SysProcAttr = groupAttr()
 	cmd.Cancel = func() error { return killGroup(cmd, syscall.SIGTERM) }
 	cmd.WaitDelay = execGrace
@@ -65,7 +81,7 @@ func runGroup(cmd *exec.Cmd, line func(stream, text string)) error {
 	for stream, from := range map[string]io.Reader{"stdout": out, "stderr": errs} {
 		both.Go(func() { lines(from, func(text string) { line(stream, text) }) })
 	}
-	err := startAndWait(cmd)
+	err := startAndWait(cmd, told)
 	_ = outWriter.Close() // a pipe's Close never fails
 	_ = errWriter.Close()
 	both.Wait()
@@ -75,12 +91,14 @@ func runGroup(cmd *exec.Cmd, line func(stream, text string)) error {
 // startAndWait keeps to one thread, because the signal that ends the command with us (where the
 // system has it) is tied to the thread that started it. Whatever the command left in its group
 // ends with it.
-func startAndWait(cmd *exec.Cmd) error {
+func startAndWait(cmd *exec.Cmd, told func(group int)) error {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	if err := cmd.Start(); err != nil {
 		return err
 	}
+	told(cmd.Process.Pid)
+	defer told(0)
 	err := cmd.Wait()
 	_ = killGroup(cmd, syscall.SIGKILL) // usually nobody is left
 	if errors.Is(err, exec.ErrWaitDelay) {

@@ -43,10 +43,10 @@ func (f *flipper) recorded() []freeze.SwitchStep {
 			if err := f.cp.Save(ctx, nil, *f.cursor); err != nil {
 				return err
 			}
-			return s.Do(ctx)
+			return s.Do(withGroups(ctx, f.guard.command))
 		}
 		out[i].Undo = func(ctx context.Context) error {
-			err := s.Undo(ctx)
+			err := s.Undo(withGroups(ctx, f.guard.command))
 			if err != nil {
 				f.stuck = &stuckStep{s.Name, err}
 			}

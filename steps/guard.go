@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"strconv"
 	"strings"
 	"time"
 
@@ -27,6 +28,7 @@ type guard struct {
 	opening  chan *flipper // sessions on their way; nil: none are
 	flip     *flipper      // what ends the flip, its sessions open; nil: not yet, or they were lost
 	redact   *Redactor
+	group    int // the processes of a switch step's command that runs; 0: none does
 	warnings *slog.Logger
 }
 
@@ -109,6 +111,8 @@ func (g *guard) stand(ctx context.Context) error {
 			heard, acted = time.Now(), false
 			if n, ok := strings.CutPrefix(line, sayPrepare); ok {
 				g.prepare(ctx, n)
+			} else if n, ok := strings.CutPrefix(line, sayCommand); ok {
+				g.group, _ = strconv.Atoi(n)
 			}
 		case time.Since(heard) >= silentAfter || g.fromClosed(ctx):
 			acted = true
@@ -252,10 +256,18 @@ func (g *guard) settle(ctx context.Context) (opened bool, err error) {
 	if opened {
 		return true, errors.Join(f.poolers.settle(ctx, true), f.switched(ctx))
 	}
-	if !f.cursor.Paused || f.cursor.Begun > 0 { // the poolers' clients go on when all else is back
+	if f.cursor.Begun > 0 { // the poolers' clients go on when all else is back
 		return false, nil
 	}
-	return false, f.WhileFromWrites(ctx, func(ctx context.Context, _ func(context.Context) error) error {
+	return false, g.letGo(ctx, f)
+}
+
+// letGo points the poolers back, and lets their clients go on.
+func (g *guard) letGo(ctx context.Context, f *flipper) error {
+	if !f.cursor.Paused {
+		return nil
+	}
+	return f.WhileFromWrites(ctx, func(ctx context.Context, _ func(context.Context) error) error {
 		if err := f.readCursor(ctx); err != nil { // a runner that lives on cannot hold writers now
 			return err
 		}

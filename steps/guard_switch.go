@@ -2,6 +2,8 @@ package steps
 
 import (
 	"context"
+	"errors"
+	"syscall"
 	"time"
 
 	"github.com/pgrunbook/pgrunbook/engine"
@@ -89,35 +91,81 @@ func (b switchBrief) step(env *Env, redact *Redactor) engine.Step {
 
 // sendBack undoes what the runner's switch had begun before a flip that did not happen: clients that it sent
 // away stand at a closed side. It does that as the next command would, as the one process that holds the
-// run's lock, taken from the runner that died or fell silent and from nobody else: whoever holds it by then
-// undoes the same first of all. A runner that wakes up finds itself replaced, and keeps off.
+// run's locks, taken from the runner that died or fell silent and from nobody else: whoever holds them by then
+// undoes the same first of all. What that runner had at work, a command or sessions, is ended before. A runner
+// that wakes up finds itself replaced, and keeps off.
 func (g *guard) sendBack(ctx context.Context) error {
 	f := g.sessions()
 	if f == nil || f.cursor.Begun == 0 {
 		return nil
 	}
 	g.warnings.Warn("guardian: what the switch had begun is undone")
+	if g.group > 0 {
+		_ = syscall.Kill(-g.group, syscall.SIGKILL) // it has ended, or does now
+	}
 	g.drop(ctx)
-	run, err := journal.Open(ctx, g.env.Target, journal.OpenOptions{StealFrom: g.Runner, Redact: g.redact.String})
+	var s *succession
+	err := untilSettled(ctx, g.env, true, func(ctx context.Context) (err error) {
+		s, err = g.succeed(ctx)
+		return err
+	})
 	if engine.ClassOf(err) == engine.ClassHeld {
 		g.warnings.Warn("guardian: another runner has taken over, and undoes it")
 		return nil
 	}
 	if err != nil {
-		return err
+		return errors.Join(err, g.poolersAlone(ctx))
 	}
-	defer run.Close(ctx)
+	defer s.close(ctx)
+	ctx, stop := s.run.Context(ctx) // who takes the run over by force sends the clients where they belong
+	defer stop()
+	return s.cleared(ctx, s.opened, func(ctx context.Context) error { return s.poolers.settle(ctx, s.opened) })
+}
+
+// succession is the guardian in its runner's place.
+type succession struct {
+	*flipper
+	run    *journal.Run
+	opened bool
+}
+
+func (s *succession) close(ctx context.Context) {
+	if s.flipper != nil {
+		s.flipper.close(ctx)
+	}
+	s.run.Close(ctx)
+}
+
+// succeed takes the runner's place.
+func (g *guard) succeed(ctx context.Context) (_ *succession, err error) {
+	run, err := journal.Open(ctx, g.env.Target, journal.OpenOptions{StealFrom: g.Runner, StealEpoch: g.brief.Run.Epoch, Redact: g.redact.String})
+	if err != nil {
+		return nil, err
+	}
+	s := &succession{run: run}
+	defer func() {
+		if err != nil {
+			s.close(ctx)
+		}
+	}()
+	if err := run.LockSource(ctx, g.env.Source, false); err != nil {
+		return nil, err
+	}
 	g.env.Journal, g.env.Run.Epoch = run, run.Epoch
-	defer func() { g.env.Journal = nil }()
 	step := &freezeStep{env: g.env, id: g.Step, from: g.From, inherits: &g.Inherited, repoint: g.switches()}
-	back, err := step.build(ctx, run.Checkpoint(g.Step, g.env.Sink))
+	if s.flipper, err = step.build(ctx, run.Checkpoint(g.Step, g.env.Sink)); err != nil {
+		return nil, err
+	}
+	s.opened, err = s.settle(ctx)
+	return s, err
+}
+
+// poolersAlone lets the poolers' clients go on although nothing else could be undone.
+func (g *guard) poolersAlone(ctx context.Context) error {
+	f, err := g.open(ctx)
 	if err != nil {
 		return err
 	}
-	defer back.close(ctx)
-	opened, err := back.settle(ctx)
-	if err != nil {
-		return err
-	}
-	return back.cleared(ctx, opened, func(ctx context.Context) error { return back.poolers.settle(ctx, opened) })
+	defer g.shut(ctx, f)
+	return g.letGo(ctx, f)
 }

@@ -37,6 +37,7 @@ const (
 const (
 	sayBye     = "bye"
 	sayPrepare = "prepare " // and the attempt's number
+	sayCommand = "command " // and the process group of a switch step that runs, 0 when it has ended
 	sayReady   = "ready "
 )
 
@@ -143,6 +144,13 @@ func (g *guardian) prepare(attempt int) {
 	}
 	g.asked = fmt.Sprint(sayReady, attempt)
 	_, _ = fmt.Fprintf(g.in, "%s%d\n", sayPrepare, attempt)
+}
+
+// command tells the child of a switch step's command: it must not act any more once that is undone.
+func (g *guardian) command(group int) {
+	if g != nil {
+		_, _ = fmt.Fprintf(g.in, "%s%d\n", sayCommand, group)
+	}
 }
 
 // ready waits until the child has its sessions. One that gets none in time is no reason not to flip:

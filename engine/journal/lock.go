@@ -70,14 +70,28 @@ func Self() string {
 	return fmt.Sprintf("%.20s:%d", me.Host, me.PID)
 }
 
-// thief says whom a lock may be taken from: nobody, anybody, or one process, as Self names it.
+// thief says whom a lock may be taken from: nobody, anybody, or one process, as Self names it, that took the run
+// at an epoch. Containers of one name have one host and process 1 each: only the epoch tells them apart.
 type thief struct {
 	anybody bool
 	from    string
+	epoch   int64 // 0 is any, for the source, which has no journal
 }
 
-func (t thief) takes(application string) bool {
-	return t.anybody || t.from != "" && strings.Contains(application+" ", " lock "+t.from+" ")
+// takes reports whether the lock may be taken from its holder. Nobody ends a guardian that is at work.
+func (t thief) takes(ctx context.Context, q querier, backend int, application string, try int) (bool, error) {
+	if t.anybody {
+		return !strings.Contains(application, guardianMark) || try >= guardianTries, nil
+	}
+	if t.from == "" || !strings.Contains(application+" ", " lock "+t.from+" ") {
+		return false, nil
+	}
+	if t.epoch == 0 {
+		return true, nil
+	}
+	var took bool
+	err := q.QueryRow(ctx, "SELECT EXISTS (SELECT FROM pgrunbook.holder WHERE backend = $1::int AND epoch = $2::bigint)", backend, t.epoch).Scan(&took)
+	return took, err
 }
 
 // takeLock opens a session and locks. Another holder is an engine.Error of ClassHeld.
@@ -114,7 +128,7 @@ func (l *lock) take(ctx context.Context, key int32, steal thief) error {
 		if try >= lockTries && (try >= guardianTries || !l.guarded(ctx, key)) {
 			return l.held(ctx, key)
 		}
-		if err := l.endHolder(ctx, key, steal); err != nil {
+		if err := l.endHolder(ctx, key, steal, try); err != nil {
 			return err
 		}
 		select {
@@ -192,7 +206,7 @@ func sinceText(t time.Time) string {
 }
 
 // endHolder ends the session that holds the lock, if the lock may be taken from it.
-func (l *lock) endHolder(ctx context.Context, key int32, steal thief) error {
+func (l *lock) endHolder(ctx context.Context, key int32, steal thief, try int) error {
 	if steal == (thief{}) {
 		return nil
 	}
@@ -200,7 +214,11 @@ func (l *lock) endHolder(ctx context.Context, key int32, steal thief) error {
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil
 	}
-	if err == nil && steal.takes(application) {
+	takes := false
+	if err == nil {
+		takes, err = steal.takes(ctx, l.conn, backend, application, try)
+	}
+	if takes {
 		_, err = l.conn.Exec(ctx, "SELECT pg_catalog.pg_terminate_backend($1::int)", backend)
 	}
 	if err != nil {
@@ -269,7 +287,7 @@ func (l *lock) close(ctx context.Context) {
 // work on one source; it is kept and watched like the target's. Sessions that an earlier runner of
 // this run left on the source are ended. Call it before opening other sessions there.
 func (r *Run) LockSource(ctx context.Context, source *pg.Server, steal bool) error {
-	l, err := takeLock(ctx, source, sourceKey, thief{anybody: steal})
+	l, err := takeLock(ctx, source, sourceKey, thief{anybody: steal, from: r.stealFrom})
 	if err != nil {
 		return err
 	}

@@ -27,6 +27,7 @@ type OpenOptions struct {
 	NewRun      func() (Keys, error) // makes a run's names. Defaults to RandomKeys
 	Steal       bool                 // end the session of the runner that holds the run and take over
 	StealFrom   string               // the same, if the runner is this one, as Self names it: a child's that outlived it
+	StealEpoch  int64                // at which that process took the run
 	Aborted     bool                 // where no run is active, open the one that was aborted last: to drop what it left
 	Redact      func(string) string  // applied to every text that is stored as an event. Defaults to none
 }
@@ -67,6 +68,7 @@ func Open(ctx context.Context, target *pg.Server, o OpenOptions) (*Run, error) {
 		o.NewRun = RandomKeys
 	}
 	r := newRun(target, pg.Use{Name: "journal"}, o.Redact)
+	r.stealFrom = o.StealFrom
 	err := r.open(ctx, o)
 	if err != nil {
 		r.Close(ctx)
@@ -78,7 +80,7 @@ func Open(ctx context.Context, target *pg.Server, o OpenOptions) (*Run, error) {
 
 func (r *Run) open(ctx context.Context, o OpenOptions) error {
 	var err error
-	if r.lock, err = takeLock(ctx, r.target, targetKey, thief{o.Steal, o.StealFrom}); err != nil {
+	if r.lock, err = takeLock(ctx, r.target, targetKey, thief{o.Steal, o.StealFrom, o.StealEpoch}); err != nil {
 		return err
 	}
 	failpoint.Hit("journal.locked")

@@ -59,6 +59,8 @@ type Run struct {
 	lose    context.CancelCauseFunc
 	dropped atomic.Bool
 
+	stealFrom string // as OpenOptions have it
+
 	eventsOnce sync.Once
 	events     atomic.Pointer[eventSink]
 }

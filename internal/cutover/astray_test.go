@@ -6,6 +6,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 )
 
 // pointed sends clients by a file, as a script for DNS or a load balancer does.
@@ -36,6 +37,7 @@ set -e
 test "$LIKE" = this
 test "$PGRUNBOOK_RUNBOOK" = move
 test ! -e broken
+if test "$1" = target -a -e slow; then echo > working; sh -c 'sleep 4; echo target > points'; fi
 echo "$1" > points
 `
 
@@ -81,7 +83,7 @@ func TestGuardianUndoesTheSwitch(t *testing.T) {
 			t.Errorf("%s stopped in its switch: clients are led to the %s, marked %s\n%s", way.args, at(), marked(), p.said())
 		}
 		r.writing(way.from)
-		r.want(0, append([]string{way.args[0], "--steal-lock"}, way.args[1:]...)...) // it still has its lock of the source
+		r.want(0, way.args...)
 		p.signal(syscall.SIGCONT)
 		if o := p.end(); o.code == 0 || o.signal != 0 {
 			t.Errorf("%s woke up after its successor had flipped, and ended with %d %v\n%s", way.args, o.code, o.signal, o.text)
@@ -91,6 +93,25 @@ func TestGuardianUndoesTheSwitch(t *testing.T) {
 			t.Errorf("%s woke up after its successor had flipped: clients are led to the %s, marked %s", way.args, at(), marked())
 		}
 	}
+
+	// A command that is still at work when its runner dies or stands still is ended before it is undone.
+	slow, working := filepath.Join(r.dir, "slow"), filepath.Join(r.dir, "working")
+	r.must(os.WriteFile(slow, nil, 0o600))
+	for _, s := range []syscall.Signal{syscall.SIGKILL, syscall.SIGSTOP} {
+		p := r.start("", "apply", "-y")
+		r.eventually("the switch step's command is at work", func() bool { _, err := os.Stat(working); return err == nil })
+		p.signal(s)
+		r.eventually("the guardian's last word", func() bool { return strings.Contains(p.said(), "run the same command again") })
+		r.writing(onSource)
+		time.Sleep(5 * time.Second) // it would have ended by now
+		if at() != "source" {
+			t.Errorf("after %v in the midst of a switch step's command clients are led to the %s\n%s", s, at(), p.said())
+		}
+		p.signal(syscall.SIGKILL)
+		p.end()
+		r.must(os.Remove(working))
+	}
+	r.must(os.Remove(slow))
 
 	broken := filepath.Join(r.dir, "broken")
 	never := filepath.Join(r.dir, "never")
