@@ -2,6 +2,7 @@ package steps
 
 import (
 	"errors"
+	"strings"
 	"testing"
 
 	"github.com/pgrunbook/pgrunbook/engine"
@@ -28,4 +29,26 @@ func TestLargeObjectInMidRun(t *testing.T) {
 	r.env.Runbook.Cutover.LargeObjects = "ignore"
 	r.must(r.walk(t.Context(), newFreeze(r.env, nil)))
 	r.same("shop.customer")
+
+	way := func() Back {
+		t.Helper()
+		back, err := WayBack(t.Context(), r.env)
+		r.must(err)
+		return back
+	}
+	r.exec(r.target, "SELECT lo_create(4712)")
+	if back := way(); !back.Possible {
+		t.Errorf("a runbook that ignores large objects has no way back: %+v", back)
+	}
+	r.env.Runbook.Cutover.LargeObjects = "refuse"
+	if back := way(); back.Possible || !strings.HasPrefix(back.Why, "large object 4712 of the target: ") || !strings.Contains(back.Hint, "lo_unlink") {
+		t.Errorf("the way back with a large object on the target: %+v", back)
+	}
+	if err := FollowBack(t.Context(), r.env, r.env.Sink); err == nil || !strings.Contains(err.Error(), "large object 4712 of the target") {
+		t.Errorf("following with a large object on the target ends with: %v", err)
+	}
+	r.exec(r.target, "SELECT lo_unlink(4712)")
+	if back := way(); !back.Possible {
+		t.Errorf("the way back without large objects: %+v", back)
+	}
 }

@@ -130,6 +130,13 @@ func targetBack(ctx context.Context, env *Env, target *pgx.Conn, b Back) (Back, 
 		b.Why, b.Hint = changedTarget(changes)
 		return b, nil
 	}
+	var large *engine.Error
+	if err := noLargeObjects(ctx, env, target, engine.Target); errors.As(err, &large) { // as each reverse pass asks
+		b.Why, b.Hint = large.Object+": "+large.Err.Error(), large.Hint
+		return b, nil
+	} else if err != nil {
+		return Back{}, err
+	}
 	if b.Pending, err = pendingRows(ctx, target, nil); err != nil {
 		return Back{}, err
 	}

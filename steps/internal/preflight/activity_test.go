@@ -51,6 +51,10 @@ func TestData(t *testing.T) {
 	p.target("DROP TABLE public.t")
 	p.source("SELECT lo_from_bytea(0, 'x')")
 	p.want("PRE153 error source")
+	p.target("SELECT lo_from_bytea(0, 'x')")
+	p.want("PRE153 error source", "PRE153 warning target")
+	p.blocks = "rollback { enabled = false }\n"
+	p.want("PRE153 error source")
 	p.blocks = "cutover { large_objects = \"ignore\" }\n"
 	p.want()
 	p.source("CREATE EXTENSION citext")

@@ -107,10 +107,25 @@ func largeObjects(ctx context.Context, f *Facts) ([]engine.Finding, error) {
 	if f.Runbook.Cutover.LargeObjects == "ignore" {
 		return nil, nil
 	}
-	var some bool
-	if err := f.From.conn.QueryRow(ctx, "SELECT EXISTS (SELECT FROM pg_largeobject_metadata)").Scan(&some); err != nil || !some {
+	const sql = "SELECT EXISTS (SELECT FROM pg_largeobject_metadata)"
+	var out []engine.Finding
+	var source, target bool
+	if err := f.From.conn.QueryRow(ctx, sql).Scan(&source); err != nil {
 		return nil, err
 	}
-	return one(finding(engine.SeverityError, engine.Source, "", `Move them into bytea columns, or set large_objects = "ignore" in the cutover block and carry them yourself.`,
-		"There are large objects: changes to them fire no trigger, so they cannot be followed.")), nil
+	if source {
+		out = append(out, finding(engine.SeverityError, engine.Source, "", `Move them into bytea columns, or set large_objects = "ignore" in the cutover block and carry them yourself.`,
+			"There are large objects: changes to them fire no trigger, so they cannot be followed."))
+	}
+	if !f.Runbook.Rollback.Enabled {
+		return out, nil
+	}
+	if err := f.To.conn.QueryRow(ctx, sql).Scan(&target); err != nil {
+		return nil, err
+	}
+	if target {
+		out = append(out, finding(engine.SeverityWarning, engine.Target, "", `Drop them there: SELECT lo_unlink(oid) FROM pg_largeobject_metadata; or set large_objects = "ignore" in the cutover block and carry them yourself.`,
+			"The target holds large objects: changes to them fire no trigger, so as long as there are any, rollback is not possible after the cutover."))
+	}
+	return out, nil
 }
