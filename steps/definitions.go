@@ -29,6 +29,7 @@ type difference struct {
 	item      dump.Item // the source's; of what was dropped, the target's
 	verb      string    // "is new", "changed", "was dropped"
 	sql       []string  // what makes the target alike
+	ran       int       // how many of them did
 	restore   bool      // made from a dump of the source
 	later     bool      // made with what comes after the rows
 	elsewhere bool      // capture.Check tells it

@@ -73,7 +73,7 @@ func mendRefused(ctx context.Context, env *Env, cp engine.Checkpoint) (bool, err
 }
 
 // carry tells of a difference and runs its statements on the target.
-func (d difference) carry(ctx context.Context, cp engine.Checkpoint, sides *sideConns) error {
+func (d *difference) carry(ctx context.Context, cp engine.Checkpoint, sides *sideConns) error {
 	cp.Emit(engine.Event{Kind: engine.EventNote, Level: "warn", Object: d.item.ID(), Message: fmt.Sprintf("%s: carried to the target%s", d.text(), d.how())})
 	return d.run(ctx, cp, sides)
 }
@@ -84,8 +84,9 @@ func undefined(err error) bool {
 	return slices.Contains([]string{"42P01", "42883", "42704", "42703", "3F000", "42804"}, pg.SQLState(err))
 }
 
-func (d difference) run(ctx context.Context, cp engine.Checkpoint, sides *sideConns) error {
-	for _, sql := range d.sql {
+// run runs the statements of a difference that did not run yet: each is committed on its own.
+func (d *difference) run(ctx context.Context, cp engine.Checkpoint, sides *sideConns) error {
+	for _, sql := range d.sql[d.ran:] {
 		err := d.politely(ctx, cp, sides, sql)
 		check := d.item.Kind == dump.ItemCheck || d.item.Kind == dump.ItemDomainCheck
 		if check && pg.SQLState(err) == "23514" { // rows that passes have still to bring; see afterRows
@@ -97,6 +98,7 @@ func (d difference) run(ctx context.Context, cp engine.Checkpoint, sides *sideCo
 				Hint: "Make the same change on the target by hand, then run the same command again.",
 			}
 		}
+		d.ran++
 		failpoint.Hit("definitions.carried")
 	}
 	return nil
@@ -167,13 +169,16 @@ func (c *comparison) settle(ctx context.Context, env *Env, cp engine.Checkpoint,
 	return cp.Save(ctx, nil, cursor)
 }
 
-// runLater runs what named what was not there; one may need another, so as long as one of them succeeds all are tried.
+// runLater runs what named what was not there; one may need another, so as long as one of them gets on all are tried.
 func runLater(ctx context.Context, cp engine.Checkpoint, sides *sideConns, later []difference) error {
 	for len(later) > 0 {
 		var still []difference
 		var why error
+		moved := false
 		for _, d := range later {
+			ran := d.ran
 			err := d.run(ctx, cp, sides)
+			moved = moved || err == nil || d.ran > ran
 			if err != nil && !undefined(err) {
 				return err
 			}
@@ -181,7 +186,7 @@ func runLater(ctx context.Context, cp engine.Checkpoint, sides *sideConns, later
 				still, why = append(still, d), cmp.Or(why, err)
 			}
 		}
-		if len(still) == len(later) {
+		if !moved {
 			return why
 		}
 		later = still
