@@ -205,7 +205,7 @@ func TestLoadPlanSeesChangedFiles(t *testing.T) {
 	dir := t.TempDir()
 	writeFile(t, dir, "x.sql", "SELECT 1")
 	writeFile(t, dir, "notice.txt", "moved")
-	rb := parsed(t, dir, sheet("copy {\n before {\n step \"sql\" \"x\" {\n on = \"source\"\n file = \"x.sql\"\n }\n }\n}\ncutover { closed_message = \"gone: ${file(\"notice.txt\")}\" }"), nil)
+	rb := parsed(t, dir, sheet("copy {\n before {\n step \"sql\" \"x\" {\n on = \"source\"\n file = \"x.sql\"\n undo = \"${file(\"x.sql\")}; SELECT 3\"\n }\n }\n}\ncutover { closed_message = \"gone: ${file(\"notice.txt\")}\" }"), nil)
 	if diags := Check(rb); diags.HasErrors() {
 		t.Fatal(printed(t, rb, diags))
 	}
@@ -228,6 +228,21 @@ func TestLoadPlanSeesChangedFiles(t *testing.T) {
 		}
 		if got.Source.URL != rb.Source.URL || len(got.Hooks["copy"].Before) != 1 {
 			t.Errorf("without %s the runbook is not complete", name)
+		}
+		steps, diags := people(&Env{Runbook: got}, Place{engine.PhaseCopy, Before}, got.Hooks["copy"].Before)
+		if diags.HasErrors() {
+			t.Fatal(printed(t, got, diags))
+		}
+		for i, run := range []func() error{
+			func() error { return steps[0].Apply(t.Context(), engine.StepPlan{}, nil) },
+			func() error { return steps[0].(engine.Undoer).Undo(t.Context(), nil) },
+		} {
+			if err := run(); engine.ClassOf(err) != engine.ClassStale || !strings.Contains(err.Error(), "x.sql") || !strings.Contains(engine.HintOf(err), "Put the reviewed file back") {
+				t.Errorf("without %s its step (%d) ends with: %v", name, i, err)
+			}
+		}
+		if got.Cutover.ClosedMessage != "gone: " && name == "notice.txt" {
+			t.Errorf("without its text the message is %q", got.Cutover.ClosedMessage)
 		}
 	}
 }

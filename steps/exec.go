@@ -141,7 +141,7 @@ func (s *execStep) Undo(ctx context.Context, cp engine.Checkpoint) error {
 }
 
 func (s *execStep) run(ctx context.Context, argv []string, undo bool, cp engine.Checkpoint) error {
-	if err := s.unchanged(); err != nil {
+	if err := s.unchanged(argv); err != nil {
 		return err
 	}
 	outer := ctx
@@ -167,8 +167,16 @@ func (s *execStep) run(ctx context.Context, argv []string, undo bool, cp engine.
 	return s.fail(outer, "running", commandLine(argv), "Mend what the command says and run the same command again.", last.said(err))
 }
 
-// unchanged compares the pinned files with the accepted plan right before they run.
-func (s *execStep) unchanged() error {
+// unchanged refuses what a file is gone for, and compares the pinned files with the accepted plan right before they run.
+func (s *execStep) unchanged(argv []string) error {
+	if err := notGone(argv...); err != nil {
+		return err
+	}
+	for _, name := range sortedKeys(s.vars) {
+		if err := notGone(s.vars[name].Reveal()); err != nil {
+			return err
+		}
+	}
 	if s.env.Plan == nil {
 		return nil
 	}

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/hashicorp/hcl/v2"
@@ -142,6 +143,7 @@ func LoadPlan(p *engine.Plan, o runbook.Options) (*runbook.Runbook, error) {
 		diags = append(diags, Check(rb)...)
 		for name := range o.Pinned {
 			delete(rb.Files, name)
+			rb.Cutover.ClosedMessage = strings.ReplaceAll(rb.Cutover.ClosedMessage, string(o.Pinned[name]), "")
 		}
 	}
 	if diags.HasErrors() {
@@ -156,15 +158,30 @@ func LoadPlan(p *engine.Plan, o runbook.Options) (*runbook.Runbook, error) {
 	return rb, nil
 }
 
-// goneFiles gives an empty text for each reviewed file that is not there any more.
+// Around the name of a reviewed file that is gone, in place of its text: what holds it must not run.
+const goneBefore, goneAfter = "(the reviewed file ", " is gone)"
+
+// goneFiles gives a text that tells so for each reviewed file that is not there any more.
 func goneFiles(pin engine.RunbookPin) map[string][]byte {
 	gone := map[string][]byte{}
 	for name := range pin.Files {
 		if _, err := os.Stat(filepath.Join(filepath.Dir(pin.Path), name)); errors.Is(err, fs.ErrNotExist) {
-			gone[name] = []byte{}
+			gone[name] = []byte(goneBefore + name + goneAfter)
 		}
 	}
 	return gone
+}
+
+// notGone refuses what is to run where it holds the text of a file that is gone.
+func notGone(texts ...string) error {
+	for _, text := range texts {
+		if _, rest, found := strings.Cut(text, goneBefore); found {
+			if name, _, found := strings.Cut(rest, goneAfter); found {
+				return engine.Errorf(engine.ClassStale, "Put the reviewed file back, then run the same command again.", "%s, which the plan was made with, is gone", name)
+			}
+		}
+	}
+	return nil
 }
 
 // ParsePlan reads the runbook that a plan carries, with the plan's variables.

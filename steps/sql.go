@@ -144,6 +144,9 @@ func (s *sqlStep) server() *pg.Server {
 }
 
 func (s *sqlStep) run(ctx context.Context, statement string, expects bool, inTx func(context.Context, pgx.Tx) error) error {
+	if err := notGone(statement); err != nil {
+		return err
+	}
 	outer := ctx
 	if s.timeout > 0 {
 		var cancel context.CancelFunc
