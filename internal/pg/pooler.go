@@ -38,11 +38,24 @@ const (
 	poolerTimeout = 10 * time.Second
 )
 
-// proxy is what was found out about what stands between us and the server.
+// proxy is what was found out about what stands between us and the server. Nobody waits for another's look,
+// which may wait for a silent network: two that come first look both.
 type proxy struct {
-	sync.Mutex
+	mu       sync.Mutex
 	together bool // it keeps a session together
 	apart    bool // it resets a session before the next client gets it, or did not show that it does not
+}
+
+func (p *proxy) found() (together, apart bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.together, p.apart
+}
+
+func (p *proxy) find(together, apart bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.together, p.apart = p.together || together, p.apart || apart
 }
 
 // checkPooler is cheap where no proxy is in between: the process id of the connection's start is
@@ -57,21 +70,20 @@ func (s *Server) checkPooler(ctx context.Context, conn *pgx.Conn, use Use) error
 	if pid == conn.PgConn().PID() {
 		return nil
 	}
-	s.proxy.Lock()
-	defer s.proxy.Unlock()
-	if !s.proxy.together {
+	together, apart := s.proxy.found()
+	if !together {
 		if err := s.probePooler(ctx, conn); err != nil {
 			return err
 		}
-		s.proxy.together = true
+		s.proxy.find(true, false)
 	}
-	if s.proxy.apart || use.Hold {
+	if apart || use.Hold {
 		return s.unused(ctx, conn)
 	}
 	if err := s.probeReset(ctx, conn); err != nil {
 		return err
 	}
-	s.proxy.apart = true
+	s.proxy.find(true, true)
 	return nil
 }
 

@@ -1,8 +1,10 @@
 package pg
 
 import (
+	"context"
 	"errors"
 	"net"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -17,7 +19,8 @@ import (
 type miniPooler struct {
 	t       *testing.T
 	server  string
-	session bool // session mode
+	session bool  // session mode
+	silent  int32 // which client gets no answer; 0: none
 	clients atomic.Int32
 	mu      sync.Mutex
 	idle    []*pgproto3.Frontend
@@ -35,7 +38,10 @@ func (p *miniPooler) listen() string {
 			if err != nil {
 				return
 			}
-			p.clients.Add(1)
+			if n := p.clients.Add(1); n == p.silent {
+				p.t.Cleanup(func() { _ = conn.Close() })
+				continue
+			}
 			go p.serve(conn)
 		}
 	}()
@@ -209,5 +215,34 @@ func TestPoolerIsAskedOnce(t *testing.T) {
 	}
 	if n := opened(other, Use{}); n == 1 {
 		t.Error("another address was taken for the same pooler")
+	}
+}
+
+// A look that a silent network keeps keeps no other session.
+func TestPoolerThatFallsSilentWhileItIsAsked(t *testing.T) {
+	p := &miniPooler{t: t, server: testpg.Shared(t, testMajor).Addr(), session: true, silent: 2}
+	s := newServer(t, Config{URL: "postgresql://postgres@" + p.listen() + "/postgres?sslmode=disable"})
+	ctx, cancel := context.WithCancel(testContext(t))
+	kept := make(chan error, 1)
+	go func() {
+		conn, err := s.Connect(ctx, Use{Hold: true})
+		if err == nil {
+			closeQuietly(ctx, conn)
+		}
+		kept <- err
+	}()
+	for p.clients.Load() < 2 {
+		if len(kept) > 0 {
+			t.Fatalf("the pooler was not asked: %v", <-kept)
+		}
+		runtime.Gosched()
+	}
+	connect(t, s, Use{Hold: true})
+	if len(kept) > 0 {
+		t.Errorf("another session came after the look that was kept: %v", <-kept)
+	}
+	cancel()
+	if err := <-kept; err == nil {
+		t.Error("the silent pooler gave a session")
 	}
 }

@@ -53,7 +53,7 @@ func TestPoolerWithSessionsOfAnEarlierRun(t *testing.T) {
 	})
 	url := b.URL("db", "postgres")
 	s := newServer(t, Config{URL: url, Mark: "m"})
-	s.proxy.together, s.proxy.apart = true, true
+	s.proxy.find(true, true)
 	conn, err := s.Connect(testContext(t), Use{Marked: true})
 	if err != nil {
 		t.Fatal(err)

@@ -58,10 +58,7 @@ func (s *Server) ProgramOptions(ctx context.Context, options map[string]string) 
 		return nil, err
 	}
 	defer closeQuietly(ctx, conn)
-	s.proxy.Lock()
-	pooled := s.proxy.together
-	s.proxy.Unlock()
-	if pooled {
+	if pooled, _ := s.proxy.found(); pooled {
 		return nil, nil
 	}
 	all, names := map[string]string{}, make([]string, 0, len(programPinned))
