@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -186,11 +187,12 @@ func refused(err error) bool {
 		return true
 	}
 	var pgErr *pgconn.PgError
-	if errors.As(err, &pgErr) {
-		// 57P01..57P03: the backend was ended while it may have been committing.
-		return pgErr.Code[:2] != "57" && pgErr.Code[:2] != "08"
+	if !errors.As(err, &pgErr) {
+		return false
 	}
-	return false
+	// What ends the backend (FATAL, PANIC) may have come after the record: where the log could not be flushed,
+	// recovery may find it. 57P01..57P03 and 08 say the same, in whatever severity a pooler passes them on.
+	return pgErr.SeverityUnlocalized == "ERROR" && !strings.HasPrefix(pgErr.Code, "57") && !strings.HasPrefix(pgErr.Code, "08")
 }
 
 const placeSQL = `
