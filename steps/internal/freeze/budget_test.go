@@ -98,7 +98,7 @@ func TestOverBudgetNamesThePart(t *testing.T) {
 		{Name: "never", Timeout: time.Minute, Do: func(context.Context) error { t.Error("it began after the budget"); return nil }},
 	}
 	_, err := p.freeze.Attempt(t.Context(), 1)
-	if !errors.Is(err, ErrNotNow) || !strings.Contains(err.Error(), "switch step dns 1.") || strings.Count(err.Error(), "reached its budget") != 1 {
+	if !errors.Is(err, ErrNotNow) || !strings.Contains(err.Error(), "switch step dns 1") || strings.Count(err.Error(), "reached its budget") != 1 {
 		t.Errorf("got %v", err)
 	}
 }
