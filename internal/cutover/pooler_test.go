@@ -179,7 +179,6 @@ func TestR14PgbenchThroughTheCutover(t *testing.T) {
 		}
 		p.leads(way.to)
 	}
-	p.says(p.want(0, "status"), "before it the poolers' clients wait for PAUSE, which took")
 	p.says(p.want(0, "status", "--certificate"), "poolers their clients waited", "before that: PAUSE, then connecting")
 	// Forward the poolers come first, on the way back last.
 	if got, at := p.read("says"), port(p.rig, p.target); got != fmt.Sprintf("there port=%s\nback port=%[1]s\n", at) {
