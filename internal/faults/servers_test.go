@@ -76,12 +76,16 @@ type crash struct {
 }
 
 var crashes = []crash{
+	{"F10 target killed while its structure is made", 1, "postmaster", "schema.restored", 1, "schema"},
+	{"F10 source stopped while captures are put up", 0, "immediate", "capture.triggers", 2, "capture"},
 	{"F10 source stopped in mid-load", 0, "immediate", "load.claimed", 3, "copy"},
 	{"F10 target killed in mid-load", 1, "postmaster", "load.claimed", 3, "copy"},
 	{"F10 target restarted in mid-load", 1, "fast", "load.claimed", 2, "copy"},
 	{"F10 F11 backend on the source killed while a pass reads", 0, "backend", "pass.read", 1, "catch_up"},
 	{"F10 target killed right after a pass", 1, "postmaster", "pass.committed", 1, "catch_up"},
+	{"F10 target killed while indexes are made", 1, "postmaster", "constraints.indexes", 1, "constraints"},
 	{"F10 backend on the target killed while rows are compared", 1, "backend", "compare.opened", 1, "verify"},
+	{"F10 source restarted while its gate is put up", 0, "fast", "gate.armed", 2, "arm"},
 	{"F10 source killed in the freeze", 0, "postmaster", "freeze.held", 1, ""},
 	{"F10 target stopped in the freeze", 1, "immediate", "freeze.passed", 1, ""},
 }
