@@ -254,6 +254,9 @@ func (f *flipper) attempt(ctx context.Context, n int) (err error) {
 		return fmt.Errorf("%w: %w", freeze.ErrNotNow, err)
 	}
 	f.guard.prepare(n)
+	if err := f.stage(ctx); err != nil { // few: the drain began with it, and its passes drop some of very many
+		return fmt.Errorf("%w: %w", freeze.ErrNotNow, err)
+	}
 	if err := f.Connect(ctx); err != nil {
 		return err
 	}

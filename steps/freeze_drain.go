@@ -28,6 +28,9 @@ func (f *flipper) drain(ctx context.Context) (predicted engine.Prediction, err e
 	if err != nil {
 		return predicted, err
 	}
+	if err := f.stage(ctx); err != nil { // hundreds take seconds, in which changes pile up that the passes carry
+		return predicted, err
+	}
 	best := time.Duration(0)
 	for i := range 30 {
 		if err := f.unpaused(ctx); err != nil { // whose time is not the pass's
@@ -71,6 +74,14 @@ func (f *flipper) pass(ctx context.Context) error {
 		return fmt.Errorf("pass before the freeze: %w", err)
 	}
 	f.cp.Emit(engine.Event{Kind: engine.EventLag, Lag: res.Took, Elapsed: res.Took, Rows: res.Rows + res.Deleted, Message: fmt.Sprintf("pass of %d rows in %s", res.Rows+res.Deleted, res.Took.Round(time.Millisecond))})
+	return nil
+}
+
+// stage makes the final pass's stages ahead: there is no time for many while clients wait.
+func (f *flipper) stage(ctx context.Context) error {
+	if err := f.passer.Stage(ctx, pass.Options{Patience: time.Minute}); err != nil {
+		return fmt.Errorf("preparing the final pass: %w", err)
+	}
 	return nil
 }
 

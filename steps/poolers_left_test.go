@@ -117,15 +117,21 @@ func TestPoolersAstray(t *testing.T) {
 		write(t, bouncer.DatabasesFile, "[databases]\nother = host=127.0.0.1\n") // somebody is at work on it
 		return errors.New("no answer")
 	}
-	mends := true
+	mends, staged := true, ""
 	step := newFreeze(r.env, []freeze.SwitchStep{{Name: "dns", Timeout: 10 * time.Second, Do: spoil, Undo: func(context.Context) error { return nil }}})
 	r.onEvent = func(e engine.Event) {
+		if staged == "" && e.Mark == markPause { // its clients wait for nothing that could have been made before
+			staged = query(t, r.target, `SELECT count(*)::text FROM pg_class WHERE relpersistence = 't' AND relname ~ '^(stage|image)_\d+$'`)
+		}
 		if mends && strings.Contains(e.Message, "undoing repoint the poolers failed") {
 			mends = false
 			write(t, bouncer.DatabasesFile, whole)
 		}
 	}
 	err = r.walk(t.Context(), step)
+	if staged < "3" {
+		t.Errorf("%q stages were there when the pooler was paused", staged)
+	}
 	if attempts != 2 || mends {
 		t.Errorf("%d attempts were made, want one more once the entry was whole, and none after it", attempts)
 	}

@@ -37,7 +37,7 @@ func (p *Passer) Exact(ctx context.Context, opts Options) (Result, error) {
 }
 
 func (p *Passer) exact(ctx context.Context, opts Options) (Result, error) {
-	from, err := p.prepare(ctx, opts.LockTimeout)
+	from, err := p.prepare(ctx, opts.LockTimeout, maxStages)
 	if err != nil {
 		return Result{}, err
 	}
@@ -73,8 +73,9 @@ func (p *Passer) exact(ctx context.Context, opts Options) (Result, error) {
 	}
 }
 
-// prepare connects, tidies up after the last pass and compares the fingerprint.
-func (p *Passer) prepare(ctx context.Context, lockTimeout time.Duration) (*fromSession, error) {
+// prepare connects, tidies up after the last pass, which leaves so many stages at most, and compares the
+// fingerprint.
+func (p *Passer) prepare(ctx context.Context, lockTimeout time.Duration, stages int) (*fromSession, error) {
 	from, err := p.connectFrom(ctx, lockTimeout)
 	if err != nil {
 		return nil, err
@@ -83,7 +84,7 @@ func (p *Passer) prepare(ctx context.Context, lockTimeout time.Duration) (*fromS
 	if err != nil {
 		return nil, err
 	}
-	if err := to.tidy(ctx); err != nil {
+	if err := to.tidy(ctx, stages); err != nil {
 		return nil, err
 	}
 	if _, err := p.connectBeat(ctx); err != nil {
@@ -115,28 +116,45 @@ func (m *moreTables) Error() string {
 	return fmt.Sprintf("%d more tables have changes", len(m.ids))
 }
 
-// Begin opens a pass over all following tables for the freeze: sessions, transaction, locks and
-// stages, those of tables with changes where there are many, are there when it returns; the snapshot
-// is taken by Run.
-func (p *Passer) Begin(ctx context.Context, opts Options) (*Open, error) {
-	from, err := p.prepare(ctx, opts.LockTimeout)
-	if err != nil {
-		return nil, err
-	}
-	tables := p.following()
-	ids := slices.Sorted(maps.Keys(tables))
-	staged := ids
+// Stage makes what a pass over all following tables for the freeze needs on To, as Begin does, and locks
+// nothing: hundreds of stages take seconds, which is no matter before anybody waits. They live as long as the
+// session, and Begin finds them there.
+func (p *Passer) Stage(ctx context.Context, opts Options) error {
+	return p.patiently(ctx, opts.Patience, func() error {
+		from, err := p.prepare(ctx, opts.LockTimeout, maxStages)
+		if err != nil {
+			return err
+		}
+		return p.stageAhead(ctx, from, p.following())
+	})
+}
+
+// stageAhead makes the stages of all tables or, where these are too many, of those with changes.
+func (p *Passer) stageAhead(ctx context.Context, from *fromSession, tables map[int32]scope.Table) error {
+	staged := slices.Sorted(maps.Keys(tables))
 	if len(tables) > maxStages {
 		found, err := from.look(ctx, tables)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		staged = found.ids()
 	}
-	if err := p.to.makeStages(ctx, tablesOf(tables, staged), from.version); err != nil {
+	return p.to.makeStages(ctx, tablesOf(tables, staged), from.version)
+}
+
+// Begin opens a pass over all following tables for the freeze: sessions, transaction, locks and
+// stages, those of tables with changes where there are many, are there when it returns; the snapshot
+// is taken by Run. Clients of a paused pooler wait for it: Stage comes before, and none of its stages is dropped.
+func (p *Passer) Begin(ctx context.Context, opts Options) (*Open, error) {
+	tables := p.following()
+	from, err := p.prepare(ctx, opts.LockTimeout, max(maxStages, len(tables)))
+	if err != nil {
 		return nil, err
 	}
-	return p.begin(ctx, from, tables, ids)
+	if err := p.stageAhead(ctx, from, tables); err != nil {
+		return nil, err
+	}
+	return p.begin(ctx, from, tables, slices.Sorted(maps.Keys(tables)))
 }
 
 // Low gives for each following table the transaction id below which no captured key of it is left on From, as

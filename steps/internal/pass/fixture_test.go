@@ -189,7 +189,7 @@ func (p *pair) deltaRows() int64 {
 // snapshot was taken and before the rows are read.
 func (p *pair) afterSnapshot(f func()) error {
 	p.t.Helper()
-	from, err := p.passer.prepare(p.ctx, 0)
+	from, err := p.passer.prepare(p.ctx, 0, maxStages)
 	if err != nil {
 		return err
 	}

@@ -180,7 +180,7 @@ func (p *Passer) table(ctx context.Context, t scope.Table, backlog int64, opts D
 
 // piece takes the oldest rows of one table's delta. last says that it took all there was.
 func (p *Passer) piece(ctx context.Context, t scope.Table, rows int64) (took, bytes int64, last bool, err error) {
-	from, err := p.prepare(ctx, 0)
+	from, err := p.prepare(ctx, 0, maxStages)
 	if err != nil {
 		return 0, 0, false, err
 	}

@@ -103,10 +103,10 @@ func (j *job) takeStages(ctx context.Context) error {
 	return nil
 }
 
-// tidy empties what the last pass left, which a failed one may have left as well, and keeps no more
-// stages than a session may end with.
-func (s *toSession) tidy(ctx context.Context) error {
-	if err := s.shed(ctx, maxStages); err != nil {
+// tidy empties what the last pass left, which a failed one may have left as well, and keeps so many stages
+// at most.
+func (s *toSession) tidy(ctx context.Context, most int) error {
+	if err := s.shed(ctx, most); err != nil {
 		return err
 	}
 	var full []int32

@@ -187,3 +187,44 @@ func TestFreezeOfManyTables(t *testing.T) {
 	}
 	p.equal()
 }
+
+// Begin has no time for hundreds of stages: it finds those that Stage made, and drops none.
+func TestStagesAreMadeAhead(t *testing.T) {
+	for _, n := range []int{maxStages - 100, maxStages + 100} {
+		p := newPair(t, plainTable)
+		following := slices.Clone(p.tables)
+		for i := range n {
+			tbl := p.tables[0]
+			tbl.ID = int32(1000 + i)
+			following = append(following, tbl)
+		}
+		p.app(`INSERT INTO t VALUES (1)`)
+		p.passer.SetTables(following)
+		if err := p.passer.Stage(p.ctx, Options{}); err != nil {
+			t.Fatal(err)
+		}
+		if n > maxStages { // as if so many had changes
+			if err := p.passer.to.makeStages(p.ctx, following, p.passer.from.version); err != nil {
+				t.Fatal(err)
+			}
+		}
+		made := maps.Clone(p.passer.to.stages)
+		if len(made) != len(following) {
+			t.Errorf("%d stages were made for %d tables", len(made), len(following))
+		}
+		if locks := p.one(p.source, `SELECT count(*)::text FROM pg_locks WHERE relation = 't'::regclass`); locks != "0" {
+			t.Errorf("%s locks on the table are left", locks)
+		}
+		open, err := p.passer.Begin(p.ctx, Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !maps.Equal(made, p.passer.to.stages) {
+			t.Errorf("of %d stages %d are there, some made anew", len(made), len(p.passer.to.stages))
+		}
+		if _, err := open.Run(p.ctx, Options{}); err != nil {
+			t.Fatal(err)
+		}
+		p.equal()
+	}
+}
