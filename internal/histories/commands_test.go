@@ -267,6 +267,9 @@ func (w *world) strike(ft Fault, p *os.Process) bool {
 	panic("unknown fault " + ft.Kind)
 }
 
+// laterPause is between the two parts of an event: some passes see what is between them.
+const laterPause = 1200 * time.Millisecond
+
 // events lets somebody change tables of the source while a command runs; the function that it
 // returns waits for them.
 func (w *world) events(c Command) (wait func()) {
@@ -275,19 +278,24 @@ func (w *world) events(c Command) (wait func()) {
 	for _, e := range c.Events {
 		group.Go(func() {
 			time.Sleep(time.Until(began.Add(time.Duration(e.After) * time.Millisecond)))
-			w.happen(e)
+			if w.happen(e) && len(e.Later) > 0 {
+				time.Sleep(laterPause)
+				e.SQL, e.Kind = e.Later, e.Kind+": the second part"
+				w.happen(e)
+			}
 		})
 	}
 	return group.Wait
 }
 
 // happen does it in one transaction that begins with a write: DDL fires no trigger, so only that
-// keeps it away from a closed source, and the flip away from it.
-func (w *world) happen(e Event) {
+// keeps it away from a closed source, and the flip away from it. It says whether it happened.
+func (w *world) happen(e Event) bool {
 	sql := strings.Join(e.SQL, "; ")
 	if !e.Alone {
 		sql = "BEGIN; " + probeSQL + "; " + sql + "; COMMIT"
 	}
+	var last error
 	for range 5 {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		w.begins(e)
@@ -297,18 +305,31 @@ func (w *world) happen(e Event) {
 		case err == nil:
 			w.count(e.Kind)
 			w.stands(e)
-			return
+			return true
 		case sqlState(err) == "25006":
-			return
+			return false
 		case slices.Contains([]string{"55P03", "40P01"}, sqlState(err)) || w.h.Own && sqlState(err) == "" || strings.HasPrefix(sqlState(err), "57"):
 			time.Sleep(100 * time.Millisecond)
 		default:
-			w.count("failed: " + e.Kind)
-			fmt.Fprintf(os.Stderr, "%s: the event %s: %v\n", w.name, sql, err)
-			return
+			w.fails(e, err)
+			return false
 		}
+		last = err
 	}
+	w.fails(e, last)
+	return false
+}
+
+// fails writes down that an event did not happen. A statement that no server could have run is a fault
+// of the history; a lock that it did not get is not.
+func (w *world) fails(e Event, err error) {
 	w.count("failed: " + e.Kind)
+	w.mu.Lock()
+	w.missed = append(w.missed, fmt.Sprintf("%s on %s: %v", e.Kind, e.Table, err))
+	w.mu.Unlock()
+	if strings.HasPrefix(sqlState(err), "42") && !w.h.Own { // where a server crashed it may have happened at the first try
+		w.Errorf("the event %s on %s cannot happen: %v\n%s", e.Kind, e.Table, err, strings.Join(e.SQL, "; "))
+	}
 }
 
 func (w *world) alone(ctx context.Context, sql string) error {

@@ -34,7 +34,10 @@ func generate(seed uint64, source int, own bool) History {
 	for i := range shapes {
 		t := &h.Tables[i]
 		k := kinds[g.IntN(len(kinds))]
-		t.Name, t.Kind = f("t%d", i+1), k.name
+		if i == 0 && seed%3 == 0 { // its partitions change, see below
+			k = kind{"range partitions", rangeTree}
+		}
+		t.Name, t.Of, t.Kind = f("t%d", i+1), k.name, k.name
 		shapes[i] = k.make(g, t)
 	}
 	for range 2 + g.IntN(3) {
@@ -44,8 +47,18 @@ func generate(seed uint64, source int, own bool) History {
 	if g.IntN(4) > 0 {
 		g.faults(&h)
 	}
-	if g.IntN(2) == 0 {
-		g.events(&h, shapes)
+	var sure []Event
+	switch turn := int(seed / 3); seed % 3 {
+	case 0:
+		list := treeEvents(g, &h.Tables[0], "h."+h.Tables[0].Name)
+		sure = list[turn%len(list):][:1]
+	case 1:
+		list := schemaEvents()
+		sure = list[turn%len(list):][:1]
+	}
+	h.Carry = h.Carry || len(sure) > 0
+	if n := g.IntN(2); n > 0 || len(sure) > 0 {
+		g.events(&h, shapes, n, sure)
 	}
 	for i := range h.Commands {
 		if c := &h.Commands[i]; h.NoVerify && c.Args == "apply --until verify" {
@@ -145,15 +158,19 @@ func (g *gen) faults(h *History) {
 }
 
 // events happen to the source while it takes writes, in an apply that comes after a stop at a later
-// step than capture.
-func (g *gen) events(h *History, shapes []shape) {
+// step than capture. Two seeds of three have a sure one: few seeds shall meet each kind.
+func (g *gen) events(h *History, shapes []shape, n int, sure []Event) {
 	at := slices.IndexFunc(h.Commands, func(c Command) bool { return c.Args == "apply" })
 	if at == 0 || !slices.ContainsFunc(untils[1:], func(step string) bool { return h.Commands[at-1].Args == "apply --until "+step }) {
 		h.Commands = slices.Insert(h.Commands, at, Command{Args: "apply --until " + g.pick("capture", "copy", "catch_up", "verify", "arm")})
 		at++
 	}
-	used := map[int]bool{}
-	for range 1 + g.IntN(2) {
+	for _, e := range sure {
+		e.After = g.IntN(500) // before the source is closed
+		h.Commands[at].Events = append(h.Commands[at].Events, e)
+	}
+	used := map[int]bool{0: len(sure) > 0}
+	for range n * (1 + g.IntN(2)) {
 		i := g.IntN(len(shapes))
 		if used[i] {
 			continue
@@ -173,4 +190,6 @@ func (g *gen) events(h *History, shapes []shape) {
 }
 
 // carriedKinds are events that stop the run unless the runbook says carry.
-var carriedKinds = []string{"add column", "add column, constant", "add column, volatile", "set default", "change type", "new partition", "attach"}
+var carriedKinds = []string{"add column", "add column, constant", "add column, volatile", "set default", "change type", "new partition", "attach",
+	"detach", "drop partition", "create table", "create table, drop it later", "create sequence", "enum value",
+}

@@ -138,7 +138,9 @@ func TestHistories(t *testing.T) {
 	if len(items) < 25 {
 		return
 	}
-	for _, need := range [][]string{{"point"}, {"kill", "term"}, {"backend", "reset"}, {"commit lost", "commit unanswered"}, {"flip"}, {"flip back"}} {
+	for _, need := range [][]string{{"point"}, {"kill", "term"}, {"backend", "reset"}, {"commit lost", "commit unanswered"}, {"flip"}, {"flip back"}, {"stop"}, {"prepare"}, {"commit prepared"}, {"new partition"}, {"attach"},
+		{"detach and attach"}, {"detach: the second part"}, {"drop partition"}, {"create table"}, {"create table, drop it later: the second part"}, {"create sequence"}, {"enum value"}, {"add column", "add column, constant", "change type"},
+	} {
 		n := 0
 		for _, kind := range need {
 			n += fired[kind]
@@ -147,9 +149,14 @@ func TestHistories(t *testing.T) {
 			t.Errorf("no history had %s: %v", strings.Join(need, " or "), fired)
 		}
 	}
+	for _, k := range kinds {
+		if fired["ran: "+k.name] == 0 {
+			t.Errorf("no statement on a table of the kind %q succeeded; %d were refused", k.name, fired["refused: "+k.name])
+		}
+	}
 }
 
-// TestPast plays the histories that once found a fault.
+// TestPast plays the histories that are kept: those that once found a fault, and one that shows that a stored history plays.
 func TestPast(t *testing.T) {
 	files, err := filepath.Glob("testdata/past/*.json")
 	if err != nil {
@@ -162,9 +169,12 @@ func TestPast(t *testing.T) {
 			t.Fatal(err)
 		}
 		if h.Note == "" {
-			t.Errorf("%s does not say what it found", path)
+			t.Errorf("%s does not say why it is kept", path)
 		}
 		items = append(items, item{strings.TrimSuffix(filepath.Base(path), ".json"), pairing() + "PGRUNBOOK_HISTORY_FILE=" + path, h})
+	}
+	if len(items) == 0 {
+		t.Fatal("testdata/past has no history")
 	}
 	playAll(t, items)
 }
@@ -195,6 +205,9 @@ func playAll(t *testing.T, items []item) map[string]int {
 				took += r.took
 				commits[0], commits[1] = commits[0]+r.commit[0], commits[1]+r.commit[1]
 				mu.Unlock()
+				for _, m := range r.missed {
+					t.Logf("did not happen: %s", m)
+				}
 				if r.failed() {
 					report(t, it, r)
 				}

@@ -11,7 +11,7 @@ import (
 // History is all that is random in one migration.
 type History struct {
 	Seed     uint64 `json:",omitempty"`
-	Note     string `json:",omitempty"` // what it once found
+	Note     string `json:",omitempty"` // what it once found, or why else it is kept
 	Carry    bool   `json:",omitempty"` // schema { on_ddl = "carry" }
 	NoVerify bool   `json:",omitempty"`
 	List     string // kind of the table of lists
@@ -24,6 +24,7 @@ type History struct {
 // Table is one table with whatever belongs to it.
 type Table struct {
 	Name  string   // quoted where SQL needs it, without the schema
+	Of    string   // name of its kind
 	Kind  string   // for people
 	Setup []string // definitions and first rows
 	Rule  string   `json:",omitempty"` // body of its block in the runbook
@@ -77,6 +78,7 @@ type Event struct {
 	After int      // ms after the command began
 	SQL   []string // one transaction
 	Alone bool     `json:",omitempty"` // not in a transaction
+	Later []string `json:",omitempty"` // another transaction, some time after the first
 	Undo  []string `json:",omitempty"` // of what must stop the run
 }
 
@@ -143,7 +145,7 @@ func (h History) String() string {
 			say("--   fault, attempt %d: %s %s after %d ms, side %d, n %d", f.Try, f.Kind, f.Point, f.After, f.Side, f.N)
 		}
 		for _, e := range c.Events {
-			say("--   after %d ms, %s: %s", e.After, e.Kind, strings.Join(e.SQL, "; "))
+			say("--   after %d ms, %s: %s", e.After, e.Kind, strings.Join(e.SQL, "; ")+cond(len(e.Later) == 0, "", "; later: ")+strings.Join(e.Later, "; "))
 		}
 	}
 	return b.String()

@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/jackc/pgx/v5/pgconn"
 )
 
 // TestBook: the oracle sees each thing that may go wrong with transactions, and nothing where all is
@@ -66,5 +68,20 @@ func TestCycle(t *testing.T) {
 	c := a.cycle(map[int][]int{0: {1, 2, 3}, 1: {2, 1, 3}})
 	if slices.Sort(c); !slices.Equal(c, []int{1, 2}) {
 		t.Errorf("the cycle of 1 and 2: %v", c)
+	}
+}
+
+// TestCannotRun: a statement that no server could have run fails its history, unless DDL came into its
+// table; a conflict of writers does not.
+func TestCannotRun(t *testing.T) {
+	for _, c := range []struct {
+		code, touched string
+		want          bool
+	}{{"42703", "", true}, {"42703", "t1", false}, {"23505", "", false}, {"40001", "", false}} {
+		w := &world{recorder: &recorder{}, h: History{Tables: []Table{{Name: "t1", Of: "plain"}}}, fired: map[string]int{}, touched: []string{c.touched}}
+		(&client{w: w}).ran(Stmt{Table: "t1", SQL: "UPDATE h.t1 SET nothing = 1"}, &pgconn.PgError{Code: c.code})
+		if w.failed() != c.want || w.fired["refused: plain"] != 1 {
+			t.Errorf("SQLSTATE %s with DDL on %q: %v, %v", c.code, c.touched, w.errs, w.fired)
+		}
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -53,6 +54,7 @@ type result struct {
 	errs   []string
 	said   string         // by the program
 	fired  map[string]int // faults and events, by kind
+	missed []string       // events that did not happen, and why
 	commit [2]int64       // acknowledged, by side
 	took   time.Duration
 }
@@ -76,7 +78,7 @@ func play(name string, h History) result {
 	for i := len(rec.cleanups) - 1; i >= 0; i-- {
 		step(rec.cleanups[i])
 	}
-	return result{errs: rec.errs, said: w.log.String(), fired: w.fired, commit: [2]int64{w.commits[0].Load(), w.commits[1].Load()}, took: time.Since(began)}
+	return result{errs: rec.errs, said: w.log.String(), fired: w.fired, missed: w.missed, commit: [2]int64{w.commits[0].Load(), w.commits[1].Load()}, took: time.Since(began)}
 }
 
 // world is one migration at work.
@@ -103,7 +105,8 @@ type world struct {
 	fired          map[string]int
 	pending        []Event // happened, and must stop the run
 	touched        []string
-	modes          string // what gives the source's triggers their mode back
+	missed         []string // events that did not happen, and why
+	modes          string   // what gives the source's triggers their mode back
 }
 
 func (w *world) complain(format string, args ...any) { w.Errorf(format, args...) }
@@ -118,6 +121,12 @@ func (w *world) count(what string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.fired[what]++
+}
+
+// statements counts, by kind of table, what the writers' statements came to.
+func (w *world) statements(table string, ran bool) {
+	i := slices.IndexFunc(w.h.Tables, func(t Table) bool { return t.Name == table })
+	w.count(cond(ran, "ran: ", "refused: ") + w.h.Tables[i].Of)
 }
 
 func (w *world) play() {

@@ -62,6 +62,15 @@ func (c *client) note(err error, op Op) {
 	_ = op
 }
 
+// ran counts a statement, and complains where no server could have run it: what it should test is not
+// tested. DDL in the middle may have taken its table or column away.
+func (c *client) ran(s Stmt, err error) {
+	if state := sqlState(err); strings.HasPrefix(state, "42") && !slices.Contains(c.w.touches(), strings.Trim(s.Table, `"`)) {
+		c.w.complain("a statement of the writers cannot run: %v\n%s", err, s.SQL)
+	}
+	c.w.statements(s.Table, err == nil)
+}
+
 func (c *client) drop() {
 	if c.conn != nil {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
@@ -148,6 +157,12 @@ func (c *client) statement(ctx context.Context, s Stmt) error {
 }
 
 func (c *client) exec(ctx context.Context, s Stmt) error {
+	err := c.execute(ctx, s)
+	c.ran(s, err)
+	return err
+}
+
+func (c *client) execute(ctx context.Context, s Stmt) error {
 	if s.Copy == "" {
 		_, err := c.conn.Exec(ctx, s.SQL)
 		return err
@@ -177,6 +192,7 @@ func (c *client) end(ctx context.Context, op Op, r *record) error {
 			}
 			return err
 		}
+		c.w.count("prepare")
 		commit = cond(op.End == "prepared", "COMMIT", "ROLLBACK") + " PREPARED '" + gid + "'"
 	}
 	tag, err := c.conn.Exec(ctx, commit)
@@ -187,6 +203,9 @@ func (c *client) end(ctx context.Context, op Op, r *record) error {
 		}
 	case err == nil && strings.HasPrefix(tag.String(), "COMMIT"):
 		r.result = acknowledged
+		if op.End == "prepared" {
+			c.w.count("commit prepared")
+		}
 	case err != nil && op.End == "prepared":
 		r.result = unknown // the transaction's manager gives it up, unless it was committed
 		return errors.Join(err, c.forget(gid))
