@@ -139,7 +139,7 @@ func TestHistories(t *testing.T) {
 		return
 	}
 	for _, need := range [][]string{{"point"}, {"kill", "term"}, {"backend", "reset"}, {"commit lost", "commit unanswered"}, {"flip"}, {"flip back"}, {"stop"}, {"prepare"}, {"commit prepared"}, {"new partition"}, {"attach"},
-		{"detach and attach"}, {"detach: the second part"}, {"drop partition"}, {"create table"}, {"create table, drop it later: the second part"}, {"create sequence"}, {"enum value"}, {"add column", "add column, constant", "change type"},
+		{"detach and attach"}, {"detach"}, {"drop partition"}, {"create table"}, {"create table, write it later"}, {"create sequence"}, {"enum value"}, {"add column", "add column, constant", "change type"},
 	} {
 		n := 0
 		for _, kind := range need {
