@@ -190,6 +190,7 @@ func (g *gen) events(h *History, shapes []shape, n int, sure []Event) {
 }
 
 // carriedKinds are events that stop the run unless the runbook says carry.
-var carriedKinds = []string{"add column", "add column, constant", "add column, volatile", "set default", "change type", "new partition", "attach",
+var carriedKinds = []string{
+	"add column", "add column, constant", "add column, volatile", "set default", "change type", "new partition", "attach",
 	"detach", "drop partition", "create table", "create table, write it later", "create sequence", "enum value",
 }

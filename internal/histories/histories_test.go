@@ -138,8 +138,26 @@ func TestHistories(t *testing.T) {
 	if len(items) < 25 {
 		return
 	}
-	for _, need := range [][]string{{"point"}, {"kill", "term"}, {"backend", "reset"}, {"commit lost", "commit unanswered"}, {"flip"}, {"flip back"}, {"stop"}, {"prepare"}, {"commit prepared"}, {"new partition"}, {"attach"},
-		{"detach and attach"}, {"detach"}, {"drop partition"}, {"create table"}, {"create table, write it later"}, {"create sequence"}, {"enum value"}, {"add column", "add column, constant", "change type"},
+	for _, need := range [][]string{
+		{"point"},
+		{"kill", "term"},
+		{"backend", "reset"},
+		{"commit lost", "commit unanswered"},
+		{"flip"},
+		{"flip back"},
+		{"stop"},
+		{"prepare"},
+		{"commit prepared"},
+		{"new partition"},
+		{"attach"},
+		{"detach and attach"},
+		{"detach"},
+		{"drop partition"},
+		{"create table"},
+		{"create table, write it later"},
+		{"create sequence"},
+		{"enum value"},
+		{"add column", "add column, constant", "change type"},
 	} {
 		n := 0
 		for _, kind := range need {
