@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"syscall"
 	"time"
 
 	"github.com/pgrunbook/pgrunbook/engine"
@@ -43,10 +44,14 @@ func (f *flipper) recorded() []freeze.SwitchStep {
 			if err := f.cp.Save(ctx, nil, *f.cursor); err != nil {
 				return err
 			}
-			return s.Do(withGroups(ctx, f.guard.command))
+			// One that stood still since may have been replaced, and its step undone.
+			if err := f.replaced(ctx); err != nil {
+				return err
+			}
+			return s.Do(withGroups(ctx, f.command(ctx)))
 		}
 		out[i].Undo = func(ctx context.Context) error {
-			err := s.Undo(withGroups(ctx, f.guard.command))
+			err := s.Undo(withGroups(ctx, f.command(ctx)))
 			if err != nil {
 				f.stuck = &stuckStep{s.Name, err}
 			}
@@ -54,6 +59,17 @@ func (f *flipper) recorded() []freeze.SwitchStep {
 		}
 	}
 	return out
+}
+
+// command tells the guardian of a command that runs, and ends it where another process has taken this one's place
+// by the time it began.
+func (f *flipper) command(ctx context.Context) func(group int) {
+	return func(group int) {
+		f.guard.command(group)
+		if group > 0 && f.replaced(ctx) != nil {
+			_ = syscall.Kill(-group, syscall.SIGKILL)
+		}
+	}
 }
 
 // stuckStep is a switch step whose undo failed in a live attempt. It stays on record as begun: clients that
@@ -115,7 +131,7 @@ func (f *flipper) undoSwitch(ctx context.Context) error {
 	for i := f.cursor.Begun - 1; i >= 0; i-- {
 		s := steps[i]
 		undoCtx, cancel := context.WithTimeout(ctx, s.Timeout)
-		err := s.Undo(undoCtx)
+		err := s.Undo(withGroups(undoCtx, f.command(undoCtx)))
 		cancel()
 		if err != nil {
 			return &engine.Error{

@@ -28,7 +28,8 @@ type guard struct {
 	opening  chan *flipper // sessions on their way; nil: none are
 	flip     *flipper      // what ends the flip, its sessions open; nil: not yet, or they were lost
 	redact   *Redactor
-	group    int // the processes of a switch step's command that runs; 0: none does
+	epoch    int64 // of the run, as far as it knows
+	group    int   // the processes of a switch step's command that runs; 0: none does
 	warnings *slog.Logger
 }
 
@@ -104,6 +105,7 @@ func (g *guard) stand(ctx context.Context) error {
 		}
 		switch {
 		case !alive:
+			g.endCommand()
 			return g.act(ctx, "the runner has died")
 		case line == sayBye:
 			return nil

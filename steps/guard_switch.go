@@ -95,15 +95,14 @@ func (b switchBrief) step(env *Env, redact *Redactor) engine.Step {
 // undoes the same first of all. What that runner had at work, a command or sessions, is ended before. A runner
 // that wakes up finds itself replaced, and keeps off.
 func (g *guard) sendBack(ctx context.Context) error {
+	g.endCommand()
 	f := g.sessions()
 	if f == nil || f.cursor.Begun == 0 {
 		return nil
 	}
 	g.warnings.Warn("guardian: what the switch had begun is undone")
-	if g.group > 0 {
-		_ = syscall.Kill(-g.group, syscall.SIGKILL) // it has ended, or does now
-	}
 	g.drop(ctx)
+	g.epoch = g.brief.Run.Epoch
 	var s *succession
 	err := untilSettled(ctx, g.env, true, func(ctx context.Context) (err error) {
 		s, err = g.succeed(ctx)
@@ -120,6 +119,14 @@ func (g *guard) sendBack(ctx context.Context) error {
 	ctx, stop := s.run.Context(ctx) // who takes the run over by force sends the clients where they belong
 	defer stop()
 	return s.cleared(ctx, s.opened, func(ctx context.Context) error { return s.poolers.settle(ctx, s.opened) })
+}
+
+// endCommand ends the command of a switch step that the runner had at work: what it would do comes too late.
+func (g *guard) endCommand() {
+	if g.group > 0 {
+		_ = syscall.Kill(-g.group, syscall.SIGKILL)
+		g.group = 0
+	}
 }
 
 // succession is the guardian in its runner's place.
@@ -140,8 +147,9 @@ func (s *succession) close(ctx context.Context) {
 func (g *guard) succeed(ctx context.Context) (_ *succession, err error) {
 	run, err := journal.Open(ctx, g.env.Target, journal.OpenOptions{StealFrom: g.Runner, StealEpoch: g.brief.Run.Epoch, Redact: g.redact.String})
 	if err != nil {
-		return nil, err
+		return nil, g.notYet(ctx, err)
 	}
+	g.epoch = run.Epoch
 	s := &succession{run: run}
 	defer func() {
 		if err != nil {
@@ -149,7 +157,7 @@ func (g *guard) succeed(ctx context.Context) (_ *succession, err error) {
 		}
 	}()
 	if err := run.LockSource(ctx, g.env.Source, false); err != nil {
-		return nil, err
+		return nil, errors.New(err.Error()) // whoever holds that one is not in the runner's place
 	}
 	g.env.Journal, g.env.Run.Epoch = run, run.Epoch
 	step := &freezeStep{env: g.env, id: g.Step, from: g.From, inherits: &g.Inherited, repoint: g.switches()}
@@ -158,6 +166,23 @@ func (g *guard) succeed(ctx context.Context) (_ *succession, err error) {
 	}
 	s.opened, err = s.settle(ctx)
 	return s, err
+}
+
+// notYet is why the runner's place could not be taken. It is for good where the epoch has moved: somebody else
+// has taken it. A session that does not end at once, or a runner that is just about to take over, is asked again.
+func (g *guard) notYet(ctx context.Context, cause error) error {
+	if engine.ClassOf(cause) != engine.ClassHeld {
+		return cause
+	}
+	now, err := journal.OpenReadOnly(ctx, g.env.Target)
+	if err != nil {
+		return errors.Join(errors.New(cause.Error()), err)
+	}
+	defer now.Close(ctx)
+	if now.Epoch != g.epoch {
+		return cause
+	}
+	return errors.New(cause.Error())
 }
 
 // poolersAlone lets the poolers' clients go on although nothing else could be undone.

@@ -78,7 +78,7 @@ type thief struct {
 	epoch   int64 // 0 is any, for the source, which has no journal
 }
 
-// takes reports whether the lock may be taken from its holder. Nobody ends a guardian that is at work.
+// takes reports whether the lock may be taken from its holder. A guardian that is at work gets its time before.
 func (t thief) takes(ctx context.Context, q querier, backend int, application string, try int) (bool, error) {
 	if t.anybody {
 		return !strings.Contains(application, guardianMark) || try >= guardianTries, nil
@@ -117,6 +117,10 @@ func (l *lock) take(ctx context.Context, key int32, steal thief) error {
 	if _, err := l.conn.Exec(ctx, keepaliveSQL, names, values); err != nil {
 		return fmt.Errorf("setting keepalives on the %s: %w", l.side, err)
 	}
+	last := guardianTries
+	if steal.anybody { // at the last of those it is ended
+		last += lockTries
+	}
 	for try := 1; ; try++ {
 		var got bool
 		if err := l.conn.QueryRow(ctx, "SELECT pg_catalog.pg_try_advisory_lock($1::int, $2::int)", classKey, key).Scan(&got); err != nil {
@@ -125,7 +129,7 @@ func (l *lock) take(ctx context.Context, key int32, steal thief) error {
 		if got {
 			return nil
 		}
-		if try >= lockTries && (try >= guardianTries || !l.guarded(ctx, key)) {
+		if try >= lockTries && (try >= last || !l.guarded(ctx, key)) {
 			return l.held(ctx, key)
 		}
 		if err := l.endHolder(ctx, key, steal, try); err != nil {
