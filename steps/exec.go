@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -217,6 +218,7 @@ func (s *execStep) environ(undo bool) []string {
 	}
 	if s.env.Run.ID != "" {
 		add("RUN", s.env.Run.ID)
+		add("EPOCH", strconv.FormatInt(s.env.Run.Epoch, 10))
 	}
 	if s.env.Runbook != nil {
 		add("RUNBOOK", s.env.Runbook.Name)

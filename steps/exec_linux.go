@@ -1,9 +1,39 @@
 package steps
 
-import "syscall"
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+)
 
 // groupAttr makes the command a process group of its own that ends when the runner is killed: a
 // switch must not go on after the freeze that it belongs to is gone.
 func groupAttr() *syscall.SysProcAttr {
 	return &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+}
+
+// killMarked ends every process whose environment says that a step of this run started it in an epoch, in
+// whatever process group it is by now. One that is just being forked is met by another look.
+func killMarked(run string, epoch int64) {
+	marks := []string{"\x00PGRUNBOOK_RUN=" + run + "\x00", fmt.Sprintf("\x00PGRUNBOOK_EPOCH=%d\x00", epoch)}
+	for range 5 {
+		found := false
+		files, _ := filepath.Glob("/proc/[0-9]*/environ")
+		for _, file := range files {
+			text, err := os.ReadFile(file) // of others it cannot be read, and of one that has ended
+			environ := "\x00" + string(text) + "\x00"
+			if err != nil || !strings.Contains(environ, marks[0]) || !strings.Contains(environ, marks[1]) {
+				continue
+			}
+			if pid, err := strconv.Atoi(filepath.Base(filepath.Dir(file))); err == nil && syscall.Kill(pid, syscall.SIGKILL) == nil {
+				found = true
+			}
+		}
+		if !found {
+			return
+		}
+	}
 }

@@ -127,6 +127,7 @@ func (g *guard) endCommand() {
 		_ = syscall.Kill(-g.group, syscall.SIGKILL)
 		g.group = 0
 	}
+	killMarked(g.brief.Run.ID, g.brief.Run.Epoch) // also one that the runner had no time to tell of
 }
 
 // succession is the guardian in its runner's place.
