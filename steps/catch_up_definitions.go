@@ -143,7 +143,10 @@ func (s *catchUpStep) definitions(ctx context.Context, cp engine.Checkpoint) err
 	if err := armJoined(ctx, s.env, cp, sides); err != nil {
 		return err
 	}
-	return s.reopen(ctx, c, n)
+	if err := s.reopen(ctx, c, n); err != nil || c == nil {
+		return err
+	}
+	return c.unseen(ctx, s.env, sides.source)
 }
 
 // stopping names what of a captured table no rule carries. It comes first: a table that was renamed is
