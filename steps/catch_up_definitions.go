@@ -124,7 +124,7 @@ func (s *catchUpStep) definitions(ctx context.Context, cp engine.Checkpoint) err
 	if err != nil {
 		return err
 	}
-	c, err := compareDefinitions(ctx, s.env, sides, cursor.Handled)
+	c, err := compareDefinitions(ctx, s.env, sides, cursor)
 	if err != nil {
 		return err
 	}

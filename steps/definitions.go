@@ -26,15 +26,16 @@ type comparison struct {
 
 // difference is one definition that changed on the source since the structure was restored.
 type difference struct {
-	item      dump.Item // the source's; of what was dropped, the target's
-	verb      string    // "is new", "changed", "was dropped"
-	sql       []string  // what makes the target alike
-	ran       int       // how many of them did
-	restore   bool      // made from a dump of the source
-	later     bool      // made with what comes after the rows
-	elsewhere bool      // capture.Check tells it
-	mild      bool      // no row and no later statement depends on it: named, not stopped for
-	why       string    // why it cannot be carried
+	item      dump.Item   // the source's; of what was dropped, the target's
+	verb      string      // "is new", "changed", "was dropped"
+	sql       []string    // what makes the target alike
+	ran       int         // how many of them did
+	restore   bool        // made from a dump of the source
+	later     bool        // made with what comes after the rows
+	elsewhere bool        // capture.Check tells it
+	mild      bool        // no row and no later statement depends on it: named, not stopped for
+	made      *scope.Name // the table, where this run made it and it is not part of it: see dropMade
+	why       string      // why it cannot be carried
 }
 
 func (d difference) text() string {
@@ -57,18 +58,19 @@ func (d difference) finding() *engine.Finding {
 
 // compareDefinitions looks at every definition of both sides. It is nil where the run has no record
 // of what the source was like: without a schema phase nobody asked for its structure. Definitions
-// that handled has as they are now were carried already, by statements that another server may
+// that carried has as they are now were carried already, by statements that another server may
 // write down in other words.
-func compareDefinitions(ctx context.Context, env *Env, sides *sideConns, handled map[string]string) (*comparison, error) {
+func compareDefinitions(ctx context.Context, env *Env, sides *sideConns, carried catchUpCursor) (*comparison, error) {
 	was, err := restoredDefinitions(ctx, env)
 	if err != nil || was == nil {
 		return nil, err
 	}
 	c := &comparison{}
-	return c, c.read(ctx, env, sides, was, handled)
+	return c, c.read(ctx, env, sides, was, carried)
 }
 
-func (c *comparison) read(ctx context.Context, env *Env, sides *sideConns, was, handled map[string]string) (err error) {
+func (c *comparison) read(ctx context.Context, env *Env, sides *sideConns, was map[string]string, carried catchUpCursor) (err error) {
+	handled := carried.Handled
 	maps.Copy(was, handled)
 	if c.fresh, c.source, err = readDefinitions(ctx, env, sides.source); err != nil {
 		return err
@@ -105,9 +107,20 @@ func (c *comparison) read(ctx context.Context, env *Env, sides *sideConns, was, 
 		if !left || there || was[id] == gone || ownWords(i.Kind) || i.Kind == dump.ItemComment {
 			continue
 		}
-		if t := owningTable(env, c.fresh, i.Name); t == nil || t.Data != scope.Live || i.Kind != dump.ItemTable {
-			c.differences = append(c.differences, dropped(env, i))
+		t := owningTable(env, c.fresh, i.Name)
+		if t != nil && t.Data == scope.Live && i.Kind == dump.ItemTable {
+			continue
 		}
+		d := dropped(env, i)
+		if t == nil && i.Kind == dump.ItemTable {
+			if d.made, err = ours(ctx, sides.target, i, carried.Made); err != nil {
+				return err
+			}
+		}
+		if d.made != nil {
+			d.mild, d.sql = false, []string{"DROP TABLE " + i.Name + " CASCADE"}
+		}
+		c.differences = append(c.differences, d)
 	}
 	return nil
 }

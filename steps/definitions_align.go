@@ -22,7 +22,7 @@ func align(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sideConns
 		return err // first: a new partition is known by its tree
 	}
 	c := &comparison{empty: true}
-	if err := c.read(ctx, env, sides, was, nil); err != nil {
+	if err := c.read(ctx, env, sides, was, catchUpCursor{}); err != nil {
 		return err
 	}
 	for _, d := range c.differences {

@@ -52,7 +52,7 @@ func mendRefused(ctx context.Context, env *Env, cp engine.Checkpoint) (bool, err
 	if err != nil {
 		return false, err
 	}
-	c, err := compareDefinitions(ctx, env, sides, nil)
+	c, err := compareDefinitions(ctx, env, sides, catchUpCursor{})
 	if err != nil || c == nil {
 		return false, err
 	}
@@ -129,6 +129,11 @@ func (d difference) politely(ctx context.Context, cp engine.Checkpoint, sides *s
 // first difference without a rule is an error.
 func (c *comparison) settle(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sideConns, cursor *catchUpCursor) (err error) {
 	stop := env.Runbook.Schema.OnDDL != "carry"
+	if !stop {
+		if err := c.dropMade(ctx, env, cp, sides); err != nil {
+			return err
+		}
+	}
 	var restore []dump.Item
 	var later []difference // they name what is new itself
 	for _, d := range c.differences {
@@ -221,6 +226,9 @@ func restoreNew(ctx context.Context, env *Env, cp engine.Checkpoint, sides *side
 		return err
 	}
 	cursor.Before = before
+	for _, i := range items {
+		cursor.Handled[i.ID()] = begun
+	}
 	if err := cp.Save(ctx, nil, cursor); err != nil {
 		return err
 	}

@@ -72,7 +72,7 @@ func (f *flipper) compareDefinitions(ctx context.Context) error {
 	if _, err := f.env.Journal.Checkpoint(catchUpID, f.env.Sink).Load(ctx, &cursor); err != nil {
 		return err
 	}
-	c, err := compareDefinitions(ctx, f.env, f.looks, cursor.Handled)
+	c, err := compareDefinitions(ctx, f.env, f.looks, cursor)
 	if err != nil || c == nil {
 		return err
 	}
