@@ -219,6 +219,9 @@ func (s *catchUpStep) check(ctx context.Context, conn *pgx.Conn) error {
 	if err := capture.Err(changes); err != nil {
 		return err
 	}
+	if err := strayed(ctx, s.env, changes); err != nil {
+		return err
+	}
 	lost, err := emptied(ctx, s.env, conn, engine.Source)
 	if err != nil {
 		return err

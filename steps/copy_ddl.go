@@ -40,6 +40,9 @@ func (s *copyStep) changed(ctx context.Context, conn *pgx.Conn, t scope.Table, r
 	if err := capture.Err(changes); err != nil {
 		return err
 	}
+	if err := strayed(ctx, s.env, changes); err != nil {
+		return err
+	}
 	again := slices.ContainsFunc(changes, loadedAgain)
 	carried := slices.DeleteFunc(slices.Clone(changes), func(c capture.Change) bool { return c.Rule != capture.Carry })
 	needed := refused && slices.ContainsFunc(carried, func(c capture.Change) bool {

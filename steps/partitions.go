@@ -38,6 +38,34 @@ func placeOn(ctx context.Context, conn *pgx.Conn, member scope.Name) (at capture
 	return at, true, nil
 }
 
+// strayed makes a change to carry of a partition that came back to its own place where the target does not have it
+// there: it was taken off its tree, by a run that saw it detached, and was attached again before its tree's capture
+// had accepted that. Capture compares with what it accepted last, so that another load is all it asks for, which
+// would go without the partition.
+func strayed(ctx context.Context, env *Env, changes []capture.Change) error {
+	back := func(c capture.Change) bool { return c.What == capture.PartitionMoved && c.Rule == capture.Recopy }
+	if !slices.ContainsFunc(changes, back) {
+		return nil
+	}
+	return env.Journal.Read(ctx, func(target *pgx.Conn) error {
+		for i, c := range changes {
+			if !back(c) {
+				continue
+			}
+			for _, p := range c.Places {
+				at, there, err := placeOn(ctx, target, p.Member)
+				if err != nil {
+					return err
+				}
+				if !there || at != p {
+					changes[i].Rule = capture.Carry
+				}
+			}
+		}
+		return nil
+	})
+}
+
 // clearPlaces drops on the target what has the name of a partition that is to be made and is another one: it hangs
 // elsewhere, has other bounds, or is cut otherwise. All of them go before the first is made, since one may be in the
 // way of another. Dropped, not moved: its rows are read again in any case, by the keys that its capture logs or by

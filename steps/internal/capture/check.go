@@ -36,7 +36,8 @@ type Change struct {
 	Rule   Rule
 	Text   string // a sentence
 	Hint   string // what to type or change next
-	// SQL is what makes the other side alike, of Carry only; empty where that takes what the other side has by then.
+	// SQL is what makes the other side alike, of Carry, and of PartitionMoved where it lacks the partition in its place;
+	// empty where that takes what the other side has by then.
 	SQL string
 	// Places are what SQL makes of partitions: whoever runs it looks first what the other side has there.
 	Places []Place

@@ -85,20 +85,24 @@ func added(t scope.Table, now fingerprint, r relPrint) Change {
 }
 
 // moved is a partition that was detached and attached again: rows may have changed meanwhile. Where it came back to
-// another place the other side has to have it there before they are read.
+// another place the other side has to have it there before they are read. Places are those of its own place too: the
+// other side may have taken it off there meanwhile.
 func moved(t scope.Table, now fingerprint, was, is relPrint) Change {
 	name := pg.Name(is.Schema, is.Name)
 	c := newChange(t, PartitionMoved, Recopy, "the partition "+name+" was detached and attached again")
 	c.Member = is.name()
-	if was.Parent == is.Parent && was.Bound == is.Bound {
-		return c
-	}
-	c.Text += ", to another place"
 	below, foreign := now.places(is)
-	if foreign {
+	same := was.Parent == is.Parent && was.Bound == is.Bound
+	switch {
+	case foreign && same:
+		return c
+	case foreign:
 		return newChange(t, PartitionMoved, Stop, "the partition "+name+" was detached and attached again, to another place, with a foreign table")
+	case !same:
+		c.Rule = Carry
+		c.Text += ", to another place"
 	}
-	c.Rule, c.Places = Carry, below
+	c.Places = below
 	list := []string{"DROP TABLE " + name}
 	for _, p := range c.Places {
 		list = append(list, p.SQL())
