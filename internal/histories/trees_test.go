@@ -43,11 +43,8 @@ func rangeTree(g *gen, t *Table) shape {
 // treeEvents are changes of rangeTree's partitions.
 func treeEvents(g *gen, t *Table, n string) []Event {
 	d := f("date '2026-05-01' + %d", g.IntN(20))
-	// It stays detached. Where passes had carried it as a table of its own and it was attached again, the tree
-	// was loaded again without it: catch_up ended at its key, "relation ..._a does not exist" on the target.
-	// Once that is mended, its way back belongs into Later.
 	detached := event(t, "detach", f("ALTER TABLE %s DETACH PARTITION %s_a", n, n), f("UPDATE %s_a SET v = 'detached' WHERE id %% 2 = 0", n))
-	detached.Later = []string{f("UPDATE %s_a SET v = 'meanwhile' WHERE id %% 3 = 0", n)}
+	detached.Later = []string{f("UPDATE %s_a SET v = 'meanwhile' WHERE id %% 3 = 0", n), f("ALTER TABLE %s ATTACH PARTITION %s_a FOR VALUES FROM ('2026-01-01') TO ('2026-02-01')", n, n)}
 	return []Event{
 		event(t, "new partition", f("CREATE TABLE %s_d PARTITION OF %s FOR VALUES FROM ('2026-05-01') TO ('2026-06-01')", n, n), f("INSERT INTO %s VALUES (1, %s, 'new partition')", n, d)),
 		event(t, "attach", f("CREATE TABLE %s_e (LIKE %s INCLUDING ALL)", n, n), f("INSERT INTO %s_e SELECT g, %s, 'before' FROM generate_series(1, 9) g", n, d), f("ALTER TABLE %s ATTACH PARTITION %s_e FOR VALUES FROM ('2026-05-01') TO ('2026-06-01')", n, n)),
