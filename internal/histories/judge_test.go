@@ -68,12 +68,16 @@ var ours = regexp.MustCompile(`(?m)^(-- Name: .*pgrunbook_(gate|capture).*|CREAT
 // notNull are constraints that have names since 18, where a child states what it inherits.
 var notNull = regexp.MustCompile(`(?m)^    CONSTRAINT \S+ NOT NULL \S+?,?\n`)
 
+// inherited are such names in a column's own line: a partition that was made as one has its parent's.
+var inherited = regexp.MustCompile(`(?m)^(    .+) CONSTRAINT \S+ NOT NULL`)
+
 func (w *world) dump(url string) string {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	text, err := testpg.SchemaDump(ctx, url, "pgrunbook")
 	w.must(err)
 	text = notNull.ReplaceAllString(ours.ReplaceAllString(text, ""), "")
+	text = inherited.ReplaceAllString(text, "$1 NOT NULL")
 	text = regexp.MustCompile(`,\n`).ReplaceAllString(text, "\n") // after the last column that is left
 	return regexp.MustCompile(`\n\n+`).ReplaceAllString(text, "\n")
 }
