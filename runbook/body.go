@@ -31,10 +31,13 @@ import (
 type Body struct {
 	attrs   hcl.Attributes
 	blocks  hclsyntax.Blocks
+	body    hcl.Body // of the JSON twin, where blocks look like arguments
 	eval    *hcl.EvalContext
 	at      hcl.Range // the block's header
 	where   string
 	asked   []string
+	nested  []string // the blocks that Block asked for
+	inner   []*Body  // and those that are written
 	diags   hcl.Diagnostics
 	secrets *secretSet
 	values  map[string]cty.Value // one evaluation and one complaint per argument
@@ -43,17 +46,22 @@ type Body struct {
 // DecodeBody starts reading the body of a step.
 func DecodeBody(step StepBlock) *Body {
 	b := &Body{eval: step.Eval, at: step.Range, where: fmt.Sprintf("step %q", step.Kind), secrets: step.secrets, values: map[string]cty.Value{}}
-	if native, ok := step.Body.(*hclsyntax.Body); ok {
+	b.open(step.Body)
+	return b
+}
+
+func (b *Body) open(body hcl.Body) {
+	if native, ok := body.(*hclsyntax.Body); ok {
 		b.blocks = native.Blocks
 		b.attrs, _ = native.JustAttributes()
-		return b
+		return
 	}
 	var diags hcl.Diagnostics
-	if step.Body != nil {
-		b.attrs, diags = step.Body.JustAttributes()
+	if body != nil {
+		b.body = body
+		b.attrs, diags = body.JustAttributes()
 	}
 	b.diags = append(b.diags, diags...)
-	return b
 }
 
 // newBody reads the arguments of one of the fixed blocks, whose names were checked already.
@@ -72,15 +80,21 @@ func (l *loader) newBody(content *hcl.BodyContent, at hcl.Range) *Body {
 // Done returns every mistake of the body, unknown arguments included.
 func (b *Body) Done() hcl.Diagnostics {
 	s := schema(b.asked)
+	for _, name := range b.nested {
+		s.Blocks = append(s.Blocks, block(name))
+	}
 	for _, attr := range sortedAttributes(b.attrs) {
 		if !slices.Contains(b.asked, attr.Name) {
 			b.diags = append(b.diags, newError(attr.NameRange, "Unknown argument", unknownArgument(attr.Name, s, b.where)))
 		}
 	}
 	for _, block := range b.blocks {
-		if block.Type != "dynamic" {
+		if block.Type != "dynamic" && !slices.Contains(b.nested, block.Type) {
 			b.diags = append(b.diags, newError(block.TypeRange, "Unknown block", unknownBlock(block.Type, s, b.where)))
 		}
+	}
+	for _, inner := range b.inner {
+		b.diags = append(b.diags, inner.Done()...)
 	}
 	return b.diags
 }

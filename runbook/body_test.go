@@ -131,3 +131,55 @@ func TestSuggestKind(t *testing.T) {
 		}
 	}
 }
+
+// TestBodyBlock: a block in a step's body reads alike in both forms of the language, and its secrets are kept.
+func TestBodyBlock(t *testing.T) {
+	t.Chdir("testdata/valid")
+	for _, name := range []string{"switch.runbook.hcl", "switch.runbook.json"} {
+		rb, diags := Load(name, Options{Getenv: envOf(map[string]string{"LB_TOKEN": "hunter2-token"})})
+		if diags.HasErrors() {
+			t.Fatal(printed(t, rb, diags))
+		}
+		b := DecodeBody(rb.Cutover.Switch[0])
+		_, _, _, _ = b.String("url"), b.String("method"), b.SensitiveMap("headers"), b.Duration("timeout", 0)
+		if got := b.String("body"); got != `{"member":"new"}` {
+			t.Errorf("%s: body is %s", name, got)
+		}
+		undo := b.Block("undo")
+		if undo == nil || undo.String("body") != `{"member":"old"}` || undo.Has("url") || b.Block("other") != nil {
+			t.Errorf("%s: undo is %+v", name, undo)
+		}
+		if diags := b.Done(); len(diags) > 0 {
+			t.Errorf("%s: mistakes: %v", name, diags)
+		}
+	}
+	rb, diags := Parse("t.hcl", []byte(prelude+`variable "v" {
+  sensitive = true
+  default   = env("V")
+}
+copy {
+  after {
+    step "k" "s" {
+      inner {
+        own { a = "x-${var.v}" }
+      }
+    }
+  }
+}
+`), Options{Getenv: envOf(map[string]string{"V": "hunter2"})})
+	if diags.HasErrors() || rb.secrets.clean("x-hunter2") != hidden {
+		t.Errorf("a secret made in a block is printed as %s: %v", rb.secrets.clean("x-hunter2"), diags)
+	}
+	b := DecodeBody(rb.Hooks["copy"].After[0])
+	if b.Block("inner"); len(b.Done()) != 1 {
+		t.Errorf("the unknown block in a block: %v", b.Done())
+	}
+	empty, diags := Parse("t.runbook.json", []byte(`{"runbook": {"x": {}}, "source": {"service": "a"}, "target": {"service": "b"}, "copy": {"after": {"step": {"k": {"s": {"undo": [], "more": "x"}}}}}}`), Options{})
+	if diags.HasErrors() {
+		t.Fatal(printed(t, empty, diags))
+	}
+	b = DecodeBody(empty.Hooks["copy"].After[0])
+	if b.Block("undo") != nil || b.Block("more") != nil || len(b.Done()) < 2 {
+		t.Errorf("blocks that hold nothing: %v", b.Done())
+	}
+}

@@ -42,7 +42,7 @@ func TestValid(t *testing.T) {
 		for _, validate := range []bool{true, false} {
 			opts := Options{Getenv: noEnv, Validate: validate, ToolVersion: "1.2.0"}
 			if !validate {
-				opts.Getenv = envOf(map[string]string{"SOURCE_URL": "postgresql://app:hunter2@old/erp", "HOOKS_TOKEN": "hunter2-token"})
+				opts.Getenv = envOf(map[string]string{"SOURCE_URL": "postgresql://app:hunter2@old/erp", "HOOKS_TOKEN": "hunter2-token", "LB_TOKEN": "hunter2-token"})
 			}
 			rb, diags := Load(name, opts)
 			if len(diags) > 0 {

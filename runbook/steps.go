@@ -77,7 +77,7 @@ func stepAttributes(step StepBlock) []*hcl.Attribute {
 // checkStep evaluates every argument of a step once, so that mistakes in references are found
 // together with all others, and notes what must be kept: secrets and files.
 func (l *loader) checkStep(step StepBlock) {
-	for _, attr := range stepAttributes(step) {
+	for _, attr := range append(stepAttributes(step), nestedAttributes(step.Body)...) {
 		value, diags := evaluate(attr.Expr, step.Eval)
 		l.add(diags)
 		if diags.HasErrors() {
@@ -116,6 +116,9 @@ func (l *loader) checkTexts(attr *hcl.Attribute, value cty.Value) {
 	})
 }
 
+// undoForms show how the undo of a kind is written that is no argument.
+var undoForms = map[string]string{"http": "undo { ... }"}
+
 // checkSwitch holds the steps of switch to what the freeze needs of them: a way back, and a time
 // that fits into the budget.
 func (l *loader) checkSwitch() {
@@ -127,8 +130,12 @@ func (l *loader) checkSwitch() {
 		for _, a := range stepAttributes(step) {
 			attrs[a.Name] = a
 		}
-		if attrs["undo"] == nil {
-			l.errorf(step.Range, "Step without undo", "Step %q %q stands in switch, which is undone when the freeze fails and run backwards by a rollback. Add undo = ... with what puts the old state back.", step.Kind, step.Name)
+		if attrs["undo"] == nil && !hasNested(step.Body, "undo") {
+			form := "undo = ..."
+			if wanted, ok := undoForms[step.Kind]; ok {
+				form = wanted
+			}
+			l.errorf(step.Range, "Step without undo", "Step %q %q stands in switch, which is undone when the freeze fails and run backwards by a rollback. Add %s with what puts the old state back.", step.Kind, step.Name, form)
 		}
 		if attrs["timeout"] == nil {
 			l.errorf(step.Range, "Step without timeout", "Step %q %q stands in switch, where the application's writes wait for it. Add timeout = \"1s\" or what it needs.", step.Kind, step.Name)

@@ -29,7 +29,44 @@ type switchBrief struct {
 	On                 engine.Side
 	Statement, Reverse string
 	Transaction        bool
+
+	// Of http.
+	Request, Back requestBrief
+	Retries       int64
+	Interval      time.Duration
 }
+
+// requestBrief is a request of http with its secrets, and which they are.
+type requestBrief struct {
+	URL, Body secretBrief
+	Method    string
+	Headers   map[string]secretBrief
+	Status    int
+}
+
+type secretBrief struct {
+	Text   string
+	Hidden bool
+}
+
+func (r httpRequest) brief() requestBrief {
+	b := requestBrief{URL: briefSecret(r.url), Body: briefSecret(r.body), Method: r.method, Status: r.status, Headers: map[string]secretBrief{}}
+	for name, v := range r.headers {
+		b.Headers[name] = briefSecret(v)
+	}
+	return b
+}
+
+func (b requestBrief) request() httpRequest {
+	r := httpRequest{url: b.URL.secret(), body: b.Body.secret(), method: b.Method, status: b.Status, headers: map[string]runbook.Secret{}}
+	for name, v := range b.Headers {
+		r.headers[name] = v.secret()
+	}
+	return r
+}
+
+func briefSecret(s runbook.Secret) secretBrief { return secretBrief{s.Reveal(), s.Sensitive()} }
+func (b secretBrief) secret() runbook.Secret   { return runbook.NewSecret(b.Text, b.Hidden) }
 
 // briefed gives the run's switch steps for the guardian.
 func briefed(env *Env) (out []switchBrief) {
@@ -42,6 +79,10 @@ func briefed(env *Env) (out []switchBrief) {
 			for name, v := range s.vars {
 				b.Vars[name] = v.Reveal()
 			}
+			out = append(out, b)
+		case *httpStep:
+			b := s.brief(s.timeout)
+			b.Request, b.Back, b.Retries, b.Interval = s.request.brief(), s.undo.brief(), s.retries, s.interval // in switch there is an undo
 			out = append(out, b)
 		case *sqlStep:
 			b := s.brief(s.timeout)
@@ -79,8 +120,12 @@ func (p person) brief(timeout time.Duration) switchBrief {
 // step makes the step again. Its output is said with the runbook's secrets masked.
 func (b switchBrief) step(env *Env, redact *Redactor) engine.Step {
 	p := person{env: env, place: b.Place, kind: b.Kind, name: b.Name, redact: redact}
-	if b.Kind == "sql" {
+	switch b.Kind {
+	case "sql":
 		return &sqlStep{person: p, on: b.On, statement: b.Statement, undo: b.Reverse, transaction: b.Transaction, timeout: b.Timeout}
+	case "http":
+		back := b.Back.request()
+		return &httpStep{person: p, request: b.Request.request(), undo: &back, retries: b.Retries, interval: b.Interval, timeout: b.Timeout}
 	}
 	s := &execStep{person: p, dir: b.Dir, argv: b.Argv, undo: b.Undo, pinned: b.Pinned, timeout: b.Timeout, vars: map[string]runbook.Secret{}}
 	for name, text := range b.Vars {

@@ -117,7 +117,7 @@ func (s *notifyStep) post(ctx context.Context, body []byte) error {
 		return errors.New("the request cannot be made")
 	}
 	req.Header.Set("Content-Type", "application/json")
-	code, err := send(req)
+	code, err := send(nil, req)
 	if err != nil {
 		return err
 	}

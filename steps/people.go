@@ -86,7 +86,7 @@ func (e cleanError) Error() string { return e.redact.String(e.err.Error()) }
 func (e cleanError) Unwrap() error { return e.err }
 
 // switchKinds can act within the write block and take it back.
-var switchKinds = []string{"exec", "sql"}
+var switchKinds = []string{"exec", "http", "sql"}
 
 // checkSwitch refuses kinds that cannot be undone. That each step has an undo and a timeout, and
 // that they fit into the write block, the runbook itself checks.
@@ -97,7 +97,12 @@ func checkSwitch(place Place, b runbook.StepBlock) hcl.Diagnostics {
 	return hcl.Diagnostics{{
 		Severity: hcl.DiagError,
 		Summary:  fmt.Sprintf("A step %q cannot stand in switch", b.Kind),
-		Detail:   fmt.Sprintf("Writes are held while switch runs, and what stands there must be undone when the freeze lets go: only %s can. Put the step into before or after.", strings.Join(switchKinds, " and ")),
+		Detail:   fmt.Sprintf("Writes are held while switch runs, and what stands there must be undone when the freeze lets go: only %s can. Put the step into before or after.", listed(switchKinds)),
 		Subject:  labelRange(b.KindRange, b.Range),
 	}}
+}
+
+func listed(words []string) string {
+	last := len(words) - 1
+	return strings.Join(words[:last], ", ") + " and " + words[last]
 }

@@ -197,7 +197,15 @@ func TestCheck(t *testing.T) {
 		{"unknown argument", "copy {\n after {\n  step \"approve\" \"x\" {\n   mesage = \"m\"\n  }\n }\n}", `message`},
 		{"finish is checked", "finish {\n after {\n  step \"sql\" \"x\" { on = \"target\" }\n }\n}", "Which statement?"},
 		{"rollback is checked", "rollback {\n before {\n  step \"wait\" \"x\" {}\n }\n}", "Wait for what?"},
-		{"no request in switch", "cutover {\n switch {\n  step \"http\" \"x\" { url = \"http://h/\" }\n }\n}", "cannot stand in switch"},
+		{"no message in switch", "cutover {\n switch {\n  step \"notify\" \"x\" {\n url = \"http://h/\"\n message = \"m\"\n }\n }\n}", "only exec, http and sql can"},
+		{"the same request undoes nothing", httpSwitch("undo {\n status = 201\n }"), "Nothing to undo"},
+		{"undo has no tries of its own", httpSwitch("undo {\n method = \"PUT\"\n retries = 1\n }"), `"retries" is no argument of undo of step "http"`},
+		{"undo of http is a block", httpSwitch("undo = { method = \"PUT\" }"), "Write it without the equals sign: undo { ... }"},
+		{"one undo", httpSwitch("undo {\n method = \"PUT\"\n }\n undo {\n method = \"PUT\"\n }"), "has one undo block"},
+		{"undo has no name", httpSwitch("undo \"x\" {\n method = \"PUT\"\n }"), "undo has no name"},
+		{"undo of exec is none", "copy {\n before {\n  step \"exec\" \"x\" {\n command = [\"true\"]\n undo {}\n }\n }\n}", "Write it with an equals sign: undo = ..."},
+		{"header's name", httpSwitch("headers = { \"a b\" = \"x\" }\n undo {\n method = \"PUT\"\n }"), "Bad name of a header"},
+		{"header's value", httpSwitch("headers = { a = \"x\\n\" }\n undo {\n method = \"PUT\"\n }"), "Bad value of a header"},
 		{"nobody is asked in switch", "cutover {\n switch {\n  step \"approve\" \"x\" { message = \"m\" }\n }\n}", "cannot stand in switch"},
 		{"no sleep in switch", "cutover {\n switch {\n  step \"wait\" \"x\" { duration = \"1s\" }\n }\n}", "cannot stand in switch"},
 		{"same name twice", "copy {\n before {\n  step \"wait\" \"x\" { duration = \"1s\" }\n  step \"wait\" \"x\" { duration = \"1s\" }\n }\n}", "Duplicate step"},
@@ -218,6 +226,11 @@ func TestCheck(t *testing.T) {
 			}
 		})
 	}
+}
+
+// httpSwitch is a cutover that asks a load balancer's API.
+func httpSwitch(more string) string {
+	return "cutover {\n switch {\n  step \"http\" \"x\" {\n url = \"http://h/\"\n timeout = \"1s\"\n " + more + "\n }\n }\n}"
 }
 
 func TestCheckAcceptsTheWholeWalk(t *testing.T) {
@@ -241,6 +254,13 @@ cutover {
       statement = "UPDATE infra.endpoint SET host = 'new'"
       undo      = "UPDATE infra.endpoint SET host = 'old'"
       timeout   = "200ms"
+    }
+    step "http" "lb" {
+      url     = "https://lb.example.com/pools/shop"
+      method  = "PATCH"
+      body    = jsonencode({ member = "rds" })
+      timeout = "500ms"
+      undo { body = jsonencode({ member = "onprem" }) }
     }
   }
   after {
