@@ -88,7 +88,7 @@ func (s *aloneStep) open(ctx context.Context, cp engine.Checkpoint, back *pooler
 		if err != nil {
 			return &engine.Error{
 				Op: "pointing back to the source:", Object: u.Name, Err: err,
-				Hint: "The source is still closed. Mend the undo command in the runbook, or take the step out of it, and run the same command again.",
+				Hint: "The source is still closed. Mend the undo in the runbook, or take the step out of it, and run the same command again.",
 			}
 		}
 		cp.Emit(engine.Event{Kind: engine.EventNote, Message: "did " + u.Name})

@@ -125,7 +125,7 @@ func (w *textWriter) walk(inv *steps.Inventory) {
 	w.line("#     command = [\"./dns.sh\", \"new\"]")
 	w.line("#     undo    = [\"./dns.sh\", \"old\"]")
 	w.line("#     timeout = \"1s\"")
-	w.line("#   }")
+	w.line("#   } # or step \"http\" with undo { }, step \"sql\"")
 	w.line("# }")
 	w.line("}\n")
 	w.line("rollback {")
