@@ -18,7 +18,7 @@ import (
 const checkSetup = `
 CREATE TABLE plain (id int PRIMARY KEY, v varchar(10), n int);
 INSERT INTO plain SELECT g, 'v', g FROM generate_series(1, 10) g;
-CREATE TABLE ref (id int PRIMARY KEY, p int, g int GENERATED ALWAYS AS (id + 1) STORED);
+CREATE TABLE ref (id int PRIMARY KEY, p int DEFAULT 5, g int GENERATED ALWAYS AS (id + 1) STORED);
 INSERT INTO ref VALUES (1, 1);
 CREATE TABLE part (id int, g int, v text, PRIMARY KEY (g, id)) PARTITION BY RANGE (g);
 CREATE TABLE part_1 PARTITION OF part FOR VALUES FROM (0) TO (10);
@@ -95,6 +95,17 @@ var checkCases = []struct {
 	},
 	{"partition dropped", `DROP TABLE public.part_1`, []string{"recopy partition_removed"}},
 	{"inherited", `CREATE TABLE public.kid () INHERITS (public.plain)`, []string{"carry inheritance: "}},
+	{
+		"a parent comes and goes in one transaction (14)", `CREATE TABLE public.mother (id int, v varchar(10)); BEGIN; ALTER TABLE public.plain INHERIT public.mother; UPDATE public.mother SET v = 'unseen'; ALTER TABLE public.plain NO INHERIT public.mother; COMMIT`,
+		[]string{"recopy inheritance"},
+	},
+	{
+		"in three, beside another change (14)", `CREATE TABLE public.mother (v varchar(10), id int); ALTER TABLE public.plain INHERIT public.mother; DELETE FROM public.mother WHERE id = 3; ALTER TABLE public.plain NO INHERIT public.mother; DROP TABLE public.mother; ALTER TABLE public.plain ALTER n SET STATISTICS 7`,
+		[]string{"recopy inheritance"},
+	},
+	{"of a table with row triggers", `CREATE TABLE public.tree (id int NOT NULL, g int NOT NULL, v text) PARTITION BY LIST (g); ALTER TABLE public.tree ATTACH PARTITION public.part DEFAULT; UPDATE public.tree SET v = 'seen'; ALTER TABLE public.tree DETACH PARTITION public.part`, nil},
+	{"attached and detached (14)", `CREATE TABLE public.tree (id int NOT NULL, v varchar(10), n int) PARTITION BY LIST (n); ALTER TABLE public.tree ATTACH PARTITION public.plain DEFAULT; UPDATE public.tree SET v = 'unseen'; ALTER TABLE public.tree DETACH PARTITION public.plain`, []string{"recopy inheritance"}},
+	{"a default set to what it was", `ALTER TABLE public.ref ALTER p SET DEFAULT 5`, nil},
 	{"attached elsewhere (14)", `CREATE TABLE public.tree (id int NOT NULL, v varchar(10), n int) PARTITION BY LIST (n); ALTER TABLE public.tree ATTACH PARTITION public.plain DEFAULT`, []string{"stop inheritance"}},
 	{"schema replaced", `ALTER SCHEMA public RENAME TO live; CREATE SCHEMA public`, []string{"stop renamed", "stop renamed", "stop renamed"}},
 }

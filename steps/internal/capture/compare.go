@@ -28,6 +28,7 @@ func compare(t scope.Table, was, now fingerprint) []Change {
 	}
 	changes = append(changes, inheritance(t, was, now)...)
 	changes = append(changes, members(t, was, now)...)
+	changes = append(changes, inherited(t, was, now, changes)...)
 	if was.Function != now.Function || was.Records != now.Records {
 		changes = append(changes, newChange(t, Tampered, Recopy, "our function or the table that it writes to was dropped, renamed or made anew: rows may have changed unseen"))
 	}
@@ -188,6 +189,7 @@ func columnChanges(t scope.Table, r relPrint, was, now colPrint, key bool) []Cha
 		add(ColumnGenerated, Stop, "became generated", "")
 	case was.Type != now.Type || was.Collation != now.Collation:
 		add(ColumnType, Carry, "has another type: "+now.Type, "TYPE "+now.Type+collate(now))
+		changes[len(changes)-1].Type = now.Type + collate(now)
 	}
 	if was.NotNull != now.NotNull {
 		verb := map[bool]string{true: "SET", false: "DROP"}[now.NotNull]

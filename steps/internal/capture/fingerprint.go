@@ -61,6 +61,9 @@ type colPrint struct {
 	// Missing is what rows from before the column hold, unless they were written since; nil is NULL.
 	Missing *string `json:"missing,omitempty"`
 	Xmin    int64   `json:"xmin"`
+	// Said is a hash of the whole row of pg_attribute and of its default's oid: a new xmin with the same hash is a row that
+	// was written anew and says nothing new.
+	Said int64 `json:"said"`
 }
 
 type trigPrint struct {
@@ -91,7 +94,7 @@ rels AS (
             'dropped', a.attisdropped, 'default', coalesce(pg_get_expr(d.adbin, d.adrelid), ''), 'generated', %[1]s, 'kept', %[5]s, 'missing', %[4]s, 'identity', a.attidentity::text,
             'collation', coalesce((SELECT quote_ident(cn.nspname) || '.' || quote_ident(co.collname) FROM pg_collation co JOIN pg_namespace cn ON cn.oid = co.collnamespace
                 JOIN pg_type ty ON ty.oid = a.atttypid WHERE co.oid = a.attcollation AND a.attcollation <> ty.typcollation), ''),
-            'xmin', a.xmin::text::int8) ORDER BY a.attnum)
+            'xmin', a.xmin::text::int8, 'said', hashtext(a::text || coalesce(d.oid::text, ''))::int8) ORDER BY a.attnum)
           FROM pg_attribute a LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
          WHERE a.attrelid = c.oid AND a.attnum > 0),
       'triggers', (SELECT json_agg(json_build_object('name', g.tgname, 'oid', g.oid::int8, 'xmin', g.xmin::text::int8, 'enabled', g.tgenabled::text) ORDER BY g.tgname)

@@ -2,6 +2,7 @@ package capture
 
 import (
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/pgrunbook/pgrunbook/internal/pg"
@@ -42,6 +43,27 @@ func inheritance(t scope.Table, was, now fingerprint) []Change {
 	})
 	c.Unlike = t.Capture == scope.Statement && (gained || t.Identity != scope.ByKey)
 	return []Change{c}
+}
+
+// inherited names the trace of a parent that a table had and has no more: INHERIT and NO INHERIT, like ATTACH and DETACH,
+// write each inherited column's row of the catalog and leave it as it was. What an UPDATE or a DELETE of that parent
+// changed meanwhile, statement triggers have not seen. A type that is set to what it was leaves the same trace, and costs
+// a load.
+func inherited(t scope.Table, was, now fingerprint, others []Change) []Change {
+	reread := func(c Change) bool { return c.What == Rewritten || c.What == Inheritance }
+	if t.Capture != scope.Statement || slices.ContainsFunc(others, reread) {
+		return nil
+	}
+	var anew []string
+	for i, old := range was.Relations[0].Columns {
+		if c := now.Relations[0].Columns[i]; !c.Dropped && old.Xmin != c.Xmin && old.Said == c.Said {
+			anew = append(anew, strconv.Quote(c.Name))
+		}
+	}
+	if len(anew) == 0 {
+		return nil
+	}
+	return []Change{newChange(t, Inheritance, Recopy, "the catalog's rows of "+strings.Join(anew, ", ")+" were written anew and say what they said, as when it inherits from a table and does no more: rows may have changed unseen through that one")}
 }
 
 // members compares the relations of a tree.
