@@ -59,7 +59,7 @@ func startAgain(ctx context.Context, env *Env, limits *limits, cp engine.Checkpo
 	if err != nil {
 		return err
 	}
-	for _, t := range env.Scope.Tables {
+	for _, t := range again.heirsFirst(env.Scope.Tables) {
 		if affected(t) {
 			if err := startOver(ctx, env, cp, sides, loader, t, again.of(t.ID)); err != nil {
 				return err

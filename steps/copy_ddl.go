@@ -34,6 +34,9 @@ func (s *copyStep) changed(ctx context.Context, conn *pgx.Conn, t scope.Table, r
 	if err != nil {
 		return err
 	}
+	if changes, err = withParents(ctx, s.env, conn, t, changes); err != nil {
+		return err
+	}
 	if err := leaving(s.env, changes); err != nil {
 		return err
 	}
@@ -117,8 +120,16 @@ func (s *copyStep) widenTarget(ctx context.Context, cp engine.Checkpoint, change
 		return err
 	}
 	defer sides.close(context.WithoutCancel(ctx))
-	for _, c := range changes {
-		if err := carryChange(ctx, cp, sides, c); err != nil {
+	line, err := lineage(ctx, sides.target)
+	if err != nil {
+		return err
+	}
+	for _, c := range line.parentsFirst(changes) {
+		there, err := cameWithParent(ctx, sides.target, c)
+		if err == nil && !there {
+			err = carryChange(ctx, cp, sides, c)
+		}
+		if err != nil {
 			return err
 		}
 	}

@@ -33,7 +33,8 @@ func carryDDL(ctx context.Context, env *Env, cp engine.Checkpoint, c *carry) (ag
 		return nil, err
 	}
 	defer sides.close(context.WithoutCancel(ctx))
-	if err := makeAlike(ctx, env, cp, sides, c.changes); err != nil {
+	emptied, err := makeAlike(ctx, env, cp, sides, c.changes)
+	if err != nil {
 		return nil, err
 	}
 	again = &recopy{}
@@ -46,6 +47,9 @@ func carryDDL(ctx context.Context, env *Env, cp engine.Checkpoint, c *carry) (ag
 	}
 	for _, t := range env.Scope.Tables {
 		changes := byTable[t.ID]
+		if slices.Contains(emptied, t.Name) {
+			changes = append([]capture.Change{emptiedHeir(t)}, changes...)
+		}
 		if changes == nil {
 			continue
 		}
@@ -69,19 +73,24 @@ func carryDDL(ctx context.Context, env *Env, cp engine.Checkpoint, c *carry) (ag
 	return again, nil
 }
 
-// makeAlike makes the changes on the target, those that take something away first.
-func makeAlike(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sideConns, changes []capture.Change) error {
+// makeAlike makes the changes on the target, those that take something away first. It gives the live tables whose rows
+// went there with those of a parent.
+func makeAlike(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sideConns, changes []capture.Change) (emptied []scope.Name, err error) {
 	if err := dropPartitions(ctx, env, cp, sides, changes, true); err != nil {
-		return err
+		return nil, err
 	}
 	if err := detachRemoved(ctx, cp, sides, changes); err != nil {
-		return err
+		return nil, err
 	}
 	if err := clearPlaces(ctx, env, cp, sides, changes); err != nil {
-		return err
+		return nil, err
 	}
 	if err := looseParents(ctx, env, cp, sides, changes); err != nil {
-		return err
+		return nil, err
+	}
+	line, err := lineage(ctx, sides.target)
+	if err != nil {
+		return nil, err
 	}
 	rewritten := map[int32]bool{}
 	for _, ch := range changes {
@@ -89,21 +98,27 @@ func makeAlike(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sideC
 			rewritten[ch.ID] = true
 		}
 	}
-	for _, ch := range changes {
+	for _, ch := range line.parentsFirst(changes) {
 		if ch.Rule != capture.Carry {
 			continue
 		}
+		if there, err := cameWithParent(ctx, sides.target, ch); err != nil {
+			return nil, err
+		} else if there {
+			continue
+		}
 		if ch.What == capture.ColumnType && rewritten[ch.ID] {
-			// Its rows are read again: those that are there need no cast, and might have none.
-			if _, err := sides.target.Exec(ctx, "DELETE FROM "+pg.Name(ch.Table.Schema, ch.Table.Name)); err != nil {
-				return fmt.Errorf("emptying %s on the target: %w", pg.Name(ch.Table.Schema, ch.Table.Name), err)
+			list, using, err := emptyToCast(ctx, env, sides, line, ch)
+			if err != nil {
+				return nil, err
 			}
-			ch.SQL += " USING NULL"
+			ch.SQL += using
+			emptied = append(emptied, list...)
 		}
 		if ch.What == capture.ColumnDropped {
 			cp.Emit(engine.Event{Kind: engine.EventNote, Level: "warn", Object: pg.Name(ch.Table.Schema, ch.Table.Name), Message: fmt.Sprintf("%s: carried to the target: %s", ch.Text, ch.SQL)})
 			if err := dropCarried(ctx, env, cp, sides, ch.SQL, []scope.Name{ch.Table}, changedColumns(changes, ch.ID)...); err != nil {
-				return err
+				return nil, err
 			}
 			failpoint.Hit("ddl.dropped")
 			continue
@@ -122,11 +137,11 @@ func makeAlike(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sideC
 			err = carryChange(ctx, cp, sides, ch)
 		}
 		if err != nil {
-			return err
+			return nil, err
 		}
 		failpoint.Hit("ddl.changed")
 	}
-	return tieParents(ctx, env, cp, sides, changes)
+	return emptied, tieParents(ctx, env, cp, sides, changes)
 }
 
 func changedColumns(changes []capture.Change, id int32) (list []string) {

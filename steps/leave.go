@@ -147,7 +147,13 @@ func dropCarried(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sid
 	}
 	maps.Copy(known, cursor.Handled)
 	e := pg.Etiquette{Object: quotedNames(names), Mode: pg.AccessExclusive, Report: waiting(cp, engine.Target, "carry a change to the target")}
-	if e.Relations, err = treesOf(ctx, sides.target, names); err != nil {
+	below := &heirColumns{}
+	if len(columns) > 0 {
+		if below, err = columnsBelow(ctx, sides, names[0]); err != nil {
+			return err
+		}
+	}
+	if e.Relations, err = treesOf(ctx, sides.target, slices.Concat(below.heirs, names)); err != nil {
 		return err
 	}
 	err = pg.WithLock(ctx, sides.target, e, func(ctx context.Context, tx pgx.Tx) error {
@@ -167,7 +173,7 @@ func dropCarried(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sid
 			return err
 		}
 		if len(columns) > 0 {
-			if err := onlyColumns(ctx, tx, names[0], columns, had); err != nil {
+			if err := cmp.Or(onlyColumns(ctx, tx, names[0], columns, had), below.alike(ctx, tx)); err != nil {
 				return err
 			}
 		}
