@@ -32,8 +32,14 @@ func alterEmpty(ctx context.Context, env *Env, sides *sideConns, t scope.Table) 
 	}
 	out := loose
 	using := " USING NULL"
-	if t.Data == scope.NoData {
-		using = "" // its rows are the target's own
+	line, err := lineage(ctx, sides.target)
+	if err != nil {
+		return nil, err
+	}
+	if t.Data == scope.NoData || slices.ContainsFunc(env.Scope.Tables, func(h scope.Table) bool {
+		return h.Data != scope.AtFreeze && slices.Contains(line, heir{h.Name, t.Name})
+	}) {
+		using = "" // its rows are the target's own, or those of an heir, which it casts as well, stay
 	}
 	alter := func(format string, args ...any) {
 		out = append(out, "ALTER TABLE "+name+" "+fmt.Sprintf(format, args...))
