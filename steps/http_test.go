@@ -277,3 +277,42 @@ func TestHTTPSendsNothingAfterAStandstill(t *testing.T) {
 		t.Errorf("it was asked %q", told)
 	}
 }
+
+// TestHTTPSwitchThereAndBack: what a dead runner asked for is taken back by whatever command comes next; a freeze asks
+// for the one, and a rollback for the other.
+func TestHTTPSwitchThereAndBack(t *testing.T) {
+	b := newBalancer(t)
+	r := newRig(t, fmt.Sprintf(`cutover {
+  max_write_block = "30s"
+  switch {
+    step "http" "lb" {
+      url     = "%[1]s/pool"
+      method  = "PUT"
+      body    = "target"
+      timeout = "5s"
+      undo { body = "source" }
+    }
+  }
+}`, b.URL))
+	told := func(when, want string) {
+		t.Helper()
+		if diff := cmp.Diff([]string{"PUT /pool [] " + want}, b.heard()); diff != "" {
+			t.Errorf("%s the API was told (-want +got):\n%s", when, diff)
+		}
+	}
+	r.must(r.walk(t.Context(), newSchema(r.env), newCapture(r.env), newCopy(r.env), newCatchUp(r.env), newConstraints(r.env), newVerify(r.env), newReverse(r.env), newArm(r.env)))
+	there, err := freezeFrom(r.env, engine.Source)
+	r.must(err)
+	r.diesIn(there)
+	r.env.Journal.Close(t.Context())
+	r.open()
+	told("after a death", "source")
+	there, err = freezeFrom(r.env, engine.Source)
+	r.must(err)
+	r.must(r.walk(t.Context(), there))
+	told("by the freeze", "target")
+	back, err := freezeFrom(r.env, engine.Target)
+	r.must(err)
+	r.must(r.walk(t.Context(), back))
+	told("by the rollback", "source")
+}
