@@ -42,9 +42,9 @@ var heirsDDL = []stage{
 	{"F59 inherited columns are dropped", `ALTER TABLE shop.zone DROP COLUMN n; UPDATE shop.zone SET v = 'less' WHERE id = 9`, `column "n" was dropped`},
 	{"F59 of a table without a key", `CREATE TABLE shop.note_kid () INHERITS (shop.note); INSERT INTO shop.note_kid VALUES (99, 'k'); UPDATE shop.note SET v = 'both' WHERE n > 8; DELETE FROM shop.note WHERE n = 2`, `"shop"."note_kid" is new`},
 	{"F59 of tables that the freeze reloads", `CREATE TABLE shop.log_kid () INHERITS (shop.log); CREATE TABLE shop.log_late (line text)`, ``},
+	{"F59 and again", `ALTER TABLE shop.log_kid NO INHERIT shop.log; ALTER TABLE shop.log_late INHERIT shop.log`, `table "shop"."log_late" changed`},
 	{"F59 a live table inherits from such a one", `CREATE TABLE shop.log_live (id int PRIMARY KEY) INHERITS (shop.log); INSERT INTO shop.log_live VALUES ('line', 1)`, `"shop"."log_live" is new`},
 	{"F59 and has its column's type from there", `ALTER TABLE shop.log ALTER line TYPE varchar; UPDATE shop.log SET line = line || '!'; INSERT INTO shop.log_live VALUES ('more', 2)`, `table "shop"."log" changed`},
-	{"F59 and again", `ALTER TABLE shop.log_kid NO INHERIT shop.log; ALTER TABLE shop.log_late INHERIT shop.log`, `table "shop"."log_late" changed`},
 	{"F59 a table inherits no more, and keeps what its parent loses", `ALTER TABLE shop.late NO INHERIT shop.other; ALTER TABLE shop.other DROP COLUMN v; UPDATE shop.late SET v = 'kept' WHERE id = 3`, `NO INHERIT`},
 	{"F59 a parent is dropped", `ALTER TABLE shop.kid NO INHERIT shop.base; DROP TABLE shop.base; UPDATE shop.kid SET v = 'alone' WHERE id < 8`, `"shop"."base" was dropped`},
 }
