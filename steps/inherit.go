@@ -34,6 +34,11 @@ func heirs(ctx context.Context, conn *pgx.Conn, names []scope.Name, parents bool
 		return nil, nil
 	}
 	rows, err := conn.Query(ctx, heirsSQL, quoted(names), parents)
+	return collectHeirs(rows, err)
+}
+
+// collectHeirs reads what a query for children and parents gave.
+func collectHeirs(rows pgx.Rows, err error) ([]heir, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading inheritance: %w", err)
 	}

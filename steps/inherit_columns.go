@@ -29,16 +29,7 @@ type line []heir
 
 func lineage(ctx context.Context, conn *pgx.Conn) (line, error) {
 	rows, err := conn.Query(ctx, lineageSQL)
-	if err != nil {
-		return nil, fmt.Errorf("reading inheritance: %w", err)
-	}
-	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (h heir, err error) {
-		return h, row.Scan(&h.Child.Schema, &h.Child.Name, &h.Parent.Schema, &h.Parent.Name)
-	})
-	if err != nil {
-		return nil, fmt.Errorf("reading inheritance: %w", err)
-	}
-	return list, nil
+	return collectHeirs(rows, err)
 }
 
 // parentsFirst orders changes: a column's change in a parent is its heirs' too, and none of theirs is possible before.
