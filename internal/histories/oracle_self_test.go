@@ -56,6 +56,29 @@ func TestBook(t *testing.T) {
 	}
 }
 
+// TestNote: what the gate says to a writer, and that one is ended while it waits there, is no harm done by us; any
+// other error from there is.
+func TestNote(t *testing.T) {
+	const gate = `PL/pgSQL function pgrunbook.gate() line 5 at PERFORM`
+	for _, c := range []struct {
+		err  pgconn.PgError
+		want string // part of what is said; "" is nothing
+	}{
+		{pgconn.PgError{Code: "25006", Message: "this database has moved to another server", Where: gate}, ""},
+		{pgconn.PgError{Code: "25006", Message: "closed", Where: gate}, "in other words"},
+		{pgconn.PgError{Code: "57P01", Message: "terminating connection due to administrator command", Where: gate}, ""},
+		{pgconn.PgError{Code: "57014", Message: "canceling statement due to statement timeout", Where: gate}, "failed because of us"},
+		{pgconn.PgError{Code: "42883", Message: "function pgrunbook.gate() does not exist"}, "failed because of us"},
+		{pgconn.PgError{Code: "23505", Message: "duplicate key value"}, ""},
+	} {
+		rec := &recorder{}
+		(&client{w: &world{recorder: rec}}).note(&c.err, Op{})
+		if got := strings.Join(rec.errs, "\n"); c.want == "" && got != "" || !strings.Contains(got, c.want) {
+			t.Errorf("%s %s: %q, want %q", c.err.Code, c.err.Message, got, c.want)
+		}
+	}
+}
+
 // TestCycle: two transactions of which each came before the other one.
 func TestCycle(t *testing.T) {
 	a := &account{}

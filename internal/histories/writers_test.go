@@ -53,7 +53,8 @@ func (c *client) note(err error, op Op) {
 		time.Sleep(refusedPause)
 	}
 	var e *pgconn.PgError
-	if errors.As(err, &e) && state != "25006" && strings.Contains(e.Where+e.Message+e.SchemaName, "pgrunbook") && !c.w.keyRenamed.Load() {
+	// Who is ended while it waits at the gate (before a flip, or by an administrator) is told where it waited.
+	if errors.As(err, &e) && state != "25006" && state != "57P01" && strings.Contains(e.Where+e.Message+e.SchemaName, "pgrunbook") && !c.w.keyRenamed.Load() {
 		c.w.complain("a write of the application failed because of us: %v (%s)", err, e.Where)
 	}
 	if state == "25006" && !strings.Contains(err.Error(), "read-only transaction") && !strings.Contains(err.Error(), "moved to another server") && !strings.Contains(err.Error(), "not open for writes yet") {
