@@ -41,19 +41,26 @@ type wired struct {
 	side    int // that takes writes
 }
 
+// proxied puts a proxy between the program and each server.
+func (r *rig) proxied() (proxies [2]*testpg.Proxy) {
+	r.t.Helper()
+	for i, at := range []string{r.source, r.target} {
+		u, err := url.Parse(at)
+		r.must(err)
+		p, err := testpg.Listen(r.t.Context(), u.Host)
+		r.must(err)
+		r.t.Cleanup(func() { r.must(p.Close()) })
+		proxies[i] = p
+		r.env = append(r.env, []string{"SOURCE_URL=", "TARGET_URL="}[i]+p.URL(at))
+	}
+	return proxies
+}
+
 // newWired is ready for a cutover.
 func newWired(t *testing.T) *wired {
 	t.Helper()
 	w := &wired{rig: newPairRig(t)}
-	for i, at := range []string{w.source, w.target} {
-		u, err := url.Parse(at)
-		w.must(err)
-		p, err := testpg.Listen(t.Context(), u.Host)
-		w.must(err)
-		t.Cleanup(func() { w.must(p.Close()) })
-		w.proxies[i] = p
-		w.env = append(w.env, []string{"SOURCE_URL=", "TARGET_URL="}[i]+p.URL(at))
-	}
+	w.proxies = w.proxied()
 	w.write(once)
 	w.begin(w.source, w.target)
 	w.want(0, "apply", "-y", "--until", "constraints")

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -186,13 +187,60 @@ func TestR14PgbenchThroughTheCutover(t *testing.T) {
 	}
 }
 
+const entries = "SELECT count(*)::text FROM ledger.entry"
+
+// silent lets the network to a side fall silent when the poolers are paused and before the hold. Their clients are
+// let go by the limit on what comes before it, while the silence lasts and the runner lives.
+func (p *pooled) silent(proxy *testpg.Proxy, point string) {
+	p.t.Helper()
+	gone := filepath.Join(p.dir, fmt.Sprint("silent", p.runs))
+	run := p.start(point+"@1:wait="+gone, "apply", "-y")
+	p.eventually("waits at "+point, func() bool { _, err := os.Stat(gone + ".here"); return err == nil })
+	for i, b := range p.bouncers {
+		if _, paused := p.where(b); !paused {
+			p.t.Errorf("at %s pooler %d is not paused", point, i)
+		}
+	}
+	before, held := p.ask(p.source, entries), proxy.Fired(testpg.FaultBlackHole)
+	proxy.BlackHole(true)
+	began := time.Now()
+	p.must(os.WriteFile(gone, nil, 0o600))
+	p.leads(p.source)
+	p.t.Logf("silence at %s: the poolers' clients were let go after %s", point, time.Since(began).Round(time.Millisecond))
+	p.eventually("clients go on at the source", func() bool { return p.ask(p.source, entries) != before })
+	if proxy.Fired(testpg.FaultBlackHole) == held {
+		p.t.Errorf("at %s nothing was held back", point)
+	}
+	p.eventually("the attempt has ended", func() bool { return strings.Contains(run.said(), "no cutover this time") })
+	run.signal(syscall.SIGTERM)
+	proxy.Heal()
+	if o := run.end(); o.code != 143 || run.passed("freeze.held") > 0 {
+		p.t.Errorf("silence at %s: it ended with %d %v, writes were held %d times\n%s", point, o.code, o.signal, run.passed("freeze.held"), o.text)
+	}
+	p.says(run.said(), "attempt 1: no cutover this time: ", "writes go on at the source")
+	if point == "pooler.paused" && !shortLimit.MatchString(run.said()) {
+		p.t.Errorf("the limit was another one than that for paused clients:\n%s", run.said())
+	}
+	p.leads(p.source)
+}
+
+// shortLimit is less than the 10 s that an attempt has for its looks where nobody waits.
+var shortLimit = regexp.MustCompile(`the looks before the hold took longer than [1-9](\.\d+)?s`)
+
 // TestR14KilledBehindPoolers: a runner that dies after PAUSE leaves clients waiting in the poolers; the
-// guardian lets them go on, at the side that takes writes.
+// guardian lets them go on, at the side that takes writes. One whose network falls silent then lets them go on itself.
 func TestR14KilledBehindPoolers(t *testing.T) {
 	t.Parallel()
 	p := newPooled(t)
+	proxies := p.proxied()
 	p.begin(p.bouncers[0].URL("erp", "postgres")+"&default_query_exec_mode=exec", p.bouncers[1].URL("erp", "postgres")+"&default_query_exec_mode=exec")
 	p.want(0, "apply", "-y", "--until", "arm")
+	p.silent(proxies[onSource], "pooler.paused")
+	p.silent(proxies[onTarget], "freeze.prepared")
+	if soak() {
+		p.silent(proxies[onTarget], "pooler.paused")
+		p.silent(proxies[onSource], "freeze.prepared")
+	}
 	for _, c := range []struct {
 		point string
 		to    string
@@ -203,8 +251,8 @@ func TestR14KilledBehindPoolers(t *testing.T) {
 		}
 		p.says(run.said(), "2 poolers paused")
 		p.leads(c.to)
-		before := p.ask(c.to, "SELECT count(*)::text FROM ledger.entry")
-		p.eventually("clients go on", func() bool { return p.ask(c.to, "SELECT count(*)::text FROM ledger.entry") != before })
+		before := p.ask(c.to, entries)
+		p.eventually("clients go on", func() bool { return p.ask(c.to, entries) != before })
 	}
 	p.want(0, "apply", "-y")
 	p.leads(p.target)

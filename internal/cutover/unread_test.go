@@ -99,10 +99,8 @@ func TestPoolerThatStandsStillInTheSwitch(t *testing.T) {
 	run := p.start("freeze.sequences@1:sleep=1500ms", "apply", "-y")
 	p.eventually("in the hold", func() bool { return run.passed("freeze.sequences") > 0 })
 	p.must(p.bouncers[0].Signal(syscall.SIGSTOP))
-	before := p.ask(p.source, "SELECT count(*)::text FROM ledger.entry")
-	p.eventually("the application writes on at the source", func() bool {
-		return p.ask(p.source, "SELECT count(*)::text FROM ledger.entry") != before
-	})
+	before := p.ask(p.source, entries)
+	p.eventually("the application writes on at the source", func() bool { return p.ask(p.source, entries) != before })
 	if run.passed("freeze.letgo") > 0 {
 		t.Errorf("the pooler was given up before that:\n%s", run.said())
 	}
