@@ -323,8 +323,8 @@ func (c *comparison) follows(env *Env, quoted string) bool {
 	})
 }
 
-// astray reports whether a new partition cannot just be restored: what it hangs on is not on the target, or another one
-// there, or has a default partition, which may hold rows of the new one still.
+// astray reports whether a new partition cannot just be restored: what it hangs on is not on the target and does not come
+// with it, or is another one there, or has a default partition, which may hold rows of the new one still.
 func (c *comparison) astray(ctx context.Context, sides *sideConns, i dump.Item) (bool, error) {
 	var parent scope.Name
 	err := sides.source.QueryRow(ctx, parentSQL, i.Name).Scan(&parent.Schema, &parent.Name)
@@ -336,7 +336,10 @@ func (c *comparison) astray(ctx context.Context, sides *sideConns, i dump.Item) 
 	}
 	id := dump.Item{Kind: dump.ItemPartition, Name: pg.Name(parent.Schema, parent.Name)}.ID()
 	if up, nested := c.source[id]; nested && c.target[id].Def != up.Def {
-		return true, nil
+		if c.hasOn(up.Name) {
+			return true, nil
+		}
+		return c.astray(ctx, sides, up) // restored as well, or not
 	}
 	_, found, err := defaultOn(ctx, sides.target, parent)
 	return found, err

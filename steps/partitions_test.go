@@ -47,6 +47,10 @@ var placed = []stage{
 	{"F43 a leaf below another branch", `ALTER TABLE shop.p3 DETACH PARTITION shop.p3_21; DELETE FROM shop.p3_21; ALTER TABLE shop.p2 ATTACH PARTITION shop.p3_21 FOR VALUES IN (21); INSERT INTO shop.hot VALUES (8, 21, 'moved')`, "to another place"},
 	{"F43 two that change places", `ALTER TABLE shop.cold DETACH PARTITION shop.c1; DELETE FROM shop.c1; ALTER TABLE shop.cold DETACH PARTITION shop.p1; DELETE FROM shop.p1;
 		ALTER TABLE shop.cold ATTACH PARTITION shop.c1 FOR VALUES FROM (0) TO (10); ALTER TABLE shop.cold ATTACH PARTITION shop.p1 FOR VALUES FROM (100) TO (200); INSERT INTO shop.cold VALUES (1, 1, 'c'), (101, 1, 'p')`, "to another place"},
+	{"F43 a new branch with its leaves", `CREATE TABLE shop.c2 PARTITION OF shop.cold FOR VALUES FROM (600) TO (700) PARTITION BY LIST (id); CREATE TABLE shop.c2_1 PARTITION OF shop.c2 FOR VALUES IN (1);
+		CREATE TABLE shop.c2_rest PARTITION OF shop.c2 DEFAULT; INSERT INTO shop.cold VALUES (601, 1, 'leaf'), (602, 2, 'leaf')`, `"shop"."c2" is new`},
+	{"F43 a leaf of another tree below a new branch", `ALTER TABLE shop.p2 DETACH PARTITION shop.p3_21; DELETE FROM shop.p3_21; CREATE TABLE shop.c3 PARTITION OF shop.cold FOR VALUES FROM (700) TO (800) PARTITION BY LIST (id);
+		ALTER TABLE shop.c3 ATTACH PARTITION shop.p3_21 FOR VALUES IN (21); INSERT INTO shop.cold VALUES (701, 21, 'moved')`, `"shop"."c3" is new`},
 	{"F43 out of the default partition", `WITH moved AS (DELETE FROM shop.rest WHERE at < 40 RETURNING *) INSERT INTO shop.customer SELECT 1000 + id, v FROM moved;
 		CREATE TABLE shop.p4 PARTITION OF shop.hot FOR VALUES FROM (31) TO (40); INSERT INTO shop.hot SELECT id - 1000, id - 1000, 'back' FROM shop.customer WHERE id > 1030`, "new partition"},
 	{"F43 detached, out of what is carried", `ALTER TABLE shop.hot DETACH PARTITION shop.p4; ALTER TABLE shop.p4 SET SCHEMA shop_out`, "was detached on the target"},

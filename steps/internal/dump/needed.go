@@ -51,12 +51,46 @@ func (a *Archive) Of(ctx context.Context, source, target *pgx.Conn, items []Item
 			for _, d := range e.Deps {
 				picked[e.DumpID] = picked[e.DumpID] || picked[d]
 			}
+			if picked[e.DumpID] && e.Kind == "TABLE ATTACH" {
+				attaches, err := attachable(ctx, source, target, e, byID, picked)
+				if err != nil {
+					return nil, err
+				}
+				picked[e.DumpID] = attaches
+			}
 		}
 		if picked[e.DumpID] {
 			out = append(out, e)
 		}
 	}
 	return out, nil
+}
+
+// attachable reports whether an attached partition is made itself. One that is not has another place on the target, or
+// none there yet, and is given the source's later; what a partition hangs on may be there before.
+func attachable(ctx context.Context, source, target *pgx.Conn, attach Entry, byID map[int]Entry, picked map[int]bool) (bool, error) {
+	var oids []uint32
+	for _, id := range attach.Deps {
+		oids = append(oids, byID[id].OID)
+	}
+	for _, id := range attach.Deps {
+		e, there := byID[id]
+		if !there || picked[id] {
+			continue
+		}
+		lacks, err := lacking(ctx, source, target, e)
+		if err != nil || lacks {
+			return false, err
+		}
+		var partition bool
+		if err := source.QueryRow(ctx, "SELECT EXISTS (SELECT FROM pg_inherits WHERE inhrelid = $1 AND inhparent = ANY ($2))", e.OID, oids).Scan(&partition); err != nil {
+			return false, identifying(e, err)
+		}
+		if partition {
+			return false, nil
+		}
+	}
+	return true, nil
 }
 
 // lacking reports whether the target has no object of an entry's name.
