@@ -65,6 +65,10 @@ func Retryable(err error) bool {
 	return IsConnLost(err)
 }
 
+// Canceled reports that somebody ended the statement and left the session alone: an administrator, or a timeout,
+// of which our sessions have none. What can be repeated is; whoever wants a run to stop stops its runner.
+func Canceled(err error) bool { return SQLState(err) == "57014" }
+
 // Vanished reports that a catalog function came upon something that was dropped while it looked. The
 // catalogs are read in a snapshot, functions look at what is there now; they raise XX000 (internal_error)
 // or, with a name, an undefined object.

@@ -84,7 +84,7 @@ func (w *worker) run(ctx context.Context, copied <-chan struct{}) error {
 		switch {
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
-		case err != nil && pg.Retryable(err):
+		case err != nil && (pg.Retryable(err) || pg.Canceled(err)):
 			if failing.IsZero() {
 				failing = time.Now()
 			}
