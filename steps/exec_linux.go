@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -18,22 +17,16 @@ func groupAttr() *syscall.SysProcAttr {
 	return &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 }
 
-// killMarked ends every process whose environment says that a switch step of this run started it in an epoch, in
-// whatever process group it is by now. One that is just being forked is met by another look. What other steps
-// left running, a tunnel say, is none of its.
-func killMarked(run string, epoch int64) {
-	marks := []string{
-		fmt.Sprintf("\x00PGRUNBOOK_STEP=%s.%s.", engine.PhaseCutover, Switch),
-		"\x00PGRUNBOOK_RUN=" + run + "\x00",
-		fmt.Sprintf("\x00PGRUNBOOK_EPOCH=%d\x00", epoch),
-	}
+// killMarked ends every process whose environment says that a switch step of this run started it in an epoch from
+// first to last, in whatever process group it is by now. One that is just being forked is met by another look.
+// What other steps left running, a tunnel say, is none of its.
+func killMarked(run string, first, last int64) {
 	for range 5 {
 		found := false
 		files, _ := filepath.Glob("/proc/[0-9]*/environ")
 		for _, file := range files {
 			text, err := os.ReadFile(file) // of others it cannot be read, and of one that has ended
-			environ := "\x00" + string(text) + "\x00"
-			if err != nil || slices.ContainsFunc(marks, func(m string) bool { return !strings.Contains(environ, m) }) {
+			if at, ours := switchEpoch(string(text), run); err != nil || !ours || at < first || at > last {
 				continue
 			}
 			if pid, err := strconv.Atoi(filepath.Base(filepath.Dir(file))); err == nil && syscall.Kill(pid, syscall.SIGKILL) == nil {
@@ -44,4 +37,21 @@ func killMarked(run string, epoch int64) {
 			return
 		}
 	}
+}
+
+// switchEpoch reads from an environment in which epoch of a run a switch step made it.
+func switchEpoch(environ, run string) (epoch int64, ours bool) {
+	step := false
+	for word := range strings.SplitSeq(environ, "\x00") {
+		name, value, _ := strings.Cut(word, "=")
+		switch name {
+		case "PGRUNBOOK_STEP":
+			step = strings.HasPrefix(value, fmt.Sprintf("%s.%s.", engine.PhaseCutover, Switch))
+		case "PGRUNBOOK_RUN":
+			ours = value == run
+		case "PGRUNBOOK_EPOCH":
+			epoch, _ = strconv.ParseInt(value, 10, 64)
+		}
+	}
+	return epoch, ours && step && epoch > 0
 }

@@ -26,9 +26,10 @@ func TestKillMarked(t *testing.T) {
 		"another step":  start("PGRUNBOOK_STEP=copy.before.exec.tunnel", run, epoch),
 		"another run":   start(point, "PGRUNBOOK_RUN=r12", epoch),
 		"another epoch": start(point, run, "PGRUNBOOK_EPOCH=78"),
+		"no epoch":      start(point, run),
 	}
 	own := start(point, run, epoch)
-	killMarked("r1", 7)
+	killMarked("r1", 0, 7)
 	select {
 	case <-own:
 	case <-time.After(time.Minute):

@@ -8,4 +8,4 @@ import "syscall"
 func groupAttr() *syscall.SysProcAttr { return &syscall.SysProcAttr{Setpgid: true} }
 
 // killMarked needs /proc: elsewhere what has left the command's process group is not found.
-func killMarked(string, int64) {}
+func killMarked(string, int64, int64) {}

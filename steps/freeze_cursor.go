@@ -127,6 +127,9 @@ func (f *flipper) undoSwitch(ctx context.Context) error {
 	if f.cursor.Begun == 0 {
 		return nil
 	}
+	// On this machine no command of a process that was replaced, a guardian that stands still among them, comes
+	// after what undoes it.
+	killMarked(f.env.Run.ID, 0, f.env.Run.Epoch-1)
 	steps := f.undone(f.repoint)
 	for i := f.cursor.Begun - 1; i >= 0; i-- {
 		s := steps[i]

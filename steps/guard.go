@@ -234,7 +234,10 @@ func (g *guard) act(ctx context.Context, why string) error {
 	side := g.From
 	if opened {
 		side = g.From.Other()
-	} else if err := g.sendBack(ctx); err != nil { // on record for the next command
+	} else if err := g.sendBack(ctx); errors.Is(err, errTakenOver) {
+		g.warnings.Warn("guardian: " + err.Error())
+		return nil
+	} else if err != nil { // on record for the next command
 		g.warnings.Warn(fmt.Sprintf("guardian: clients may be left at the closed side: %v. %s", err, engine.HintOf(err)))
 	}
 	g.warnings.Warn(fmt.Sprintf("guardian: the %s takes writes; run the same command again", side))

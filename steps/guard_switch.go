@@ -154,8 +154,7 @@ func (g *guard) sendBack(ctx context.Context) error {
 		return err
 	})
 	if engine.ClassOf(err) == engine.ClassHeld {
-		g.warnings.Warn("guardian: another runner has taken over, and undoes it")
-		return nil
+		return errTakenOver
 	}
 	if err != nil {
 		return errors.Join(err, g.poolersAlone(ctx))
@@ -163,8 +162,15 @@ func (g *guard) sendBack(ctx context.Context) error {
 	defer s.close(ctx)
 	ctx, stop := s.run.Context(ctx) // who takes the run over by force sends the clients where they belong
 	defer stop()
-	return s.cleared(ctx, s.opened, func(ctx context.Context) error { return s.poolers.settle(ctx, s.opened) })
+	err = s.cleared(ctx, s.opened, func(ctx context.Context) error { return s.poolers.settle(ctx, s.opened) })
+	if err != nil && s.replaced(context.WithoutCancel(ctx)) != nil {
+		return errTakenOver
+	}
+	return err
 }
+
+// errTakenOver is the guardian's end where another runner has its place: that one knows who takes writes by then.
+var errTakenOver = errors.New("another runner has taken over, and undoes it")
 
 // endCommand ends the command of a switch step that the runner had at work: what it would do comes too late.
 func (g *guard) endCommand() {
@@ -172,7 +178,7 @@ func (g *guard) endCommand() {
 		_ = syscall.Kill(-g.group, syscall.SIGKILL)
 		g.group = 0
 	}
-	killMarked(g.brief.Run.ID, g.brief.Run.Epoch) // also one that the runner had no time to tell of
+	killMarked(g.brief.Run.ID, g.brief.Run.Epoch, g.brief.Run.Epoch) // also one that the runner had no time to tell of
 }
 
 // succession is the guardian in its runner's place.

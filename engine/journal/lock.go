@@ -75,13 +75,15 @@ func Self() string {
 type thief struct {
 	anybody bool
 	from    string
-	epoch   int64 // 0 is any, for the source, which has no journal
+	epoch   int64  // 0 is any, for the source, which has no journal
+	run     string // whose lock on the target was taken before: its guardian had its time there
 }
 
 // takes reports whether the lock may be taken from its holder. A guardian that is at work gets its time before.
 func (t thief) takes(ctx context.Context, q querier, backend int, application string, try int) (bool, error) {
 	if t.anybody {
-		return !strings.Contains(application, guardianMark) || try >= guardianTries, nil
+		waited := try >= guardianTries || t.run != "" && strings.Contains(application, " "+t.run+" lock ")
+		return waited || !strings.Contains(application, guardianMark), nil
 	}
 	if t.from == "" || !strings.Contains(application+" ", " lock "+t.from+" ") {
 		return false, nil
@@ -211,7 +213,7 @@ func sinceText(t time.Time) string {
 
 // endHolder ends the session that holds the lock, if the lock may be taken from it.
 func (l *lock) endHolder(ctx context.Context, key int32, steal thief, try int) error {
-	if steal == (thief{}) {
+	if !steal.anybody && steal.from == "" {
 		return nil
 	}
 	backend, application, _, err := lockHolder(ctx, l.conn, key)
@@ -291,7 +293,7 @@ func (l *lock) close(ctx context.Context) {
 // work on one source; it is kept and watched like the target's. Sessions that an earlier runner of
 // this run left on the source are ended. Call it before opening other sessions there.
 func (r *Run) LockSource(ctx context.Context, source *pg.Server, steal bool) error {
-	l, err := takeLock(ctx, source, sourceKey, thief{anybody: steal, from: r.stealFrom})
+	l, err := takeLock(ctx, source, sourceKey, thief{anybody: steal, from: r.stealFrom, run: r.ID})
 	if err != nil {
 		return err
 	}

@@ -80,7 +80,7 @@ func Open(ctx context.Context, target *pg.Server, o OpenOptions) (*Run, error) {
 
 func (r *Run) open(ctx context.Context, o OpenOptions) error {
 	var err error
-	if r.lock, err = takeLock(ctx, r.target, targetKey, thief{o.Steal, o.StealFrom, o.StealEpoch}); err != nil {
+	if r.lock, err = takeLock(ctx, r.target, targetKey, thief{anybody: o.Steal, from: o.StealFrom, epoch: o.StealEpoch}); err != nil {
 		return err
 	}
 	failpoint.Hit("journal.locked")

@@ -139,6 +139,32 @@ func TestF03StealEndsTheHolder(t *testing.T) {
 	}
 }
 
+// By force a lock is taken from anybody at once, but for a guardian at work, which gets its time: once, on the
+// target. Without it only a guardian takes one, from its own runner.
+func TestF03WhomALockIsTakenFrom(t *testing.T) {
+	const runner, guardian = "pgrunbook r1 lock host:7", "pgrunbook r1 lock host:8" + guardianMark
+	for _, c := range []struct {
+		thief thief
+		from  string
+		try   int
+		takes bool
+	}{
+		{thief{anybody: true}, runner, 1, true},
+		{thief{anybody: true}, guardian, 1, false},
+		{thief{anybody: true}, guardian, guardianTries - 1, false},
+		{thief{anybody: true}, guardian, guardianTries, true},
+		{thief{anybody: true, run: "r1"}, guardian, 1, true},
+		{thief{anybody: true, run: "r2"}, guardian, 1, false},
+		{thief{run: "r1"}, runner, guardianTries, false},
+		{thief{from: "host:7", run: "r1"}, runner, 1, true},
+		{thief{from: "host:9", run: "r1"}, runner, guardianTries, false},
+	} {
+		if got, err := c.thief.takes(t.Context(), nil, 1, c.from, c.try); err != nil || got != c.takes {
+			t.Errorf("%+v takes it from %q at try %d: %v, %v, want %v", c.thief, c.from, c.try, got, err, c.takes)
+		}
+	}
+}
+
 func TestF04LockSourceKeepsOtherRunsAway(t *testing.T) {
 	sourceURL, urlA, urlB := newDB(t), newDB(t), newDB(t)
 	a, b := open(t, urlA, OpenOptions{Plan: testPlan(t, urlA)}), open(t, urlB, OpenOptions{Plan: testPlan(t, urlB)})

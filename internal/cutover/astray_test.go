@@ -3,6 +3,7 @@ package cutover_test
 import (
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -37,13 +38,15 @@ set -e
 test "$LIKE" = this
 test "$PGRUNBOOK_RUNBOOK" = move
 test ! -e broken
+if test "$1" = target -a -e hang; then rm hang; echo $$ > hanging; while test ! -e release; do sleep 0.1; done; fi
 if test "$1" = target -a -e slow; then echo > working; sh -c 'sleep 4; echo target > points'; fi
 echo "$1" > points
 `
 
 // TestGuardianUndoesTheSwitch: a runner dies, or stands still, when its switch steps have sent the clients over and
 // before its flip. Nobody types anything; its guardian sends them back, once. The next command
-// goes on; a runner that wakes up after that one touches nothing. An undo that fails stays on record.
+// goes on; a runner that wakes up after that one touches nothing. An undo that fails stays on record. A guardian
+// that stands still itself is ended by force.
 func TestGuardianUndoesTheSwitch(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, pointed)
@@ -129,5 +132,43 @@ func TestGuardianUndoesTheSwitch(t *testing.T) {
 		t.Errorf("after the cutover clients are led to the %s", at())
 	}
 	r.same()
-	r.balance(r.target)
+	r.takenFromItsGuardian(at)
+	r.same()
+	r.balance(r.source)
+}
+
+// takenFromItsGuardian: a guardian that stands still in the midst of an undo is ended by force, on both sides, and
+// so is the command that it had at work, which would come after the flip of who took its place.
+func (r *rig) takenFromItsGuardian(at func() string) {
+	r.t.Helper()
+	file := func(name string) string { return filepath.Join(r.dir, name) }
+	r.must(os.WriteFile(file("hang"), nil, 0o600))
+	p := r.start("freeze.switched@2:kill", "rollback", "-y")
+	if o := p.end(); o.signal != syscall.SIGKILL {
+		r.t.Fatalf("rollback did not die: exit code %d\n%s", o.code, o.text)
+	}
+	command := 0
+	r.eventually("the guardian's undo is at work", func() bool {
+		command, _ = strconv.Atoi(strings.TrimSpace(r.read("hanging")))
+		return command > 0
+	})
+	guardian, err := strconv.Atoi(r.ask(r.target, "SELECT pid::text FROM pgrunbook.holder WHERE released IS NULL AND application LIKE '% guardian%'"))
+	r.must(err)
+	r.must(syscall.Kill(guardian, syscall.SIGSTOP))
+	r.eventually("the guardian stands still", func() bool { return stateOf(guardian) == "T" })
+	if stateOf(command) == "Z" {
+		r.t.Fatal("its undo had ended before")
+	}
+	r.want(0, "rollback", "-y", "--steal-lock")
+	if state := stateOf(command); state != "Z" {
+		r.t.Errorf("the command of the guardian that was replaced lives on: %s", state)
+	}
+	r.must(os.WriteFile(file("release"), nil, 0o600))
+	r.must(syscall.Kill(guardian, syscall.SIGCONT))
+	r.eventually("the guardian finds its place taken", func() bool { return strings.Contains(p.said(), "another runner has taken over") })
+	r.eventually("the guardian has gone", func() bool { return stateOf(guardian) == "Z" })
+	r.writing(onSource)
+	if at() != "source" {
+		r.t.Errorf("clients are led to the %s", at())
+	}
 }
