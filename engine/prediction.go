@@ -12,7 +12,9 @@ type Prediction struct {
 	Switch     time.Duration `json:"switch,omitempty"`   // of it: switch steps, at their timeouts
 	Drain      time.Duration `json:"drain,omitempty"`    // of it: the latest drain
 	Undone     time.Duration `json:"undone,omitempty"`   // of it: what nothing but attempts that were undone has shown
+	Repoint    time.Duration `json:"repoint,omitempty"`  // of it: poolers, as the last time
 	Pause      time.Duration `json:"pause,omitempty"`    // not of it: clients of poolers wait so long before
+	Resume     time.Duration `json:"resume,omitempty"`   // and so long after
 	Budget     time.Duration `json:"budget,omitempty"`   // max_write_block
 	Back       time.Duration `json:"back,omitempty"`     // a rollback's, where it has one of its own
 	From       Side          `json:"from,omitempty"`     // whose writers wait: the target's in a rollback
@@ -36,9 +38,11 @@ func (p Prediction) Of() string {
 }
 
 // Counts is what is held to the budget before a freeze is tried. Timeouts of switch steps are not: they
-// are limits, and the budget ends what reaches them. Nor is the drain, nor what attempts have shown that
+// are limits, and the budget ends what reaches them. Nor are poolers, nor the drain, nor what attempts have shown that
 // were undone: only another attempt tells whether what they waited for is still there.
-func (p Prediction) Counts() time.Duration { return p.WriteBlock - p.Switch - p.Drain - p.Undone }
+func (p Prediction) Counts() time.Duration {
+	return p.WriteBlock - p.Switch - p.Repoint - p.Drain - p.Undone
+}
 
 // Over reports whether a freeze is not even tried.
 func (p Prediction) Over() bool { return p.Budget > 0 && p.Counts() > p.Budget }
@@ -65,4 +69,35 @@ func (p Prediction) String() string {
 		text += " (" + p.Why + ")"
 	}
 	return text
+}
+
+// PredictionLine is a Prediction as commands print it for machines: in seconds.
+type PredictionLine struct {
+	Of         string     `json:"of"` // cutover or rollback
+	WriteBlock float64    `json:"write_block_seconds"`
+	Budget     float64    `json:"budget_seconds"`
+	Pause      float64    `json:"pause_seconds,omitempty"`
+	Resume     float64    `json:"resume_seconds,omitempty"`
+	Measured   bool       `json:"measured"`
+	Over       bool       `json:"over_budget"`
+	Why        string     `json:"why,omitempty"`
+	Parts      []PartLine `json:"parts"` // they add up to the write block
+}
+
+// PartLine is a Part in seconds.
+type PartLine struct {
+	What  string  `json:"what"`
+	Takes float64 `json:"seconds"`
+}
+
+// Line gives the prediction in seconds.
+func (p Prediction) Line() PredictionLine {
+	l := PredictionLine{
+		Of: p.Of(), WriteBlock: p.WriteBlock.Seconds(), Budget: p.Budget.Seconds(), Pause: p.Pause.Seconds(), Resume: p.Resume.Seconds(),
+		Measured: p.Measured, Over: p.Over(), Why: p.Why, Parts: []PartLine{},
+	}
+	for _, part := range p.Parts {
+		l.Parts = append(l.Parts, PartLine{part.What, part.Takes.Seconds()})
+	}
+	return l
 }

@@ -130,7 +130,9 @@ func (r Rehearsal) MarshalJSON() ([]byte, error) {
 		Drain   float64    `json:"drain_seconds"`
 		Rows    int64      `json:"rows"`
 		Marks   []markLine `json:"marks"`
-	}{r.Blocked.Seconds(), r.Budget.Seconds(), r.Drain.Seconds(), r.Rows, markLines(r.Marks)})
+
+		Predicted engine.PredictionLine `json:"predicted"`
+	}{r.Blocked.Seconds(), r.Budget.Seconds(), r.Drain.Seconds(), r.Rows, markLines(r.Marks), r.Predicted.Line()})
 }
 
 // gated refuses a pair without gates: there is nothing to hold yet.

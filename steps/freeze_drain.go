@@ -54,7 +54,9 @@ func (f *flipper) drain(ctx context.Context) (predicted engine.Prediction, err e
 
 // predict tells what the next freeze would cost by what was shown so far.
 func (f *flipper) predict(ctx context.Context) engine.Prediction {
-	f.shown.see(f.seen) // the journal may not have them yet
+	if f.shown.see(f.seen); len(f.poolers.group) == 0 { // the journal may not have them yet
+		f.shown.poolersShown = poolersShown{}
+	}
 	c := costsOf(f.env.Scope)
 	c.limits = switchLimits(f.env)
 	c.askSizes(ctx, f.looks.of(f.from), f.env.Scope)

@@ -25,8 +25,6 @@ type poolers struct {
 	astray bool      // an entry could not be pointed back: the record stays, and who comes next tries it again
 }
 
-const markPause = "pause"
-
 // resumeWithin bounds RESUME, which answers at once or not at all.
 const resumeWithin = 5 * time.Second
 
@@ -112,10 +110,25 @@ func (p *poolers) pause(ctx context.Context) error {
 	if err := p.group.Pause(ctx); err != nil {
 		return errors.Join(fmt.Errorf("%w: %w", freeze.ErrNotNow, err), p.resume(ctx))
 	}
-	took := time.Since(p.began)
-	p.cp.Emit(engine.Event{Kind: engine.EventFreeze, Mark: markPause, Elapsed: took, Message: fmt.Sprintf("%d poolers paused in %s", len(p.group), took.Round(time.Millisecond))})
+	p.tell(markPause, "paused", p.began)
 	failpoint.Hit("pooler.paused")
 	return nil
+}
+
+// tell says what was done at the poolers, and how long it took.
+func (p *poolers) tell(mark, did string, since time.Time) {
+	took := time.Since(since)
+	p.cp.Emit(engine.Event{Kind: engine.EventFreeze, Mark: mark, Elapsed: took, Message: fmt.Sprintf("%s %s in %s", engine.Plural(len(p.group), "pooler"), did, took.Round(time.Millisecond))})
+}
+
+// letGo sends RESUME.
+func (p *poolers) letGo(ctx context.Context) error {
+	began := time.Now()
+	err := p.group.Resume(ctx)
+	if err == nil && p.cursor.Paused {
+		p.tell(markResume, "resumed", began)
+	}
+	return err
 }
 
 // free lets clients go on as soon as a side is open, before anything that may wait for a network. An
@@ -126,7 +139,7 @@ func (p *poolers) free(ctx context.Context) {
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), resumeWithin)
 	defer cancel()
-	p.freed = p.group.Resume(ctx) == nil
+	p.freed = p.letGo(ctx) == nil
 }
 
 // resume lets clients go on, whatever happened to the walk, and records it.
@@ -137,7 +150,7 @@ func (p *poolers) resume(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), resumeWithin)
 	defer cancel()
 	if !p.freed {
-		if err := p.group.Resume(ctx); err != nil {
+		if err := p.letGo(ctx); err != nil {
 			return err
 		}
 	}
@@ -155,10 +168,17 @@ func (p *poolers) repoint(ctx context.Context) error {
 	if err := p.cp.Save(ctx, nil, p.cursor); err != nil {
 		return err
 	}
+	began := time.Now()
+	var err error
 	if p.back {
-		return p.group.Undo(ctx, p.cursor.Changes)
+		err = p.group.Undo(ctx, p.cursor.Changes)
+	} else {
+		err = p.group.Apply(ctx, p.cursor.Changes)
 	}
-	return p.group.Apply(ctx, p.cursor.Changes)
+	if err == nil {
+		p.tell(markRepoint, "repointed", began)
+	}
+	return err
 }
 
 func (p *poolers) undo(ctx context.Context) error {

@@ -15,7 +15,7 @@ type measured struct {
 	Pass  time.Duration // of the latest exact pass; 0: there was none yet
 	Rate  float64       // rows a second of the one that carried most; 0: none carried enough to tell
 	Drain time.Duration // of the latest attempt or rehearsal, also one that gave it up; 0: there was none yet
-	Pause time.Duration // of the latest attempt's poolers
+	poolersShown
 
 	// Work is what the latest rehearsal or attempt took after its drain to carry everything over, a rehearsal
 	// until it had let go; 0: none came so far.
@@ -26,6 +26,31 @@ type measured struct {
 
 	Reload     float64 // bytes a second of the latest reload that was large enough to tell
 	ReloadFirm float64 // of the latest one in a rehearsal
+}
+
+// poolersShown is what the latest attempts in either direction took at the poolers, whichever side took writes
+// since: they are the same, and so are their clients. A rehearsal leaves them alone.
+type poolersShown struct{ Pause, Repoint, Resume time.Duration }
+
+// Marks of the poolers in the events of a freeze.
+const (
+	markPause   = "pause"
+	markRepoint = "repoint"
+	markResume  = "resume"
+)
+
+// see takes in marks in their order.
+func (p *poolersShown) see(marks []engine.Event) {
+	for _, e := range marks {
+		switch e.Mark {
+		case markPause:
+			p.Pause = e.Elapsed
+		case markRepoint:
+			p.Repoint = e.Elapsed
+		case markResume:
+			p.Resume = e.Elapsed
+		}
+	}
 }
 
 // reloadRate is what the next reload is expected to carry.
@@ -103,6 +128,7 @@ func measure(ctx context.Context, run *journal.Run, from engine.Side, since time
 	if events, err = run.EventsOf(ctx, engine.EventFreeze, marksSeen); err != nil {
 		return measured{}, err
 	}
+	m.poolersShown.see(events)
 	m.see(slices.DeleteFunc(events, func(e engine.Event) bool {
 		return !slices.Contains(passSteps[from], e.Step) || e.At.Before(since)
 	}))
@@ -122,8 +148,6 @@ func (m *measured) see(marks []engine.Event) {
 			m.Drain, held, carried = e.Elapsed, e.Elapsed, 0
 		case freeze.MarkBusy:
 			m.Drain = e.Elapsed
-		case markPause:
-			m.Pause = e.Elapsed
 		case markReload:
 			m.Reload = e.Rate
 			if rehearsal {
@@ -144,7 +168,7 @@ func (m *measured) see(marks []engine.Event) {
 			}
 			held = 0
 		case freeze.MarkFlip: // what comes next is another freeze, on the way back or after it
-			*m = measured{Pass: m.Pass, Rate: m.Rate}
+			*m = measured{Pass: m.Pass, Rate: m.Rate, poolersShown: m.poolersShown}
 			held = 0
 		}
 	}

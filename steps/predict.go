@@ -54,7 +54,7 @@ func costsOf(s *scope.Scope) costs {
 
 // predict gives the write block with its parts, each in whole milliseconds: they add up.
 func (c costs) predict(m measured) engine.Prediction {
-	p := engine.Prediction{Measured: m.Pass > 0 || m.Drain > 0 || m.Work > 0, Switch: c.limits, Drain: whole(m.Drain), Pause: m.Pause}
+	p := engine.Prediction{Measured: m.Pass > 0 || m.Drain > 0 || m.Work > 0, Switch: c.limits, Drain: whole(m.Drain), Repoint: whole(m.Repoint), Pause: m.Pause, Resume: m.Resume}
 	parts, firm := c.work(m, m.reloadRate()), sumOf(c.work(m, m.firmRate()))
 	took, what := m.longest()
 	if more := whole(took) - sumOf(parts); more > 0 {
@@ -68,14 +68,26 @@ func (c costs) predict(m measured) engine.Prediction {
 	if p.Drain > 0 {
 		parts = append(parts, engine.Part{Takes: p.Drain, What: "for the last drain"})
 	}
+	if p.Repoint > 0 {
+		parts = append(parts, engine.Part{Takes: p.Repoint, What: "to repoint the poolers"})
+	}
 	if p.Switch > 0 {
 		parts = append(parts, engine.Part{Takes: p.Switch, What: "for the switch steps at their full timeouts"})
 	}
 	p.WriteBlock, p.Parts = sumOf(parts), parts
-	if p.Why = p.Explain(); p.Pause > 0 {
-		p.Why += fmt.Sprintf("; before it the poolers' clients wait for PAUSE, which took %s", p.Pause.Round(time.Millisecond))
-	}
+	p.Why = p.Explain() + waitsBesides(p)
 	return p
+}
+
+// waitsBesides says what the poolers' clients wait for before and after the write block.
+func waitsBesides(p engine.Prediction) (text string) {
+	if p.Pause > 0 {
+		text = fmt.Sprintf("; before it the poolers' clients wait for PAUSE, which took %s", whole(p.Pause))
+	}
+	if p.Pause > 0 && p.Resume > 0 {
+		text += fmt.Sprintf(", and after it for RESUME, which took %s", whole(p.Resume))
+	}
+	return text
 }
 
 // work is what stands between the drain and the switch steps, by what is known of each part alone.
@@ -193,6 +205,9 @@ func predictNow(ctx context.Context, env *Env, owner journal.Ownership) (engine.
 	if err != nil {
 		return engine.Prediction{}, err
 	}
+	if env.Runbook != nil && len(env.Runbook.Cutover.Poolers) == 0 {
+		m.poolersShown = poolersShown{} // they left the runbook since
+	}
 	c := costsOf(env.Scope)
 	c.limits = switchLimits(env)
 	c.sizesAt(ctx, env, owner.Side)
@@ -223,7 +238,7 @@ func withoutFreeze(p engine.Prediction) engine.Prediction {
 func overPredicted(p engine.Prediction) error {
 	beside := ""
 	if rest := p.WriteBlock - p.Counts(); rest > 0 {
-		beside = fmt.Sprintf(", beside %s that may not come: of the last drain, of switch steps' timeouts and of attempts that were undone", rest)
+		beside = fmt.Sprintf(", beside %s that may not come: of the last drain, of the switch and of attempts that were undone", rest)
 	}
 	again := ""
 	if strings.Contains(p.Why, latestRehearsal) {

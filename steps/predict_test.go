@@ -93,13 +93,30 @@ func TestPredict(t *testing.T) {
 	}
 }
 
+// TestPredictPoolers: what the poolers took in the latest attempt of either direction is part of the next prediction,
+// also after a flip; it keeps no freeze from being tried.
+func TestPredictPoolers(t *testing.T) {
+	marks := marksOf(t, "freeze pause 40ms, freeze hold 1ms, freeze repoint 900ms, freeze flip 1s, freeze resume 3ms, rollback pause 5ms, rollback hold 1ms, rollback repoint 7300us, rollback flip 30ms")
+	m := measured{}
+	m.poolersShown.see(marks)
+	m.see(marks)
+	p := costs{limits: time.Second}.predict(m)
+	const says = "40ms to hold and prove + 20ms to flip + 8ms to repoint the poolers + 1s for the switch steps at their full timeouts; before it the poolers' clients wait for PAUSE, which took 5ms, and after it for RESUME, which took 3ms"
+	if p.Why != says || p.WriteBlock != 1068*ms || p.Counts() != 60*ms || sumOf(p.Parts) != p.WriteBlock {
+		t.Errorf("predicted %s, of which %s counts: %s\nwant %s", p.WriteBlock, p.Counts(), p.Why, says)
+	}
+	if l := p.Line(); l.WriteBlock != 1.068 || l.Pause != 0.005 || l.Resume != 0.003 || len(l.Parts) != 4 {
+		t.Errorf("in seconds: %+v", l)
+	}
+}
+
 // TestOverPredicted: who may not try a freeze is told what counts against it, what does not, and what to type.
 func TestOverPredicted(t *testing.T) {
 	m := measured{}
 	m.see(marksOf(t, "rehearse hold 12ms, rehearse sequences 850ms, rehearse undo 892ms"))
 	p := costs{limits: time.Second}.predict(m)
 	p.Budget = 800 * ms
-	want := "predicted write block of 900ms is over max_write_block 800ms, beside 1.012s that may not come: of the last drain, of switch steps' timeouts and of attempts that were undone: " +
+	want := "predicted write block of 900ms is over max_write_block 800ms, beside 1.012s that may not come: of the last drain, of the switch and of attempts that were undone: " +
 		p.Why + "; pgrunbook rehearse measures it anew"
 	if got := overPredicted(p).Error(); !p.Over() || got != want {
 		t.Errorf("got  %s\nwant %s", got, want)

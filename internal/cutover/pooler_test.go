@@ -164,7 +164,7 @@ func TestR14PgbenchThroughTheCutover(t *testing.T) {
 	for _, way := range []struct{ command, from, to string }{{"apply", p.source, p.target}, {"rollback", p.target, p.source}} {
 		benches := []*bench{p.bench(p.bouncers[0], seconds), p.bench(p.bouncers[1], seconds)}
 		p.eventually("pgbench writes", func() bool { return p.ask(way.from, counted) != there })
-		p.says(p.want(0, way.command, "-y"), "2 poolers paused", "did repoint the poolers")
+		p.says(p.want(0, way.command, "-y"), "2 poolers paused", "2 poolers repointed in", "did repoint the poolers", "2 poolers resumed in")
 		flipped := p.ask(way.from, counted)
 		p.eventually("pgbench writes on the other side", func() bool { return p.ask(way.to, counted) != flipped })
 		for _, n := range benches {
@@ -180,6 +180,8 @@ func TestR14PgbenchThroughTheCutover(t *testing.T) {
 		}
 		p.leads(way.to)
 	}
+	// What the way back took at the poolers is what another cutover is expected to take there.
+	p.says(p.want(0, "status"), "writes wait in the cutover for", "to repoint the poolers", "before it the poolers' clients wait for PAUSE, which took", "after it for RESUME, which took")
 	p.says(p.want(0, "status", "--certificate"), "poolers their clients waited", "before that: PAUSE, then connecting")
 	// Forward the poolers come first, on the way back last.
 	if got, at := p.read("says"), port(p.rig, p.target); got != fmt.Sprintf("there port=%s\nback port=%[1]s\n", at) {

@@ -271,7 +271,7 @@ func flippedStatus() Status {
 	back := &StatusBack{Possible: true, Rows: 7, Takes: time.Second, Seconds: 1, Measured: true, Since: start, Proved: start, Why: "w", Hint: "h", Unasked: "the source was not asked"}
 	return Status{
 		Writes: "target", Since: start, Run: "k3xq9t2b", Name: "erp-to-rds", State: "active", Started: start, Next: "pgrunbook finish",
-		Steps: []StatusStep{}, PendingAt: start, Predicted: &engine.Prediction{WriteBlock: time.Second, Budget: 2 * time.Second, From: engine.Target, Measured: true, Why: "1s for 2 tables", Parts: []engine.Part{{What: "for 2 tables", Takes: time.Second}}},
+		Steps: []StatusStep{}, PendingAt: start, Predicted: &engine.Prediction{WriteBlock: time.Second, Pause: time.Second, Resume: time.Second, Budget: 2 * time.Second, From: engine.Target, Measured: true, Why: "1s for 2 tables", Parts: []engine.Part{{What: "for 2 tables", Takes: time.Second}}},
 		After: &StatusAfter{Old: "source", Refused: &refused, Connected: []string{"1 session of user app"}, Standbys: []string{"standby"}, Back: back}, Back: back,
 	}
 }

@@ -241,30 +241,6 @@ func (w *planWriter) after(a *StatusAfter) {
 	}
 }
 
-// predictedLine is a prediction with its durations in seconds.
-type predictedLine struct {
-	Of         string          `json:"of"` // cutover or rollback
-	WriteBlock float64         `json:"write_block_seconds"`
-	Budget     float64         `json:"budget_seconds"`
-	Measured   bool            `json:"measured"`
-	Over       bool            `json:"over_budget"`
-	Why        string          `json:"why,omitempty"`
-	Parts      []predictedPart `json:"parts"` // they add up to the write block
-}
-
-type predictedPart struct {
-	What  string  `json:"what"`
-	Takes float64 `json:"seconds"`
-}
-
-func predictedLineOf(p engine.Prediction) *predictedLine {
-	l := &predictedLine{Of: p.Of(), WriteBlock: seconds(p.WriteBlock), Budget: seconds(p.Budget), Measured: p.Measured, Over: p.Over(), Why: p.Why, Parts: []predictedPart{}}
-	for _, part := range p.Parts {
-		l.Parts = append(l.Parts, predictedPart{What: part.What, Takes: seconds(part.Takes)})
-	}
-	return l
-}
-
 // WriteStatusJSON writes a status as one line of JSON, in the envelope of the event stream.
 func WriteStatusJSON(out io.Writer, s Status, now time.Time) error {
 	type step struct {
@@ -278,9 +254,9 @@ func WriteStatusJSON(out io.Writer, s Status, now time.Time) error {
 	line := struct {
 		envelope
 		Status
-		Steps     []step         `json:"steps"`
-		Lag       *float64       `json:"lag_seconds,omitempty"`
-		Predicted *predictedLine `json:"predicted,omitempty"`
+		Steps     []step                 `json:"steps"`
+		Lag       *float64               `json:"lag_seconds,omitempty"`
+		Predicted *engine.PredictionLine `json:"predicted,omitempty"`
 	}{envelope: headOf("info", "the "+s.Writes+" takes writes", "status", now), Status: s, Steps: steps}
 	if s.Writes == "unclear" {
 		line.Message = "who may write is unclear"
@@ -290,7 +266,8 @@ func WriteStatusJSON(out io.Writer, s Status, now time.Time) error {
 		line.Lag = &lag
 	}
 	if p := s.Predicted; p != nil {
-		line.Predicted = predictedLineOf(*p)
+		predicted := p.Line()
+		line.Predicted = &predicted
 	}
 	if err := json.NewEncoder(out).Encode(line); err != nil {
 		return fmt.Errorf("writing the status: %w", err)
