@@ -236,7 +236,7 @@ func undoSchema(ctx context.Context, env *Env) error {
 	if !ok {
 		return fmt.Errorf("step %s cannot be undone", step.ID())
 	}
-	if err := env.Journal.Reopen(ctx, step.ID(), true); err != nil {
+	if err := env.Journal.Reopen(ctx, step.ID(), true, "the run is being given up"); err != nil {
 		return err
 	}
 	if _, err := env.Journal.Begin(ctx, step); err != nil {
@@ -249,7 +249,7 @@ func undoSchema(ctx context.Context, env *Env) error {
 	if err != nil {
 		return errors.Join(err, env.Journal.End(ctx, step.ID(), err))
 	}
-	return env.Journal.Reopen(ctx, step.ID(), true)
+	return env.Journal.Reopen(ctx, step.ID(), true, "what it had made was dropped")
 }
 
 // dropJoined drops what catch_up made on the target while the run was under way.

@@ -70,7 +70,7 @@ func startAgain(ctx context.Context, env *Env, limits *limits, cp engine.Checkpo
 }
 
 func startOver(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sideConns, loader *load.Loader, t scope.Table, seen []capture.Change) error {
-	if err := env.Journal.Reopen(ctx, verifyID, true); err != nil { // what it proved of this table is no more
+	if err := env.Journal.Reopen(ctx, verifyID, true, t.Display()+" was loaded again"); err != nil { // what it proved of this table is no more
 		return err
 	}
 	cp.Emit(engine.Event{Kind: engine.EventNote, Level: "warn", Object: t.Display(), Message: (&recopy{changes: seen}).Error()})

@@ -78,7 +78,7 @@ func Rollback(ctx context.Context, env *Env, o WalkOptions) ([]engine.Outcome, e
 	}
 	if back.Possible {
 		for _, s := range built {
-			if err := env.Journal.Reopen(ctx, s.ID(), true); err != nil {
+			if err := env.Journal.Reopen(ctx, s.ID(), true, "another rollback was begun"); err != nil {
 				return nil, err
 			}
 		}

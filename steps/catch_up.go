@@ -274,7 +274,7 @@ func reopenCatchUp(ctx context.Context, env *Env, built []engine.Step, until eng
 	}
 	for _, r := range records {
 		if r.ID == catchUpID && r.State == engine.StepDone {
-			return env.Journal.Reopen(ctx, catchUpID, true)
+			return env.Journal.Reopen(ctx, catchUpID, true, "the application writes on")
 		}
 	}
 	return nil

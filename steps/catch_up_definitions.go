@@ -179,14 +179,14 @@ func (s *catchUpStep) reopen(ctx context.Context, c *comparison, n news) error {
 		later = later || slices.ContainsFunc(c.differences, func(d difference) bool { return d.later })
 	}
 	if later {
-		if err := s.env.Journal.Reopen(ctx, "constraints", true); err != nil {
+		if err := s.env.Journal.Reopen(ctx, "constraints", true, "definitions came that it makes"); err != nil {
 			return err
 		}
 	}
 	if len(n.tables) == 0 {
 		return nil
 	}
-	return s.env.Journal.Reopen(ctx, verifyID, true)
+	return s.env.Journal.Reopen(ctx, verifyID, true, "tables joined the run")
 }
 
 // refusedRow reports whether a server refused a row for its value, or a statement of ours: a type or

@@ -26,7 +26,7 @@ func (r *rig) same(tables ...string) {
 }
 
 func (r *rig) catchUp() error {
-	r.must(r.env.Journal.Reopen(r.t.Context(), "catch_up", true))
+	r.must(r.env.Journal.Reopen(r.t.Context(), "catch_up", true, "it is a test"))
 	return r.walk(r.t.Context(), newCatchUp(r.env))
 }
 

@@ -67,7 +67,7 @@ func (f *flipper) gated(ctx context.Context, side engine.Side) (mended bool, err
 	if side == f.from || f.to == engine.Source || !f.env.Runbook.Verify.Enabled {
 		return true, nil
 	}
-	if err := f.env.Journal.Reopen(ctx, "verify", false); err != nil {
+	if err := f.env.Journal.Reopen(ctx, "verify", false, "the target's gate was off, and rows may have been written past it"); err != nil {
 		return false, err
 	}
 	return true, &engine.Error{

@@ -135,6 +135,9 @@ func wentBack(owner journal.Ownership) bool {
 	return owner.Side == engine.Source && owner.Flip != nil && owner.Flip.To == engine.Source && owner.Flip.Outcome == journal.FlipDone
 }
 
+// wentBackWords is why steps of a cutover are made again.
+const wentBackWords = "writes went back to the source"
+
 // afterWayBack looks, before apply goes on towards the target again, whether the way back came to its
 // end: the steps of the cutover are open again, and the target has taken no writes of its own since.
 func afterWayBack(ctx context.Context, env *Env, built []engine.Step) error {
@@ -152,7 +155,7 @@ func afterWayBack(ctx context.Context, env *Env, built []engine.Step) error {
 	}
 	for _, s := range built {
 		if s.Phase() == engine.PhaseCutover && done[s.ID()] && done["freeze"] {
-			if err := env.Journal.Reopen(ctx, s.ID(), false); err != nil {
+			if err := env.Journal.Reopen(ctx, s.ID(), false, wentBackWords); err != nil {
 				return err
 			}
 		}

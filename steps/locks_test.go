@@ -90,7 +90,7 @@ func TestLockMatrix(t *testing.T) {
 	}
 	b.must(b.walk(t.Context(), newReverse(b.env), newArm(b.env), newFreeze(b.env, nil)))
 	b.must(b.walk(t.Context(), newRollback(b.env, nil)))
-	b.must(b.env.Journal.Reopen(t.Context(), "freeze", true))
+	b.must(b.env.Journal.Reopen(t.Context(), "freeze", true, "it is a test"))
 	b.must(b.walk(t.Context(), newFreeze(b.env, nil), newFinish(b.env, FinishOptions{Now: true})))
 	b.strongStatements(map[string]*testpg.Cluster{"source": source, "target": target})
 }

@@ -99,7 +99,7 @@ func (r *rig) attachedLater(t *testing.T) {
 	r.carries(t, stage{"", again, "became a partition"})
 	r.samePlaces(t)
 	r.exec(r.source, detach)
-	r.must(r.env.Journal.Reopen(t.Context(), catchUpID, true))
+	r.must(r.env.Journal.Reopen(t.Context(), catchUpID, true, "it is a test"))
 	r.must(r.walk(t.Context(), onlyDefinitions{&catchUpStep{env: r.env}}))
 	r.carries(t, stage{"", again, "became a partition"})
 	r.samePlaces(t)

@@ -63,7 +63,7 @@ func (s *rollbackStep) Apply(ctx context.Context, p engine.StepPlan, cp engine.C
 		if sp.Phase != engine.PhaseCutover && sp.ID != verifyID {
 			continue
 		}
-		if err := s.env.Journal.Reopen(ctx, sp.ID, false); err != nil {
+		if err := s.env.Journal.Reopen(ctx, sp.ID, false, wentBackWords); err != nil {
 			return err
 		}
 		failpoint.Hit("rollback.reopened")

@@ -288,5 +288,5 @@ func distrust(ctx context.Context, env *Env, id engine.StepID) error {
 	if err != nil || owner.Side != engine.Source {
 		return err
 	}
-	return env.Journal.Reopen(ctx, id, false)
+	return env.Journal.Reopen(ctx, id, false, "a later pgrunbook verify found both sides different")
 }

@@ -57,6 +57,7 @@ type Status struct {
 	touched   bool   // they may, since our triggers were touched
 	stray     bool   // the closed source has changes of its own
 	goingBack bool   // a rollback has begun
+	wentBack  bool   // one was the last flip
 	aborting  string // the command of an abort that has begun
 	inWay     string // what to type about those who hold what is being waited for
 }
@@ -69,6 +70,7 @@ type StepStatus struct {
 	Started time.Time        `json:"started,omitzero"`
 	Ended   time.Time        `json:"ended,omitzero"`
 	Error   string           `json:"error,omitempty"`
+	Again   string           `json:"again,omitempty"` // pending although it was done before, since
 }
 
 // TableStatus is one table's load and whether passes follow it.
@@ -98,6 +100,7 @@ func ReadStatus(ctx context.Context, target, source *pg.Server) (Status, error) 
 		return st, err
 	}
 	st.Writes, st.Since = owner.Side, owner.Since
+	st.wentBack = wentBack(owner)
 	st.Flipped = owner.Flip != nil && owner.Flip.Outcome == "done"
 	if h, ok, err := run.Holder(ctx); err != nil {
 		return st, err
@@ -159,6 +162,9 @@ func (st *Status) readSteps(ctx context.Context, run *journal.Run) error {
 		s := StepStatus{ID: p.ID, Phase: p.Phase, State: engine.StepPending}
 		if r, ok := known[p.ID]; ok {
 			s.State, s.Started, s.Ended, s.Error = r.State, r.Started, r.Ended, r.Error
+			if why, is := journal.SetBack(r); is {
+				s = StepStatus{ID: p.ID, Phase: p.Phase, State: engine.StepPending, Again: why}
+			}
 		}
 		st.Steps = append(st.Steps, s)
 		if st.Step == "" && s.State != engine.StepDone {
@@ -308,6 +314,8 @@ func (st *Status) next() string {
 		return "nothing: it is running. pgrunbook status --watch follows it"
 	case st.Step == "":
 		return "pgrunbook finish, once the way back is no longer needed"
+	case st.wentBack:
+		return "pgrunbook apply, which cuts over again; or pgrunbook abort, to give the run up"
 	default:
 		return "pgrunbook apply"
 	}

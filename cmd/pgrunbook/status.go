@@ -176,7 +176,7 @@ func statusView(st steps.Status) view.Status {
 	}
 	v.After = afterView(st.After)
 	for _, s := range st.Steps {
-		step := view.StatusStep{ID: s.ID, State: s.State, Error: s.Error}
+		step := view.StatusStep{ID: s.ID, State: s.State, Error: s.Error, Again: s.Again}
 		if !s.Ended.IsZero() {
 			step.Elapsed = s.Ended.Sub(s.Started)
 		}

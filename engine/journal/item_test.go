@@ -270,8 +270,13 @@ func TestCursorIs(t *testing.T) {
 	if err := r.End(ctx, "copy", nil); err != nil {
 		t.Fatal(err)
 	}
-	if err := r.Reopen(ctx, "copy", false); err != nil {
+	if err := r.Reopen(ctx, "copy", false, "writes went back"); err != nil {
 		t.Fatal(err)
+	}
+	if list, err := r.Steps(ctx); err != nil {
+		t.Fatal(err)
+	} else if why, is := SetBack(list[0]); !is || why != "writes went back" {
+		t.Errorf("set back since %q, %v: %+v", why, is, list)
 	}
 	rec, err := r.Begin(ctx, &scripted{id: "copy", fingerprint: "other"})
 	if err != nil || rec.State != engine.StepRunning {

@@ -131,7 +131,7 @@ func TestUnknownCommitOutcomes(t *testing.T) {
 		if err := r.End(ctx, "copy", nil); err != nil {
 			t.Errorf("ending again: %v", err)
 		}
-		if err := r.Reopen(ctx, "copy", true); err != nil {
+		if err := r.Reopen(ctx, "copy", true, "it is a test"); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := r.Begin(ctx, &scripted{id: "copy"}); err != nil {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -125,12 +126,21 @@ func (r *Run) Steps(ctx context.Context) ([]engine.StepRecord, error) {
 	return out, nil
 }
 
+// setBack begins the error of a step that was done and is to be made again.
+const setBack = "reopened"
+
+// SetBack gives why a step that was done is to be made again; false where it is not, also when it failed.
+func SetBack(rec engine.StepRecord) (why string, is bool) {
+	why, is = strings.CutPrefix(rec.Error, setBack)
+	return strings.TrimPrefix(why, ": "), is && rec.State == engine.StepFailed
+}
+
 // Reopen sets a done step back, so that the next walk applies it again from its cursor: for
-// verify after new writes, and for the way back. Without a cursor it starts over.
-func (r *Run) Reopen(ctx context.Context, id engine.StepID, keepCursor bool) error {
+// verify after new writes, and for the way back. Without a cursor it starts over. why ends "to be made again, since".
+func (r *Run) Reopen(ctx context.Context, id engine.StepID, keepCursor bool, why string) error {
 	err := r.fenced(ctx, func(tx pgx.Tx) error {
-		_, err := tx.Exec(ctx, `UPDATE pgrunbook.step SET state = 'failed', error = 'reopened', cursor = CASE WHEN $3::bool THEN cursor END
-			WHERE run = $1::text AND id = $2::text`, r.ID, string(id), keepCursor)
+		_, err := tx.Exec(ctx, `UPDATE pgrunbook.step SET state = 'failed', error = $4::text, cursor = CASE WHEN $3::bool THEN cursor END
+			WHERE run = $1::text AND id = $2::text`, r.ID, string(id), keepCursor, setBack+": "+why)
 		return err
 	})
 	if err != nil {

@@ -181,7 +181,7 @@ func TestR14PgbenchThroughTheCutover(t *testing.T) {
 		p.leads(way.to)
 	}
 	// What the way back took at the poolers is what another cutover is expected to take there.
-	p.says(p.want(0, "status"), "writes wait in the cutover for", "to repoint the poolers", "before it the poolers' clients wait for PAUSE, which took", "after it for RESUME, which took")
+	p.says(p.want(0, "status"), "pending verify: to be made again, since writes went back to the source", "Next: pgrunbook apply, which cuts over again; or pgrunbook abort", "writes wait in the cutover for", "to repoint the poolers", "before it the poolers' clients wait for PAUSE, which took", "after it for RESUME, which took")
 	p.says(p.want(0, "status", "--certificate"), "poolers their clients waited", "before that: PAUSE, then connecting")
 	// Forward the poolers come first, on the way back last.
 	if got, at := p.read("says"), port(p.rig, p.target); got != fmt.Sprintf("there port=%s\nback port=%[1]s\n", at) {

@@ -117,7 +117,7 @@ func TestR27OldSideByDefault(t *testing.T) {
 	}
 	r.says(r.want(0, "status"), "writes refused by the gate; new sessions are read-only, and what the server refuses for that is not counted")
 	r.want(0, "rollback", "-y")
-	r.says(r.want(0, "status"), "old side the target:", "rollback not possible since 20", "writes are on the source already", "pgrunbook apply cuts over again")
+	r.says(r.want(0, "status"), "old side the target:", "rollback not possible since 20", "writes are on the source already", "pgrunbook apply cuts over again", "pending freeze: to be made again, since writes went back to the source", "Next: pgrunbook apply, which cuts over again; or pgrunbook abort, to give the run up")
 	r.writing(onSource)
 	if got := r.ask(r.target, "SHOW default_transaction_read_only"); got != "on" {
 		t.Errorf("after the rollback default_transaction_read_only on the target is %s", got)

@@ -271,7 +271,8 @@ func flippedStatus() Status {
 	back := &StatusBack{Possible: true, Rows: 7, Takes: time.Second, Seconds: 1, Measured: true, Since: start, Proved: start, Why: "w", Hint: "h", Unasked: "the source was not asked"}
 	return Status{
 		Writes: "target", Since: start, Run: "k3xq9t2b", Name: "erp-to-rds", State: "active", Started: start, Next: "pgrunbook finish",
-		Steps: []StatusStep{}, PendingAt: start, Predicted: &engine.Prediction{WriteBlock: time.Second, Pause: time.Second, Resume: time.Second, Budget: 2 * time.Second, From: engine.Target, Measured: true, Why: "1s for 2 tables", Parts: []engine.Part{{What: "for 2 tables", Takes: time.Second}}},
+		Steps:     []StatusStep{{ID: "verify", State: engine.StepPending, Again: "writes went back to the source"}},
+		PendingAt: start, Predicted: &engine.Prediction{WriteBlock: time.Second, Pause: time.Second, Resume: time.Second, Budget: 2 * time.Second, From: engine.Target, Measured: true, Why: "1s for 2 tables", Parts: []engine.Part{{What: "for 2 tables", Takes: time.Second}}},
 		After: &StatusAfter{Old: "source", Refused: &refused, Connected: []string{"1 session of user app"}, Standbys: []string{"standby"}, Back: back}, Back: back,
 	}
 }
@@ -282,6 +283,9 @@ func TestGoldenStatus(t *testing.T) {
 	flipped := render(t, func(b *bytes.Buffer) error { return WriteStatus(b, flippedStatus(), PlanOptions{}) })
 	if strings.Contains(flipped, "  freeze ") || !strings.Contains(flipped, "  way back predicted: writes wait in the rollback for 1s of 2s (1s for 2 tables)\n") {
 		t.Errorf("after the flip:\n%s", flipped)
+	}
+	if !strings.Contains(flipped, "  pending            verify: to be made again, since writes went back to the source\n") {
+		t.Errorf("a step that was set back:\n%s", flipped)
 	}
 	s := exampleStatus()
 	s.Writes = "unclear"

@@ -67,6 +67,7 @@ type StatusStep struct {
 	State   engine.StepState `json:"state"`
 	Elapsed time.Duration    `json:"-"`
 	Error   string           `json:"error,omitempty"`
+	Again   string           `json:"again,omitempty"` // pending although it was done before, since
 }
 
 // StatusTable is one table of the step that runs.
@@ -139,7 +140,11 @@ func WriteStatus(out io.Writer, s Status, o PlanOptions) error {
 		if st.Elapsed > 0 {
 			took = durationText(st.Elapsed)
 		}
-		w.text(fmt.Sprintf("  %-8s %8s  ", st.State, took), strings.TrimSuffix(string(st.ID)+": "+st.Error, ": "))
+		what := st.Error
+		if st.Again != "" {
+			what = "to be made again, since " + st.Again
+		}
+		w.text(fmt.Sprintf("  %-8s %8s  ", st.State, took), strings.TrimSuffix(string(st.ID)+": "+what, ": "))
 	}
 	if len(s.Tables) > 0 {
 		w.line("")
