@@ -76,7 +76,9 @@ func (f *flipper) settle(ctx context.Context) (opened bool, err error) {
 	case shutByHand:
 		return false, closedByHand(f.to)
 	case journalBehind:
-		return false, ambiguous(fmt.Sprintf("the journal says that the %s takes writes, but its gate is closed and the %s's is open", f.to, f.from))
+		e := ambiguous(fmt.Sprintf("the journal says that the %s takes writes, but its gate is closed and the %s's is open", f.to, f.from))
+		e.Hint = fmt.Sprintf("Writes go to the %s: find out who opened it, and never open the %s beside it. pgrunbook status says what to type.", f.from, f.to)
+		return false, e
 	default:
 		return false, ambiguous(fmt.Sprintf("%s closed: %v, %s closed: %v, and the journal records no flip that explains it", f.from, state.FromClosed, f.to, state.ToClosed))
 	}

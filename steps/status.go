@@ -52,14 +52,14 @@ type Status struct {
 	Error     string   `json:"error,omitempty"` // of the failed step
 	Type      string   `json:"type"`            // what to type next
 	asks      string   // for the approval of this name, which nobody gave yet
-	shutSide  engine.Side
-	unlike    bool   // both sides differ, or may, until verify finds them equal
-	touched   bool   // they may, since our triggers were touched
-	stray     bool   // the closed source has changes of its own
-	goingBack bool   // a rollback has begun
-	wentBack  bool   // one was the last flip
-	aborting  string // the command of an abort that has begun
-	inWay     string // what to type about those who hold what is being waited for
+	shutNext  string   // what to type where the side that writes by the journal is closed
+	unlike    bool     // both sides differ, or may, until verify finds them equal
+	touched   bool     // they may, since our triggers were touched
+	stray     bool     // the closed source has changes of its own
+	goingBack bool     // a rollback has begun
+	wentBack  bool     // one was the last flip
+	aborting  string   // the command of an abort that has begun
+	inWay     string   // what to type about those who hold what is being waited for
 }
 
 // StepStatus is one step of the plan with its record.
@@ -285,7 +285,7 @@ func (st *Status) next() string {
 	case st.Apart != "":
 		return "nothing before one side is closed: ALTER SEQUENCE pgrunbook.gate_flag RESTART 1; then pgrunbook verify"
 	case st.Shut != "":
-		return fmt.Sprintf("nothing before you know who closed the %s, and why. Then open it: ALTER SEQUENCE pgrunbook.gate_flag RESTART 0", st.shutSide)
+		return st.shutNext
 	case st.Writes == journal.Unclear:
 		return "pgrunbook apply: it looks at both gates and settles who may write. If the source is gone for good: pgrunbook finish --without-source"
 	case st.aborting != "" && !st.running():

@@ -140,28 +140,53 @@ func (st *Status) predict(ctx context.Context, run *journal.Run, owner journal.O
 	return err
 }
 
-// readShut looks whether the side that takes writes by the journal is closed: somebody did that by hand.
+// readShut looks whether the side that takes writes by the journal is closed: somebody did that by hand. The
+// other side is asked as well: opened beside one that takes writes, this one would be the second.
 func (st *Status) readShut(ctx context.Context, env *Env, owner journal.Ownership) error {
-	side := env.Server(owner.Side)
-	if side == nil {
-		return nil
-	}
-	conn, err := side.Connect(ctx, pg.Use{Name: "status", ReadOnly: true})
-	if err != nil {
-		return nil //nolint:nilerr // who asks more of that side says so
-	}
-	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
-	at, err := gate.State(ctx, conn, env.Run)
+	at, err := gateNow(ctx, env, owner.Side)
 	if err != nil || at != gate.Closed {
 		return err
 	}
+	side, other := owner.Side, owner.Side.Other()
+	beside, unasked := gateNow(ctx, env, other)
 	now, err := env.Journal.Owner(ctx) // a flip may have begun since
-	if err != nil || now.Side != owner.Side {
+	if err != nil || now.Side != side {
 		return err
 	}
-	st.shutSide, st.Writes = owner.Side, journal.Unclear
-	st.Shut = fmt.Sprintf("neither side takes writes: by the journal the %s does, and its gate is closed, which no flip explains", owner.Side)
+	st.Writes = journal.Unclear
+	const reopen = "Then open it: ALTER SEQUENCE pgrunbook.gate_flag RESTART 0"
+	switch {
+	case unasked != nil || beside == "":
+		st.Shut = fmt.Sprintf("by the journal the %s takes writes, and its gate is closed, which no flip explains; the %s could not be asked", side, other)
+		st.shutNext = fmt.Sprintf("nothing before you know who closed the %s, and why, and have seen that the %s is closed. %s", side, other, reopen)
+	case beside == gate.Open:
+		st.Shut = fmt.Sprintf("the %s takes writes: its gate is open; by the journal the %s does, whose gate is closed", other, side)
+		st.shutNext = fmt.Sprintf("nothing before you know who opened the %s, and why. Never open the %s beside it: to go there, first close the %s: ALTER SEQUENCE pgrunbook.gate_flag RESTART 1", other, side, other)
+		if other == engine.Source {
+			st.shutNext += ". To stay: pgrunbook abort --without-target"
+		}
+	case beside == gate.Absent:
+		st.Shut = fmt.Sprintf("the %s has no gate, so nothing refuses writes there; by the journal the %s takes them, whose gate is closed", other, side)
+		st.shutNext = fmt.Sprintf("nothing: the %s was given up, and must stay closed as long as the %s takes writes", side, other)
+	default:
+		st.Shut = fmt.Sprintf("neither side takes writes: by the journal the %s does, and its gate is closed, which no flip explains", side)
+		st.shutNext = fmt.Sprintf("nothing before you know who closed the %s, and why. %s", side, reopen)
+	}
 	return nil
+}
+
+// gateNow asks one side for its gate: "" where it is not known or cannot be reached. Who asks more of it says so.
+func gateNow(ctx context.Context, env *Env, side engine.Side) (gate.Position, error) {
+	srv := env.Server(side)
+	if srv == nil {
+		return "", nil
+	}
+	conn, err := srv.Connect(ctx, pg.Use{Name: "status", ReadOnly: true})
+	if err != nil {
+		return "", nil //nolint:nilerr // see above
+	}
+	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
+	return gate.State(ctx, conn, env.Run)
 }
 
 const goneWithFinish = "the run is finished, and since then nothing captures the target's changes"

@@ -168,6 +168,9 @@ func nextAfter(err error, again string) string {
 	if approve := approveLine.FindString(engine.HintOf(err)); approve != "" {
 		return approve + ", then " + again
 	}
+	if engine.ClassOf(err) == engine.ClassAmbiguous { // the same command would only say it again, or worse
+		return "what is said above; pgrunbook status shows who may write; only then " + again
+	}
 	return again
 }
 

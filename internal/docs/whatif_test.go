@@ -175,6 +175,12 @@ func twoSides(t *testing.T, p *pair, l *lines) {
 	if out := p.want(0, "status", p.file); !strings.HasPrefix(out, "Who may write is UNCLEAR") || !strings.Contains(out, "this target was given up") {
 		t.Errorf("with two writable sides status says:\n%s", out)
 	}
+	p.psql(p.targetURL, l.of(t, "close-source"))
+	p.gates(l, "open", "closed")
+	if words := strings.Join(strings.Fields(p.want(0, "status", p.file)), " "); !strings.HasPrefix(words, "Who may write is UNCLEAR") || !strings.Contains(words, "the source takes writes: its gate is open") || !strings.Contains(words, "Never open the target beside it") || strings.Contains(words, "RESTART 0") {
+		t.Errorf("with the source open and the target closed, both by hand, status says:\n%s", words)
+	}
+	p.psql(p.targetURL, l.of(t, "open-again"))
 	p.psql(p.sourceURL, l.of(t, "close-source"))
 	p.refuses(p.sourceURL, "25006", "closed by hand")
 	p.takes(p.targetURL, "with the source closed by hand")
