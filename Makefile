@@ -30,7 +30,7 @@ LONGEST_FIRST := awk '/\/(faults|examples)$$/ {print; next} {rest = rest $$0 "\n
 # continuous integration: with them, the two cores of a small machine need an hour.
 FULL_TESTS := TestApproval|TestThereAndBack|TestTampering|TestDDLStopsByDefault|TestF02SettledByAnyCommand|TestToManagedCloud|TestSecondServer|TestR16FailoverOfTheSource|TestAbortDropsWhatWasMadeOnTheTarget|TestAbortWithoutTheSource|TestAbortRefusesAfterTheFlip|$\
   TestDDLInTheMiddle|TestF40BeforeCaptureAndAtFreeze|TestF40WhileLoading|TestF15SwitchAfterLostCommit|TestStates|TestLimits|TestLockMatrix|TestCITwoJobs|TestClustersOfSeveralMajors|TestStandbyFollowsAndIsPromoted|TestRehearse|TestR14PgbenchThroughTheCutover|$\
-  TestF02KilledInTheFreeze|TestF05Signals|TestF15LostFlip|TestF19SnapshotError|TestF01ChainOfKills|TestF01DeathsInSecondLoad|TestF01DeathAfterRewrite|TestF01DeathInConcurrentBuild|TestF03StoppedRunner|TestF06LocalDisk|TestF08ClocksThatJump|$\
+  TestF02KilledInTheFreeze|TestF05Signals|TestF15LostFlip|TestF19SnapshotError|TestF01ChainOfKills|TestF01DeathsInSecondLoad|TestF01DeathAfterRewrite|TestF01DeathInConcurrentBuild|TestF03StoppedRunner|TestF06LocalDisk|TestF06JournalThatLostRows|TestF08ClocksThatJump|$\
   TestF10F11Servers|TestF12F13Failover|TestF14CutInCopy|TestF14Network|TestF15LostAnswers|TestF16SourceDiskFull|TestF16TargetDiskFull|$\
   TestF17Limits|TestF18F50HostileSettings|TestF20Poolers|TestF21Access|TestF22ReplicaLag|TestF31Blockers|TestF40DeathsInCarriedDDL|TestF41DeathsBeforeADroppedTableJoined|TestF41DeathsWhenTablesJoin|TestF41DeathsWhenTablesLeave|$\
   TestF84F85AbortLeavesNoTrace|TestF84FinishKilled|TestF84AbortAfterDeathInRestore|TestF85AbortAfterDeath|TestFollowThenBack|TestNoWayBack|TestNoWayBackAskedFor|$\
@@ -41,7 +41,7 @@ FULL_TESTS := TestApproval|TestThereAndBack|TestTampering|TestDDLStopsByDefault|
   TestOutputThatNobodyReads|TestSignalWithOutputThatNobodyReads|TestPoolerThatStandsStillInTheSwitch|$\
   TestPoolersAstray|TestUndoneInReverse|TestFreezeHeedsPauseAndWindow|TestPredictedByRehearsal|TestReaderAtTheOpening|TestUndoThatFails|TestR8SubscribedSource|$\
   TestPgbouncerCutover|TestCopyRate|TestDiffFindsPlantedDifferences|TestLedgerFindsPlantedDamage|TestLedgerMovesToTheOtherServer|TestNewDBIsDroppedThoughInUse|$\
-  TestR2ClosedSurvivesACrash|TestVerifyAfterTheFlip|TestDifferencesTakeBackAnEarlierProof|TestAbortWithoutTheTarget|TestKeyRangesOnOldSources|TestF48Names|TestIsolation|TestRegress|TestF41DroppedAndMadeAgain|TestF43OtherPlaces|TestF43OtherPlacesStop|TestHotTable|TestWideDatabase|TestGuardianUndoesTheSwitch
+  TestR2ClosedSurvivesACrash|TestVerifyAfterTheFlip|TestDifferencesTakeBackAnEarlierProof|TestAbortWithoutTheTarget|TestKeyRangesOnOldSources|TestF48Names|TestIsolation|TestRegress|TestF41DroppedAndMadeAgain|TestF43OtherPlaces|TestF43OtherPlacesStop|TestHotTable|TestF35WideDatabase|TestGuardianUndoesTheSwitch
 SKIP := $(if $(PGRUNBOOK_FULL)$(PGRUNBOOK_SOAK),,-skip '^($(FULL_TESTS))$$')
 
 .PHONY: help

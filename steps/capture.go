@@ -111,6 +111,9 @@ func plannedRun(run scope.Run) scope.Run {
 // Apply installs what is missing and mends what is wrong, so that it may be called again after any
 // death: its effect on the source is proved by looking, not by the journal.
 func (s *captureStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Checkpoint) error {
+	if err := s.env.neverAgain(ctx, s.ID()); err != nil {
+		return err
+	}
 	sides, err := openSides(ctx, s.env, "capture")
 	if err != nil {
 		return err

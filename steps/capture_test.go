@@ -176,6 +176,16 @@ func (r *rig) exec(url, sql string) {
 	r.must(try(r.t, url, sql))
 }
 
+func (r *rig) number(url, sql string) int {
+	r.t.Helper()
+	conn, err := testpg.Connect(r.t.Context(), url)
+	r.must(err)
+	defer func() { _ = conn.Close(context.Background()) }()
+	var n int
+	r.must(conn.QueryRow(r.t.Context(), sql).Scan(&n))
+	return n
+}
+
 func try(t *testing.T, url, sql string) error {
 	t.Helper()
 	conn, err := testpg.Connect(t.Context(), url)

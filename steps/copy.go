@@ -57,6 +57,9 @@ const externalWait = "waiting for somebody else's load of"
 
 // Apply loads what is not loaded. The journal knows which chunks are.
 func (s *copyStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Checkpoint) error {
+	if err := s.env.neverAgain(ctx, s.ID()); err != nil {
+		return err
+	}
 	ctx, limits, err := watchLimits(ctx, s.env, cp)
 	if err != nil {
 		return err

@@ -1,7 +1,6 @@
 package steps
 
 import (
-	"context"
 	"fmt"
 	"strings"
 	"testing"
@@ -81,16 +80,6 @@ func (l *limited) setting(kind, value string) {
 func (l *limited) start(list ...engine.Step) {
 	l.ended = make(chan error, 1)
 	go func() { l.ended <- l.walk(l.t.Context(), list...) }()
-}
-
-func (l *limited) number(url, sql string) int {
-	l.t.Helper()
-	conn, err := testpg.Connect(l.t.Context(), url)
-	l.must(err)
-	defer func() { _ = conn.Close(context.Background()) }()
-	var n int
-	l.must(conn.QueryRow(l.t.Context(), sql).Scan(&n))
-	return n
 }
 
 func (l *limited) until(what string, is func() bool) {

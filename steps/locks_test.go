@@ -142,7 +142,7 @@ func (b *lockBench) lockSteps() []lockStep {
 	// The order decides which kind each of them meets in the short form.
 	return []lockStep{
 		{"R25 remove capture", engine.Source, "shop.customer", true, uncapture(engine.Source), apply(newCapture(env))},
-		{"capture", engine.Source, "shop.customer", false, apply(newCapture(env)), uncapture(engine.Source)},
+		{"F30 capture", engine.Source, "shop.customer", false, apply(newCapture(env)), uncapture(engine.Source)},
 		{"arm the gate", engine.Source, "shop.customer", false, apply(newArm(env)), ungate(engine.Source)},
 		{"R25 remove the gate", engine.Source, "shop.customer", true, ungate(engine.Source), apply(newArm(env))},
 		{"R25 remove the way back's capture", engine.Target, "shop.customer", true, uncapture(engine.Target), apply(newReverse(env))},

@@ -60,6 +60,9 @@ type schemaCursor struct {
 
 // Apply makes what is missing, part by part.
 func (s *schemaStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Checkpoint) error {
+	if err := s.env.neverAgain(ctx, s.ID()); err != nil {
+		return err
+	}
 	var c schemaCursor
 	if _, err := cp.Load(ctx, &c); err != nil {
 		return err

@@ -27,7 +27,8 @@ SELECT $1::text, $2::text, $3::int, i.no, i.lo, i.hi, i.size
   FROM ROWS FROM (pg_catalog.unnest($4::int[]), pg_catalog.unnest($5::text[]), pg_catalog.unnest($6::text[]), pg_catalog.unnest($7::bigint[])) AS i (no, lo, hi, size)`
 
 // AddItems stores a table's items, all of one table and all in one call: the first set that is
-// committed stands, and later calls change nothing. (Sets made at different times would overlap.)
+// committed stands, and later calls change nothing. (Sets made at different times would overlap.) How many
+// there are is recorded with the table's state, where it has one: a journal that lost some shows.
 // The error of a concurrent call is avoided by a lock that ends with tx.
 func (r *Run) AddItems(ctx context.Context, tx pgx.Tx, step engine.StepID, items []Item) error {
 	if len(items) == 0 {
@@ -51,6 +52,9 @@ func (r *Run) AddItems(ctx context.Context, tx pgx.Tx, step engine.StepID, items
 	}
 	if err == nil && have == 0 {
 		_, err = tx.Exec(ctx, addItemsSQL, r.ID, string(step), table, no, lo, hi, size)
+		if err == nil {
+			_, err = tx.Exec(ctx, "UPDATE pgrunbook.table_state SET chunks = $3::int WHERE run = $1::text AND tbl = $2::int", r.ID, table, len(items))
+		}
 	}
 	if err != nil {
 		return fmt.Errorf("adding items of step %s, table %d: %w", step, table, err)

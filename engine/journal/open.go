@@ -125,6 +125,9 @@ func (r *Run) find(ctx context.Context, tx pgx.Tx, o OpenOptions) error {
 	if errors.Is(err, ErrNoRun) && o.Aborted {
 		err = r.reopen(ctx, tx)
 	}
+	if err == nil {
+		err = r.whole(ctx, tx)
+	}
 	if err != nil {
 		return err
 	}

@@ -343,6 +343,23 @@ func TestF06JournalOfNewerBuildIsRefusedAndOlderMigrated(t *testing.T) {
 			t.Errorf("%s: got %v, want ClassPreflight naming 7.3.0", name, err)
 		}
 	}
+	if _, err := conn.Exec(t.Context(), "UPDATE pgrunbook.meta SET version = 1; ALTER TABLE pgrunbook.table_state DROP COLUMN chunks; UPDATE pgrunbook.run SET plan = jsonb_set(plan, '{format}', '99'), tool_version = '7.4.0'", pgx.QueryExecModeSimpleProtocol); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(testContext(t), server(t, "target", url), OpenOptions{Plan: plan}); engine.ClassOf(err) != engine.ClassPreflight || !strings.Contains(engine.HintOf(err), "7.4.0") {
+		t.Errorf("a newer build's plan: got %v, want ClassPreflight naming 7.4.0", err)
+	}
+	if _, err := conn.Exec(t.Context(), "UPDATE pgrunbook.run SET plan = jsonb_set(plan, '{format}', '1')"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := OpenReadOnly(testContext(t), server(t, "target", url)); !strings.Contains(engine.HintOf(err), "apply once") {
+		t.Errorf("an older journal that is only read: %v", err)
+	}
+	run := open(t, url, OpenOptions{Plan: plan})
+	if _, err := run.TableStates(t.Context(), nil); err != nil {
+		t.Errorf("a journal of version 1 that was migrated: %v", err)
+	}
+	run.Close(t.Context())
 	if _, err := conn.Exec(t.Context(), "UPDATE pgrunbook.meta SET version = 1"); err != nil {
 		t.Fatal(err)
 	}

@@ -96,6 +96,12 @@ func scanRun(row pgx.Row, r *Run) error {
 			return fmt.Errorf("reading the accepted plan of run %s: %w", r.ID, err)
 		}
 	}
+	if r.Plan.Format > engine.PlanFormat {
+		e := engine.Errorf(engine.ClassPreflight, fmt.Sprintf("Use pgrunbook %s or newer.", r.ToolVersion),
+			"its accepted plan has format %d, written by pgrunbook %s; this build reads up to format %d", r.Plan.Format, r.ToolVersion, engine.PlanFormat)
+		e.Op, e.Object = "reading run", r.ID
+		return e
+	}
 	return nil
 }
 
@@ -139,7 +145,10 @@ func attach(ctx context.Context, target *pg.Server, use pg.Use) (*Run, error) {
 		if version < SchemaVersion {
 			return engine.Errorf(engine.ClassFailed, "Run pgrunbook apply once: it migrates the journal.", "the journal has version %d, this build reads version %d", version, SchemaVersion)
 		}
-		return scanRun(conn.QueryRow(ctx, latestSQL), r)
+		if err := scanRun(conn.QueryRow(ctx, latestSQL), r); err != nil {
+			return err
+		}
+		return r.whole(ctx, conn)
 	})
 	if err == nil {
 		err = r.rename(ctx)

@@ -16,7 +16,7 @@ import (
 var schemaSQL string
 
 // SchemaVersion is the journal's version that this build reads and writes.
-const SchemaVersion = 1
+const SchemaVersion = 2
 
 // migration brings a journal of the version before to version To.
 type migration struct {
@@ -25,7 +25,9 @@ type migration struct {
 }
 
 // migrations lists what brings older journals to SchemaVersion, in order. Version 1 is the first.
-var migrations []migration
+var migrations = []migration{
+	{To: 2, SQL: "ALTER TABLE pgrunbook.table_state ADD COLUMN chunks integer NOT NULL DEFAULT 0"},
+}
 
 const lookSQL = `
 SELECT n.oid IS NOT NULL AS there,
@@ -100,7 +102,11 @@ func cannotCreate(_ context.Context, err error) error {
 func versionOf(ctx context.Context, q querier, newest int) (int, error) {
 	var version int
 	var tool string
-	if err := q.QueryRow(ctx, "SELECT version, tool_version FROM pgrunbook.meta").Scan(&version, &tool); err != nil {
+	err := q.QueryRow(ctx, "SELECT version, tool_version FROM pgrunbook.meta").Scan(&version, &tool)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return 0, lost("pgrunbook.meta", "its version")
+	}
+	if err != nil {
 		return 0, fmt.Errorf("reading the journal's version: %w", err)
 	}
 	if version > newest {

@@ -1,4 +1,4 @@
--- The journal, version 1. Everything here is removed by finish.
+-- The journal, version 2. Everything here is removed by finish.
 
 CREATE TABLE pgrunbook.meta (
   one          boolean PRIMARY KEY DEFAULT true CHECK (one),
@@ -74,6 +74,7 @@ CREATE TABLE pgrunbook.table_state (
   state      text NOT NULL CHECK (state IN ('loading', 'scrubbed', 'following')),
   generation integer NOT NULL, -- of the load: a rewritten table starts over in the next one
   filenodes  jsonb NOT NULL DEFAULT '{}',
+  chunks     integer NOT NULL DEFAULT 0, -- that its load was cut into; 0 is none yet, or a load from before version 2
   PRIMARY KEY (run, tbl)
 );
 

@@ -25,14 +25,15 @@ type TableState struct {
 	State      LoadState
 	Generation int              // of the load; a table that starts over gets the next one
 	Filenodes  map[string]int64 // relation to pg_relation_filenode on the source, as the load began
+	Chunks     int              // that the load was cut into; 0 is none yet, or not recorded
 }
 
-const tableStateSQL = `SELECT tbl, state, generation, filenodes::text FROM pgrunbook.table_state WHERE run = $1::text`
+const tableStateSQL = `SELECT tbl, state, generation, filenodes::text, chunks FROM pgrunbook.table_state WHERE run = $1::text`
 
 func scanTableState(row pgx.CollectableRow) (TableState, error) {
 	var t TableState
 	var nodes string
-	if err := row.Scan(&t.Table, &t.State, &t.Generation, &nodes); err != nil {
+	if err := row.Scan(&t.Table, &t.State, &t.Generation, &nodes, &t.Chunks); err != nil {
 		return t, err
 	}
 	return t, json.Unmarshal([]byte(nodes), &t.Filenodes)
@@ -126,7 +127,7 @@ func (r *Run) Reset(ctx context.Context, tx pgx.Tx, table int32) (generation int
 	err = Fence(ctx, tx, r.ID, r.Epoch)
 	if err == nil {
 		err = tx.QueryRow(ctx, `INSERT INTO pgrunbook.table_state AS t (run, tbl, state, generation) VALUES ($1::text, $2::int, 'loading', 1)
-			ON CONFLICT (run, tbl) DO UPDATE SET state = 'loading', generation = t.generation + 1, filenodes = '{}'
+			ON CONFLICT (run, tbl) DO UPDATE SET state = 'loading', generation = t.generation + 1, filenodes = '{}', chunks = 0
 			RETURNING generation`, r.ID, table).Scan(&generation)
 	}
 	if err == nil {

@@ -75,10 +75,10 @@ func peakMemory(pid int) (kilobytes int) {
 	}
 }
 
-// TestWideDatabase is a whole migration of a thousand tables, ten thousand in the long form: the
+// TestF35WideDatabase is a whole migration of a thousand tables, ten thousand in the long form: the
 // runner needs at most 128 KiB for each beside what it always has, and its sessions do not grow with their
 // number: neither all of them nor those at one time, for which the servers have little room.
-func TestWideDatabase(t *testing.T) {
+func TestF35WideDatabase(t *testing.T) {
 	t.Parallel()
 	slots <- struct{}{}
 	t.Cleanup(func() { <-slots })

@@ -106,7 +106,10 @@ func (l *Loader) refill(ctx context.Context, s sides, t scope.Table, generation 
 // cutAgain is refill on sessions of its own.
 func (l *Loader) cutAgain(ctx context.Context, t scope.Table) error {
 	return pg.Retry(ctx, "cutting "+tableName(t)+" into chunks", func(ctx context.Context) error {
-		state, _, err := l.cfg.Journal.TableState(ctx, nil, t.ID)
+		state, ok, err := l.cfg.Journal.TableState(ctx, nil, t.ID)
+		if err == nil && !ok {
+			err = journal.Lost("pgrunbook.table_state", "the row of %s is gone", tableName(t))
+		}
 		if err != nil || state.State != journal.Loading {
 			return err
 		}

@@ -62,9 +62,16 @@ func (o *overview) look(ctx context.Context) error {
 	}
 	bare := map[int32]bool{}
 	for id := range o.l.tables {
-		if !cut[id] {
-			bare[id], seen = true, append(seen, journal.TableProgress{Table: id, Items: 1})
+		if cut[id] {
+			continue
 		}
+		one := journal.TableProgress{Table: id, Items: 1}
+		if s := state[id].State; s == journal.Scrubbed || s == journal.Following {
+			one.DoneItems = 1 // what is left needs no chunks
+		} else {
+			bare[id] = true
+		}
+		seen = append(seen, one)
 	}
 	slices.SortFunc(seen, func(a, b journal.TableProgress) int { return int(min(max(b.Size-a.Size, -1), 1)) })
 	o.mu.Lock()

@@ -2,6 +2,7 @@ package load
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -59,6 +60,8 @@ func (l *Loader) Prepare(ctx context.Context) error {
 	}
 	for _, id := range slices.Sorted(maps.Keys(l.tables)) {
 		switch state, ok := states[id]; {
+		case !ok && cut[id]:
+			err = l.stateless(ctx, l.tables[id])
 		case !ok:
 			err = l.prepare(ctx, s, l.tables[id])
 		case emptied(state, cut[id]): // a process died when it had emptied it
@@ -69,6 +72,16 @@ func (l *Loader) Prepare(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// stateless looks once more at a table that has chunks and had no state: they come together, and go one by one
+// only with a person's hand. Without its state nothing says whether its rows are all there.
+func (l *Loader) stateless(ctx context.Context, t scope.Table) error {
+	_, ok, err := l.cfg.Journal.TableState(ctx, nil, t.ID)
+	if err == nil && !ok {
+		err = journal.Lost("pgrunbook.table_state", "the row of %s is gone, whose chunks are in pgrunbook.item", tableName(t))
+	}
+	return err
 }
 
 // cutTables are those that have chunks.
@@ -115,12 +128,17 @@ func (l *Loader) fill(ctx context.Context, s sides, t scope.Table, generation in
 	}
 	failpoint.Hit("load.cut")
 	return pgx.BeginFunc(ctx, s.to, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, "SELECT FROM pgrunbook.table_state WHERE run = $1 AND tbl = $2 FOR UPDATE", l.cfg.Journal.ID, t.ID); err != nil {
+		var had int
+		err := tx.QueryRow(ctx, "SELECT chunks FROM pgrunbook.table_state WHERE run = $1 AND tbl = $2 FOR UPDATE", l.cfg.Journal.ID, t.ID).Scan(&had)
+		if err != nil && !errors.Is(err, pgx.ErrNoRows) {
 			return err
 		}
 		var bare bool
 		if err := tx.QueryRow(ctx, bareSQL, l.cfg.Journal.ID, string(l.stepOf(t)), t.ID, generation).Scan(&bare); err != nil || !bare {
 			return err
+		}
+		if had > 0 { // whoever empties a table sets that back: its rows may be there
+			return lostChunks(t, 0, had)
 		}
 		if err := l.cfg.Journal.SetTableState(ctx, tx, t.ID, journal.Loading, generation, nodes); err != nil {
 			return err
@@ -130,6 +148,12 @@ func (l *Loader) fill(ctx context.Context, s sides, t scope.Table, generation in
 		}
 		return forget(ctx, s.from, t)
 	})
+}
+
+// lostChunks is the error of a table of whose chunks the journal has fewer than it was cut into: to load it from
+// those would leave rows out, and to cut it anew would load rows twice.
+func lostChunks(t scope.Table, have, had int) error {
+	return journal.Lost("pgrunbook.item", "%d of the %d chunks of %s are gone, and what they say of its rows", had-have, had, tableName(t))
 }
 
 // cut reads the file nodes first: a rewrite between the two makes the chunks fail, not lie.

@@ -22,8 +22,8 @@ var errNotCopied = errors.New("the table has chunks left")
 // after the last chunk was marked, and removes the rows in one hash join: there is no index yet.
 func (l *Loader) scrub(ctx context.Context, s sides, t scope.Table, state journal.TableState) error {
 	return pgx.BeginTxFunc(ctx, s.to, pgx.TxOptions{IsoLevel: pgx.ReadCommitted, AccessMode: pgx.ReadWrite}, func(tx pgx.Tx) error {
-		var left int
-		err := tx.QueryRow(ctx, "SELECT count(*) FROM pgrunbook.item WHERE run = $1 AND step = $2 AND tbl = $3 AND state <> 'done'", l.cfg.Journal.ID, string(l.stepOf(t)), t.ID).Scan(&left)
+		var all, left int
+		err := tx.QueryRow(ctx, "SELECT count(*), count(*) FILTER (WHERE state <> 'done') FROM pgrunbook.item WHERE run = $1 AND step = $2 AND tbl = $3", l.cfg.Journal.ID, string(l.stepOf(t)), t.ID).Scan(&all, &left)
 		if err != nil {
 			return fmt.Errorf("looking for chunks of %s: %w", tableName(t), err)
 		}
@@ -32,6 +32,9 @@ func (l *Loader) scrub(ctx context.Context, s sides, t scope.Table, state journa
 		}
 		if err := l.cfg.Journal.SetTableState(ctx, tx, t.ID, journal.Scrubbed, state.Generation, state.Filenodes); err != nil {
 			return err
+		}
+		if all < state.Chunks {
+			return lostChunks(t, all, state.Chunks)
 		}
 		if !keyed(t) || failpoint.Mutant("load.no_scrub") {
 			return nil
