@@ -2,8 +2,6 @@ package faults_test
 
 import (
 	"context"
-	"os"
-	"path/filepath"
 	"syscall"
 	"testing"
 	"time"
@@ -13,39 +11,6 @@ import (
 
 // rewrite changes every row of a table in a way that no trigger sees.
 const rewrite = "ALTER TABLE app.item ALTER COLUMN filler TYPE varchar USING filler || '!'; ALTER TABLE app.item ALTER COLUMN filler TYPE text USING filler || '?'"
-
-// TestF01DeathsInSecondLoad rewrites a table after the copy, so that catch_up loads it again, and dies
-// in that load: the copy step is done by then and does not come back.
-func TestF01DeathsInSecondLoad(t *testing.T) {
-	t.Parallel()
-	r := newRig(t)
-	r.finally("apply", "--auto-approve", "--until", "copy")
-	r.sql(r.source, rewrite)
-	caughtUp := []string{"apply", "--auto-approve", "--until", "catch_up"}
-	r.die(walk{args: caughtUp, names: []string{"load.emptied", "load.again", "load.claimed", "load.marked", "load.scrubbing", "load.keyed"}})
-	r.sql(r.source, rewrite) // once more: the death above has left the rest of catch_up's part to the load
-	r.die(walk{args: caughtUp, names: []string{"catch_up.accepted"}})
-	r.finally(applyArgs...)
-	r.moved(0, 1)
-	r.writing(1)
-	r.balance(r.target)
-}
-
-// TestF40DeathsInCarriedDDL adds a column and a partition and gives another one other bounds while the target follows,
-// where the runbook wants that carried, and dies at each boundary of carrying it. The writers never stop.
-func TestF40DeathsInCarriedDDL(t *testing.T) {
-	t.Parallel()
-	r := newRig(t)
-	r.must(os.WriteFile(filepath.Join(r.dir, "faults.runbook.hcl"), append([]byte("schema { on_ddl = \"carry\" }\n"), runbookHCL...), 0o600))
-	r.finally("apply", "--auto-approve", "--until", "copy")
-	r.sql(r.source, `ALTER TABLE app.slot ADD COLUMN extra int DEFAULT 7; UPDATE app.slot SET extra = id WHERE id % 3 = 0;
-		CREATE TABLE app.event_4 PARTITION OF app.event FOR VALUES FROM ('2030-01-01') TO ('2031-01-01'); INSERT INTO app.event VALUES ('2030-05-05', 1, 'new');
-		ALTER TABLE app.event DETACH PARTITION app.event_1; ALTER TABLE app.event ATTACH PARTITION app.event_1 FOR VALUES FROM ('2025-12-01') TO ('2026-04-01'); INSERT INTO app.event VALUES ('2025-12-24', 1, 'early')`)
-	r.die(walk{args: applyArgs, names: []string{"ddl.cleared", "ddl.changed", "ddl.rearmed", "ddl.accepted"}})
-	r.moved(0, 1)
-	r.writing(1)
-	r.balance(r.target)
-}
 
 // TestF01DeathAfterRewrite rewrites a table while its chunks are copied, and dies when it has started
 // over: the next run must find out for itself that rows of before are on the target.

@@ -40,7 +40,7 @@ func TestElsewhere(t *testing.T) {
 	all := registered(t)
 	for _, p := range plays {
 		for _, w := range p.scenes {
-			for _, name := range w.names {
+			for _, name := range slices.Concat(w.names, w.also) {
 				if !slices.Contains(all, name) {
 					t.Errorf("the source has no failpoint %s any more", name)
 				}
@@ -197,7 +197,10 @@ var changes = []walk{
 	},
 	{what: "load by a person", args: untilCopy, before: func(r *rig) { r.scenery(); r.bring() }, after: changed, names: []string{"load.taken"}},
 	{what: "accepted rewrite", args: untilCatchUp, before: following(rewrite), after: changed, names: []string{"catch_up.accepted"}},
-	{what: "rewrite", args: untilCatchUp, before: following(rewrite), after: changed, names: []string{"load.emptied", "load.again"}},
+	{
+		what: "rewrite", args: untilCatchUp, before: following(rewrite), after: changed, names: []string{"load.emptied", "load.again"},
+		also: []string{"load.claimed", "load.marked", "load.scrubbing", "load.keyed"},
+	},
 	{
 		what: "columns and partitions", args: untilCatchUp, after: changed, names: []string{"ddl.cleared", "ddl.changed", "ddl.rearmed", "ddl.accepted"},
 		before: following(`ALTER TABLE app.slot ADD COLUMN extra int DEFAULT 7; UPDATE app.slot SET extra = id WHERE id % 3 = 0;
@@ -209,9 +212,13 @@ var changes = []walk{
 		before: following(`ALTER TABLE app.part ADD CONSTRAINT part_no CHECK (no > 0); CREATE VIEW app.names AS SELECT name FROM app.item`),
 	},
 	{
+		what: "dropped tables", args: untilCatchUp, before: following("DROP TABLE app.extra, app.heap; " + extra), write: moreExtra,
+		names: []string{"leave.dropped"}, end: func(*rig) {}, after: changed, // they are dropped once more before they have left
+	},
+	{
 		what: "dropped and new tables", args: untilCatchUp, after: changed, write: moreExtra,
-		names:  []string{"leave.dropped", "leave.forgotten", "join.prepared", "join.recorded", "join.armed"},
-		before: following("DROP TABLE app.extra, app.heap; " + extra),
+		names:  []string{"leave.forgotten", "join.prepared", "join.recorded", "join.armed"},
+		before: following("DROP TABLE app.extra, app.heap; " + extra + "; CREATE TABLE app.fresh (id int PRIMARY KEY, note text); INSERT INTO app.fresh VALUES (1, 'new')"),
 	},
 	{
 		what: "dropped column", args: untilCatchUp, after: changed, names: []string{"ddl.dropped"},
