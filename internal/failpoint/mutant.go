@@ -4,6 +4,8 @@ package failpoint
 
 import (
 	"os"
+	"slices"
+	"strings"
 	"sync/atomic"
 )
 
@@ -18,8 +20,9 @@ func init() {
 }
 
 // Mutant reports whether the process plays the broken protocol of that name: a rule is left out or
-// turned round, so that tests can show that they would notice. PGRUNBOOK_MUTANT or Mutate say which.
-func Mutant(name string) bool { return *mutant.Load() == name }
+// turned round, so that tests can show that they would notice. PGRUNBOOK_MUTANT or Mutate say which;
+// several, of which each covers for the other, with commas.
+func Mutant(name string) bool { return slices.Contains(strings.Split(*mutant.Load(), ","), name) }
 
 // Mutate switches this process to a mutant, "" to none; back undoes it.
 func Mutate(name string) (back func()) {

@@ -261,7 +261,7 @@ func (f *Freeze) carry(ctx context.Context, c *conns, pass Pass, cert *Certifica
 	if cert.Pending, err = f.Pending(ctx); err != nil {
 		return err
 	}
-	if cert.Pending != 0 {
+	if cert.Pending != 0 && !failpoint.Mutant("freeze.no_count") {
 		return fmt.Errorf("%d changes are left after the final pass", cert.Pending)
 	}
 	if err := f.Check(ctx); err != nil {

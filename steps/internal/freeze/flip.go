@@ -167,7 +167,7 @@ func (f *Freeze) lastLook(ctx context.Context, c *conns) error {
 	if _, err := f.prove(ctx, c.look, c.oids, true); err != nil {
 		return err
 	}
-	if !failpoint.Mutant("freeze.no_last_count") {
+	if !failpoint.Mutant("freeze.no_count") {
 		if left, err := f.Pending(ctx); err != nil {
 			return err
 		} else if left != 0 {

@@ -125,7 +125,7 @@ var mutants = []struct {
 		p.commit(writer)
 		return ""
 	}},
-	{name: "freeze.no_last_count", dirty: lost, play: func(p *pair) string {
+	{name: "freeze.no_count", dirty: lost, play: func(p *pair) string {
 		p.exec(p.source, `CREATE TABLE pgrunbook.delta (id int);
 			CREATE FUNCTION pgrunbook.capture() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN INSERT INTO pgrunbook.delta VALUES (NEW.id); RETURN NULL; END';
 			CREATE TRIGGER capture AFTER UPDATE ON public.account FOR EACH ROW EXECUTE FUNCTION pgrunbook.capture()`)
