@@ -333,6 +333,9 @@ func (j *job) commit(ctx context.Context) error {
 		_, xmax, _ := strings.Cut(j.found.snapshot, ":")
 		xmax, _, _ = strings.Cut(xmax, ":")
 		for _, w := range j.work {
+			if !keyed(w.table) {
+				continue
+			}
 			if err := run(ctx, j.from.conn, fmt.Sprintf("DELETE FROM %s WHERE rel = %d AND x < '%s'", deltaTable(w.table), w.table.ID, xmax)); err != nil {
 				return err
 			}
