@@ -49,7 +49,7 @@ func (r *rig) start(points string, args ...string) *process {
 	p.cmd = exec.Command(program, append(args, "faults.runbook.hcl")...)
 	p.cmd.Dir = r.dir
 	p.cmd.Env = append(os.Environ(), "SOURCE_URL="+cond(r.via[0] == "", r.source, r.via[0]), "TARGET_URL="+cond(r.via[1] == "", r.target, r.via[1]), "PGRUNBOOK_PG_BIN_DIRS="+r.clients,
-		"PGRUNBOOK_FAILPOINTS="+points, "PGRUNBOOK_FAILPOINT_TRACE="+p.trace)
+		"PGRUNBOOK_FAILPOINTS="+points, "PGRUNBOOK_FAILPOINT_TRACE="+p.trace, "PGRUNBOOK_MUTANT="+cond(r.without == "", os.Getenv("PGRUNBOOK_MUTANT"), r.without))
 	out, err := os.Create(p.out)
 	r.must(err)
 	defer func() { _ = out.Close() }()

@@ -95,6 +95,8 @@ type rig struct {
 	proxy          *testpg.Proxy // before the source, where a scene needs one
 	set            bool          // the scenery of scenes_test.go is there
 	waits          bool          // a run may stop and ask for what a person has to do
+	found          []string      // what was wrong in the midst of a command
+	without        string        // the rules that the program leaves out, as PGRUNBOOK_MUTANT takes them
 }
 
 var slots = make(chan struct{}, 2) // rigs at the same time: each keeps a core busy
@@ -187,10 +189,22 @@ func (r *rig) sql(url, text string) {
 // moved checks one way from the closed side to the other: 0 is the source, 1 the target.
 func (r *rig) moved(from, to int) {
 	r.t.Helper()
+	for _, wrong := range r.carried(from, to) {
+		r.t.Error(wrong)
+	}
+	r.oneSide()
+	if r.t.Failed() {
+		r.t.FailNow()
+	}
+}
+
+// carried says how the side that was left differs from what the other one held before its first client.
+func (r *rig) carried(from, to int) (wrong []string) {
+	r.t.Helper()
 	ctx := r.t.Context()
 	urls := [2]string{r.source, r.target}
 	if !testpg.Refuses(ctx, urls[from], probeSQL) {
-		r.t.Fatalf("the side that was left takes writes")
+		return []string{"the side that was left takes writes"}
 	}
 	snapshot, err := r.ways[to].Wait(ctx)
 	r.must(err)
@@ -199,7 +213,7 @@ func (r *rig) moved(from, to int) {
 	diffs, err := testpg.DiffAt(ctx, urls[from], urls[to], snapshot, tables)
 	r.must(err)
 	for _, d := range diffs {
-		r.t.Errorf("differs: %s", d)
+		wrong = append(wrong, "differs: "+d.String())
 	}
 	old, err := testpg.Sequences(ctx, urls[from])
 	r.must(err)
@@ -207,13 +221,10 @@ func (r *rig) moved(from, to int) {
 	r.must(err)
 	for name, s := range old {
 		if n, ok := now[name]; !ok || n.Last < s.Last {
-			r.t.Errorf("sequence %s stands at %d, on the side that was left at %d", name, n.Last, s.Last)
+			wrong = append(wrong, fmt.Sprintf("sequence %s stands at %d, on the side that was left at %d", name, n.Last, s.Last))
 		}
 	}
-	r.oneSide()
-	if r.t.Failed() {
-		r.t.FailNow()
-	}
+	return wrong
 }
 
 // turn makes the next flip leave a side, for the other one.
@@ -233,16 +244,26 @@ func (r *rig) oneSide() {
 // writing waits for acknowledged commits on a side.
 func (r *rig) writing(side int) {
 	r.t.Helper()
-	count := func() int {
-		by := r.ledger.Stats().ByServer
-		return cond(side < len(by), by, make([]int, side+1))[side]
+	if !r.writes(side, time.Minute) {
+		r.t.Fatalf("nobody writes on side %d", side)
 	}
-	before := count()
-	for deadline := time.Now().Add(time.Minute); count() < before+3; time.Sleep(10 * time.Millisecond) {
+}
+
+// writes waits so long, and says whether there were some.
+func (r *rig) writes(side int, limit time.Duration) bool {
+	before := r.acknowledged(side)
+	for deadline := time.Now().Add(limit); r.acknowledged(side) < before+3; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			r.t.Fatalf("nobody writes on side %d", side)
+			return false
 		}
 	}
+	return true
+}
+
+// acknowledged counts the ledger's commits on a side.
+func (r *rig) acknowledged(side int) int {
+	by := r.ledger.Stats().ByServer
+	return cond(side < len(by), by, make([]int, side+1))[side]
 }
 
 // balance ends the clients and checks every commit they were told of, at the side where they ended.

@@ -48,7 +48,7 @@ func calls(t *testing.T, function string, once bool) map[string]string {
 }
 
 // TestEveryMutant: each mutant in the source has a scenario that notices it. The scenarios are in
-// the packages themselves, which are built with the tag failpoint for that.
+// the packages themselves, which are built with the tag failpoint for that; TestBrokenPrograms has whole migrations.
 func TestEveryMutant(t *testing.T) {
 	files, err := filepath.Glob("../../steps/internal/*/mutants_test.go")
 	if err != nil {
@@ -66,6 +66,15 @@ func TestEveryMutant(t *testing.T) {
 	for name, where := range mutants {
 		if !strings.Contains(scenarios.String(), `"`+name+`"`) {
 			t.Errorf("%s: no scenario notices mutant %s", where, name)
+		}
+	}
+	for _, p := range plots {
+		for _, b := range p.broken {
+			for name := range strings.SplitSeq(b.rules, ",") {
+				if mutants[name] == "" {
+					t.Errorf("%s: the source has no mutant %s", p.name, name)
+				}
+			}
 		}
 	}
 	if len(mutants) < 20 {

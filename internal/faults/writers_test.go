@@ -57,10 +57,15 @@ type client struct {
 	left atomic.Int32
 	// wrong is a statement that no server could have run: what it should test is not tested.
 	wrong error
+	still atomic.Bool // it begins no transaction
 }
 
 func (c *client) run(ctx context.Context) {
 	for ctx.Err() == nil {
+		if c.still.Load() {
+			time.Sleep(time.Millisecond)
+			continue
+		}
 		if err := c.once(context.WithoutCancel(ctx)); err != nil {
 			state := sqlState(err)
 			if state == "" && c.conn != nil && !c.conn.IsClosed() && !errors.Is(err, pgx.ErrNoRows) || strings.HasPrefix(state, "42") && state != "42P01" {
