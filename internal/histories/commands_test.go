@@ -145,7 +145,7 @@ func (w *world) attempt(c Command, try int) ended {
 	cmd := exec.Command(program, args...)
 	cmd.Dir = w.dir
 	cmd.Env = append(os.Environ(), "SOURCE_URL="+w.proxies[0].URL(w.source), "TARGET_URL="+w.proxies[1].URL(w.target), "PGRUNBOOK_PG_BIN_DIRS="+bin,
-		"PGRUNBOOK_FAILPOINTS="+strings.Join(rules, ";"), "GOGC=800") // it lives for seconds
+		"PGRUNBOOK_FAILPOINTS="+strings.Join(rules, ";"), "PGRUNBOOK_MUTANT="+cond(w.without == "", os.Getenv("PGRUNBOOK_MUTANT"), w.without), "GOGC=800") // it lives for seconds
 	out, err := os.Create(filepath.Join(w.dir, fmt.Sprintf("out%d", w.runs))) // a pipe would make us wait for the guardian too
 	w.must(err)
 	defer func() { _ = out.Close() }()
