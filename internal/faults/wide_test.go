@@ -121,7 +121,7 @@ func TestF35WideDatabase(t *testing.T) {
 			before[i] = ourSessions(clusters[i])
 		}
 		p := r.start("", c.args...)
-		p.limit = cond(soak(), 2*time.Hour, 10*time.Minute)
+		p.limit = cond(soak(), 2*time.Hour, 20*time.Minute)
 		memory := make(chan int, 1)
 		go func() { memory <- peakMemory(p.cmd.Process.Pid) }()
 		o := p.end()

@@ -2,6 +2,7 @@ package compare
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -10,6 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/jackc/pgx/v5"
 
+	"github.com/pgrunbook/pgrunbook/engine"
 	"github.com/pgrunbook/pgrunbook/internal/pg"
 	"github.com/pgrunbook/pgrunbook/internal/testpg"
 	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
@@ -257,14 +259,14 @@ func TestRanges(t *testing.T) {
 	}
 }
 
-// A rewrite after the snapshot makes it read nothing; the guard has it read again.
-func TestW4RewriteBetweenSnapshotAndRead(t *testing.T) {
-	s := newSides(t)
-	run(t, s.fromC, wide+fill)
-	run(t, s.toC, wide+fill+"CREATE SCHEMA pgrunbook; CREATE TABLE pgrunbook.watermark (from_side text PRIMARY KEY, pass uuid)")
+// watched gives passes that call before with their number, take From's snapshot, and call after.
+func watched(t *testing.T, s *sides, before, after func(call int)) func(context.Context) (Snapshot, error) {
+	t.Helper()
+	run(t, s.toC, "CREATE SCHEMA pgrunbook; CREATE TABLE pgrunbook.watermark (from_side text PRIMARY KEY, pass uuid)")
 	holder, calls := connectAgain(t, s.fromC), 0
-	passes := func(ctx context.Context) (Snapshot, error) {
+	return func(ctx context.Context) (Snapshot, error) {
 		calls++
+		before(calls)
 		id := fmt.Sprintf("00000000-0000-0000-0000-%012d", calls)
 		run(t, s.toC, "INSERT INTO pgrunbook.watermark VALUES ('source', '"+id+"') ON CONFLICT (from_side) DO UPDATE SET pass = excluded.pass")
 		run(t, holder, "BEGIN ISOLATION LEVEL REPEATABLE READ")
@@ -272,14 +274,64 @@ func TestW4RewriteBetweenSnapshotAndRead(t *testing.T) {
 		if err := holder.QueryRow(ctx, "SELECT pg_export_snapshot()").Scan(&name); err != nil {
 			return Snapshot{}, err
 		}
-		if calls == 1 {
-			run(t, s.fromC, "ALTER TABLE public.t ALTER COLUMN id TYPE int USING id + 0")
-		}
+		after(calls)
 		return Snapshot{PassID: id, Exported: name, Release: func() { run(t, holder, "ROLLBACK") }}, nil
 	}
-	res := compareAll(t, s, Config{Tables: []scope.Table{table(t, s.fromC, "t", "id")}, Pass: passes})
-	if res.Tables[0].Differs || res.Rows != 5000 || calls != 2 {
+}
+
+// A rewrite after the snapshot makes it read nothing; the guard has it read again, and nothing else.
+func TestW4RewriteBetweenSnapshotAndRead(t *testing.T) {
+	s := newSides(t)
+	const other = "CREATE TABLE public.u AS SELECT g AS id FROM generate_series(1, 100) g;"
+	run(t, s.fromC, wide+fill+other)
+	run(t, s.toC, wide+fill+other)
+	calls, reported := 0, []string{}
+	passes := watched(t, s, func(call int) { calls = call }, func(call int) {
+		if call == 1 {
+			run(t, s.fromC, "ALTER TABLE public.t ALTER COLUMN id TYPE int USING id + 0")
+		}
+	})
+	res := compareAll(t, s, Config{Tables: []scope.Table{table(t, s.fromC, "t", "id"), table(t, s.fromC, "u")}, Pass: passes, Report: func(r TableResult) {
+		reported = append(reported, fmt.Sprint(r.Name.Name, " in pass ", calls))
+	}})
+	if res.Tables[0].Differs || res.Rows != 5100 || calls != 2 || !cmp.Equal(reported, []string{"u in pass 1", "t in pass 2"}) {
+		t.Errorf("%+v after %d passes: %v", res.Tables[0], calls, reported)
+	}
+}
+
+// A table that is truncated during every pass is compared as of the pass: what counts is the time from its
+// snapshot on.
+func TestTruncatedDuringEachPass(t *testing.T) {
+	s := newSides(t)
+	run(t, s.fromC, wide+fill)
+	run(t, s.toC, wide+fill)
+	calls := 0
+	passes := watched(t, s, func(call int) {
+		calls = call
+		for _, c := range []*pgx.Conn{s.fromC, s.toC} {
+			run(t, c, "TRUNCATE public.t;"+fill)
+		}
+	}, func(int) {})
+	if res := compareAll(t, s, Config{Tables: []scope.Table{table(t, s.fromC, "t", "id")}, Pass: passes}); res.Tables[0].Differs || res.Rows != 5000 || calls != 1 {
 		t.Errorf("%+v after %d passes", res.Tables[0], calls)
+	}
+}
+
+// One that never holds still is named, with what to do; others are compared all the same.
+func TestNeverHoldsStill(t *testing.T) {
+	s := newSides(t)
+	const other = "CREATE TABLE public.u AS SELECT g AS id FROM generate_series(1, 100) g;"
+	run(t, s.fromC, wide+other)
+	run(t, s.toC, wide+other)
+	reported := 0
+	_, err := Run(testContext(t), Config{
+		From: s.from, To: s.to, Tables: []scope.Table{table(t, s.fromC, "u"), table(t, s.fromC, "t", "id")},
+		Pass:   watched(t, s, func(int) {}, func(int) { run(t, s.fromC, "TRUNCATE public.t") }),
+		Report: func(TableResult) { reported++ },
+	})
+	var named *engine.Error
+	if !errors.As(err, &named) || !errors.Is(err, errMoved) || named.Object != `"public"."t"` || named.Hint == "" || reported != 1 {
+		t.Errorf("%d tables reported: %v", reported, err)
 	}
 }
 

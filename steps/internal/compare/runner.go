@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -12,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/pgrunbook/pgrunbook/engine"
 	"github.com/pgrunbook/pgrunbook/internal/failpoint"
 	"github.com/pgrunbook/pgrunbook/internal/pg"
 	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
@@ -91,37 +93,41 @@ func (r *runner) batches(ctx context.Context) ([][]piece, error) {
 	return out, nil
 }
 
-// patiently compares a batch, again where a table moved meanwhile. A batch that does not hold still
-// is halved, so that a table that is truncated every second spoils only its own comparison.
+// patiently compares a batch, and again what moved meanwhile, or was left by a pause. A table that is
+// truncated every second holds up only its own comparison: the next one begins right after its pass and reads
+// little else.
 func (r *runner) patiently(ctx context.Context, batch []piece) error {
-	for attempt := 1; ; attempt++ {
-		results, err := r.batch(ctx, batch)
-		if err == nil {
-			if batch = r.take(batch, results); len(batch) == 0 {
-				return nil
-			}
-			if err := r.reconnect(ctx); err != nil { // somebody said pause in its midst
-				return err
-			}
-			attempt = 0
-			continue
-		}
-		moved := errors.Is(err, errMoved)
-		if errors.Is(err, errTooLarge) {
+	for attempt := 1; len(batch) > 0; attempt++ {
+		results, stirred, err := r.batch(ctx, batch)
+		switch {
+		case errors.Is(err, errTooLarge):
 			attempt--
-		} else if !moved || attempt == maxAttempts {
+		case err != nil && (!errors.Is(err, errMoved) || attempt == maxAttempts):
 			return err
+		case err == nil:
+			left := r.take(batch, results)
+			if len(left) < len(batch) || len(stirred) == 0 { // or somebody said pause in its midst
+				attempt = 0
+			} else if attempt == maxAttempts {
+				t := stirred[0]
+				return &engine.Error{
+					Op: "comparing", Object: pg.Name(t.Schema, t.Name.Name), Err: fmt.Errorf("%w, %d times", errMoved, attempt),
+					Hint: "Run the same command again when whatever truncates or rewrites it rests; where its rows need not be compared live, data = \"at_freeze\" or \"none\" in its table block says so.",
+				}
+			}
+			batch = left
 		}
 		if err := r.reconnect(ctx); err != nil {
 			return err
 		}
-		if half := len(batch) / 2; moved && half > 0 {
+		if half := len(batch) / 2; len(stirred) > 0 && half > 0 && attempt > 0 {
 			if err := r.patiently(ctx, batch[:half]); err != nil {
 				return err
 			}
-			return r.patiently(ctx, batch[half:])
+			batch, attempt = batch[half:], 0
 		}
 	}
+	return nil
 }
 
 // reconnect replaces sessions that an error in another one has cancelled.
@@ -164,14 +170,9 @@ func (r *runner) take(batch []piece, results []*TableResult) (left []piece) {
 	return left
 }
 
-// batch compares pieces under one pair of snapshots that all workers share. Where a pause cut it short, some
-// have no result.
-func (r *runner) batch(ctx context.Context, batch []piece) (results []*TableResult, err error) {
-	tables := r.tablesOf(batch)
-	before, err := r.storage(ctx, tables)
-	if err != nil {
-		return nil, err
-	}
+// batch compares pieces under one pair of snapshots that all workers share. Pieces of tables that moved have no
+// result, nor have some where a pause cut it short.
+func (r *runner) batch(ctx context.Context, batch []piece) (results []*TableResult, stirred []scope.Table, err error) {
 	defer func() {
 		for _, p := range r.pairs {
 			if p.from.IsClosed() || p.to.IsClosed() {
@@ -183,22 +184,33 @@ func (r *runner) batch(ctx context.Context, batch []piece) (results []*TableResu
 		}
 	}()
 	if err := r.open(ctx); err != nil {
-		return nil, err
+		return nil, nil, err
+	}
+	tables := r.tablesOf(batch)
+	before, err := storage(ctx, r.pairs[0], seenSQL, tables)
+	if err != nil {
+		return nil, nil, err
 	}
 	failpoint.Hit("compare.opened")
 	if results, err = r.pieces(ctx, batch); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	after, err := r.storage(ctx, tables)
+	after, err := storage(ctx, r.look, nowSQL, tables)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	failpoint.Hit("compare.compared")
-	if !sameNodes(before, after) {
-		t := r.cfg.Tables[batch[0].table]
-		return nil, fmt.Errorf("comparing %s and what is read with it: %w", pg.Name(t.Schema, t.Name.Name), errMoved)
+	for _, t := range tables {
+		if moved(t, before[0], after[0]) || moved(t, before[1], after[1]) {
+			stirred = append(stirred, t)
+		}
 	}
-	return results, nil
+	for n, p := range batch {
+		if slices.ContainsFunc(stirred, func(t scope.Table) bool { return t.Name == r.cfg.Tables[p.table].Name }) {
+			results[n] = nil
+		}
+	}
+	return results, stirred, nil
 }
 
 // pieces compares the pieces of a batch by all workers, until a pause.
@@ -299,11 +311,11 @@ func (r *runner) tablesOf(batch []piece) []scope.Table {
 	return out
 }
 
-func (r *runner) storage(ctx context.Context, tables []scope.Table) (out [2]nodes, err error) {
-	if out[0], err = readNodes(ctx, r.look.from, tables); err != nil {
+func storage(ctx context.Context, p *pair, sql string, tables []scope.Table) (out [2]nodes, err error) {
+	if out[0], err = readNodes(ctx, p.from, sql, tables); err != nil {
 		return out, err
 	}
-	out[1], err = readNodes(ctx, r.look.to, tables)
+	out[1], err = readNodes(ctx, p.to, sql, tables)
 	return out, err
 }
 

@@ -4,7 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
+	"slices"
 
 	"github.com/jackc/pgx/v5"
 
@@ -87,32 +87,44 @@ func (p *pair) end(ctx context.Context) error {
 	return errors.Join(a, b)
 }
 
-// nodes are the storage of tables: a snapshot that is older than a rewrite reads nothing without an
-// error, so what was read counts only if the storage is the same before and after.
-type nodes map[string]uint32
+// node is a table's identity and storage.
+type node struct{ oid, file uint32 }
 
-// nodesSQL asks the current catalog, not the snapshot: oids come from names, storage from the oid.
-const nodesSQL = `
-SELECT x.name, coalesce(pg_relation_filenode(to_regclass(x.name)), 0)::oid, coalesce(to_regclass(x.name)::oid, 0::oid)
-  FROM unnest($1::text[]) AS x (name)`
+// nodes are those of tables and their members, by name. A snapshot that is older than a rewrite reads nothing
+// without an error, so what was read under it counts only if the storage is still the one that the snapshot
+// itself shows (https://www.postgresql.org/docs/current/mvcc-caveats.html).
+type nodes map[string]node
 
-func readNodes(ctx context.Context, conn *pgx.Conn, tables []scope.Table) (nodes, error) {
-	var names []string
+// seenSQL reads the catalog as the snapshot of its transaction shows it.
+const seenSQL = `
+SELECT x.schema, x.name, coalesce(c.oid, 0)::oid, coalesce(CASE WHEN c.relkind IN ('r', 'm') THEN c.relfilenode END, 0)::oid
+  FROM unnest($1::text[], $2::text[]) AS x (schema, name)
+  LEFT JOIN pg_namespace n ON n.nspname = x.schema
+  LEFT JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = x.name`
+
+// nowSQL asks the current catalog, whatever the snapshot: oids come from names, storage from the oid.
+const nowSQL = `
+SELECT x.schema, x.name, coalesce(o.oid, 0)::oid, coalesce(pg_relation_filenode(o.oid), 0)::oid
+  FROM unnest($1::text[], $2::text[]) AS x (schema, name)
+ CROSS JOIN LATERAL (SELECT to_regclass(quote_ident(x.schema) || '.' || quote_ident(x.name))::oid AS oid) o`
+
+func readNodes(ctx context.Context, conn *pgx.Conn, sql string, tables []scope.Table) (nodes, error) {
+	var schemas, names []string
 	for _, t := range tables {
-		names = append(names, pg.Name(t.Schema, t.Name.Name))
+		schemas, names = append(schemas, t.Schema), append(names, t.Name.Name)
 		for _, m := range t.Members {
-			names = append(names, pg.Name(m.Schema, m.Name.Name))
+			schemas, names = append(schemas, m.Schema), append(names, m.Name.Name)
 		}
 	}
-	rows, err := conn.Query(ctx, nodesSQL, names)
+	rows, err := conn.Query(ctx, sql, schemas, names)
 	if err != nil {
 		return nil, fmt.Errorf("reading the tables' storage: %w", err)
 	}
 	out := nodes{}
-	var name string
-	var node, oid uint32
-	if _, err := pgx.ForEachRow(rows, []any{&name, &node, &oid}, func() error {
-		out[name], out[name+" oid"] = node, oid
+	var schema, name string
+	var n node
+	if _, err := pgx.ForEachRow(rows, []any{&schema, &name, &n.oid, &n.file}, func() error {
+		out[pg.Name(schema, name)] = n
 		return nil
 	}); err != nil {
 		return nil, fmt.Errorf("reading the tables' storage: %w", err)
@@ -120,7 +132,8 @@ func readNodes(ctx context.Context, conn *pgx.Conn, tables []scope.Table) (nodes
 	return out, nil
 }
 
-// sameNodes reports whether nothing moved.
-func sameNodes(before, after [2]nodes) bool {
-	return maps.Equal(before[0], after[0]) && maps.Equal(before[1], after[1])
+// moved reports whether the table or one of its members has another identity or storage than before.
+func moved(t scope.Table, before, after nodes) bool {
+	same := func(schema, name string) bool { return before[pg.Name(schema, name)] == after[pg.Name(schema, name)] }
+	return !same(t.Schema, t.Name.Name) || slices.ContainsFunc(t.Members, func(m scope.Member) bool { return !same(m.Schema, m.Name.Name) })
 }

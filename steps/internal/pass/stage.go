@@ -23,6 +23,7 @@ type stage struct {
 
 	emptied bool  // by every commit of the session
 	rows    bool  // has some that no commit empties, or may have
+	dead    int64 // rows that came since it was made or truncated, at most
 	used    int64 // by which round of the session
 }
 

@@ -14,8 +14,11 @@ import (
 const (
 	// emptiedStages are made ON COMMIT DELETE ROWS. Every commit that saw any temporary table empties
 	// all of them, used or not, and locks each with its TOAST table: they are few, for the tables that
-	// change all the time. Others are truncated after they were used, which writes to the catalog.
+	// change all the time. Others are emptied after they were used.
 	emptiedStages = 8
+	// deletedRows of a stage are emptied by DELETE, which leaves them dead in it; more by TRUNCATE, which
+	// costs new files and dead rows of the catalog, some milliseconds for each stage.
+	deletedRows = 1000
 	// maxStages are kept from one pass to the next. Where a session dies, the server drops all that are
 	// left in one transaction, which takes about six locks for each.
 	maxStages = 500
@@ -40,7 +43,7 @@ func (s *toSession) makeStages(ctx context.Context, tables []scope.Table, fromVe
 			full = append(full, t.ID)
 		}
 	}
-	if err := s.truncate(ctx, full); err != nil {
+	if err := s.empty(ctx, full); err != nil {
 		return err
 	}
 	for batch := range slices.Chunk(missing, stageBatch) {
@@ -97,7 +100,10 @@ func (j *job) takeStages(ctx context.Context) error {
 	}
 	for i := range j.work {
 		st := to.stages[j.work[i].table.ID]
-		st.rows = !st.emptied // before there can be any: they must not be applied a second time
+		if !st.emptied { // before there can be any: they must not be applied a second time
+			st.rows = true
+			st.dead += j.work[i].backlog.keys
+		}
 		j.work[i].stage = st
 	}
 	return nil
@@ -115,17 +121,30 @@ func (s *toSession) tidy(ctx context.Context, most int) error {
 			full = append(full, id)
 		}
 	}
-	return s.truncate(ctx, full)
+	return s.empty(ctx, full)
 }
 
-func (s *toSession) truncate(ctx context.Context, ids []int32) error {
+func (s *toSession) empty(ctx context.Context, ids []int32) error {
 	for batch := range slices.Chunk(ids, stageBatch) {
-		names := list(len(batch), func(i int) string { return s.stages[batch[i]].name })
-		if err := run(ctx, s.conn, "TRUNCATE "+names); err != nil {
+		var truncated, sql []string
+		for _, id := range batch {
+			if st := s.stages[id]; st.dead > deletedRows {
+				truncated = append(truncated, st.name)
+			} else {
+				sql = append(sql, "DELETE FROM "+st.name)
+			}
+		}
+		if len(truncated) > 0 {
+			sql = append(sql, "TRUNCATE "+strings.Join(truncated, ", "))
+		}
+		if err := run(ctx, s.conn, strings.Join(sql, "; ")); err != nil {
 			return fmt.Errorf("emptying stages: %w", err)
 		}
 		for _, id := range batch {
-			s.stages[id].rows = false
+			st := s.stages[id]
+			if st.rows = false; st.dead > deletedRows {
+				st.dead = 0
+			}
 		}
 	}
 	return nil

@@ -88,6 +88,45 @@ func joined(stages []*stage, format string) (sql string) {
 	return sql
 }
 
+// Each pass that truncated its stages would write dead rows to the target's catalog and make files for every
+// table that changed; a stage whose dead rows are many is truncated.
+func TestStagesAreEmptied(t *testing.T) {
+	p := widePair(t)
+	p.everywhere(`INSERT INTO %1$s VALUES (1, 1)`)
+	p.exact()
+	var st *stage
+	for _, tbl := range p.passer.following() {
+		if one := p.passer.to.stages[tbl.ID]; keyed(tbl) && !one.emptied {
+			st = one
+		}
+	}
+	if st == nil {
+		t.Fatal("every stage is emptied by commits")
+	}
+	file := func() (n uint32) {
+		t.Helper()
+		if err := p.passer.to.conn.QueryRow(p.ctx, "SELECT pg_relation_filenode('"+st.name+"')").Scan(&n); err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	before := file()
+	for i := range 5 {
+		p.everywhere(fmt.Sprintf(`UPDATE %%1$s SET v = %d`, i))
+		p.synced()
+	}
+	if file() != before {
+		t.Error("a stage with a few rows got a new file")
+	}
+	p.everywhere(fmt.Sprintf(`INSERT INTO %%1$s SELECT g, g FROM generate_series(2, %d) g`, deletedRows+2))
+	p.synced()
+	p.everywhere(`DELETE FROM %1$s WHERE id > 1`)
+	p.synced()
+	if file() == before {
+		t.Errorf("a stage keeps over %d dead rows", deletedRows)
+	}
+}
+
 // The stages that were used last stay, others are made again when they are needed; all of them where
 // the session ended.
 func TestStagesAreMadeAgain(t *testing.T) {
