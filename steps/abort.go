@@ -114,12 +114,12 @@ func abortSource(ctx context.Context, env *Env, emit abortSink, alone bool, o Ab
 	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
 	run := env.Run
 	if alone {
-		found, err := capture.RunOf(ctx, conn)
+		found, err := runOfSource(ctx, conn, "aborting")
 		if err != nil {
 			return err
 		}
 		if found.ID == "" {
-			emit.note("the source holds nothing of a run")
+			emit.note("the source at %s holds nothing of a run; where one is expected, look whether that is the right source", env.Source.Address())
 			return nil
 		}
 		run = found

@@ -206,6 +206,14 @@ func TestAbortWithoutTheTarget(t *testing.T) {
 		t.Errorf("beside a runner: %v", err)
 	}
 	r.env.Journal.Close(t.Context())
+	swapped, err := NewServer(engine.Source, r.target, "")
+	r.must(err)
+	if err := Abort(t.Context(), &Env{Source: swapped, Sink: r.env.Sink}, AbortOptions{WithoutTarget: true}); err == nil || !strings.Contains(err.Error(), "it is the target of that run") {
+		t.Errorf("the run's own target as the source: %v", err)
+	}
+	if st, err := ReadStatus(t.Context(), r.env.Target, r.env.Source); err != nil || st.State != journal.Active {
+		t.Errorf("after that the target's run is %s: %v", st.State, err)
+	}
 	for range 2 {
 		r.must(Abort(t.Context(), &Env{Source: alone, Sink: r.env.Sink}, AbortOptions{WithoutTarget: true}))
 	}

@@ -223,7 +223,7 @@ func newAlone(ctx context.Context, env *Env) (_ *aloneStep, release func(), err 
 
 // adoptSource fills env with the run that the source holds, and the scope of the runbook.
 func adoptSource(ctx context.Context, env *Env, conn *pgx.Conn) error {
-	run, err := capture.RunOf(ctx, conn)
+	run, err := runOfSource(ctx, conn, "rolling back")
 	if err != nil {
 		return err
 	}
@@ -240,6 +240,22 @@ func adoptSource(ctx context.Context, env *Env, conn *pgx.Conn) error {
 		return fmt.Errorf("writing the scope as JSON: %w", err)
 	}
 	return nil
+}
+
+// runOfSource reads whose run a source holds, to act on it alone. A database with that run's journal is its target,
+// whatever the runbook calls it: there the journal, the gate and the way back would go.
+func runOfSource(ctx context.Context, conn *pgx.Conn, op string) (scope.Run, error) {
+	run, err := capture.RunOf(ctx, conn)
+	if err != nil {
+		return run, err
+	}
+	if has, err := journal.Holds(ctx, conn, run.ID); err != nil || !has {
+		return run, err
+	}
+	return run, &engine.Error{
+		Op: op, Err: fmt.Errorf("what the runbook calls the source holds the journal of run %s: it is the target of that run", run.ID),
+		Hint: "Nothing was done. Look whether source and target are swapped in the runbook or in the environment; to let the old source take writes again: pgrunbook rollback, with both as they were.",
+	}
 }
 
 func notClosed(at gate.Position) error {

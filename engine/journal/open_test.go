@@ -267,6 +267,13 @@ func TestSchemaOfOthersIsRefused(t *testing.T) {
 	if engine.ClassOf(err) != engine.ClassPreflight || !strings.Contains(err.Error(), "notes of ours") {
 		t.Fatalf("got %v, want ClassPreflight with the comment", err)
 	}
+	if _, err := conn.Exec(t.Context(), "COMMENT ON SCHEMA pgrunbook IS 'pgrunbook run abc'"); err != nil {
+		t.Fatal(err)
+	}
+	_, err = Open(testContext(t), server(t, "target", url), OpenOptions{Plan: plan})
+	if engine.ClassOf(err) != engine.ClassPreflight || !strings.Contains(err.Error(), "the source's part of run abc") || !strings.Contains(engine.HintOf(err), "swapped") {
+		t.Fatalf("the source of another run: %v, %s", err, engine.HintOf(err))
+	}
 	if _, err := conn.Exec(t.Context(), "DROP TABLE pgrunbook.meta"); err != nil {
 		t.Fatal(err)
 	}

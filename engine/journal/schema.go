@@ -5,6 +5,7 @@ import (
 	_ "embed"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -39,6 +40,19 @@ SELECT n.oid IS NOT NULL AS there,
   LEFT JOIN pg_catalog.pg_namespace n ON n.nspname = 'pgrunbook'
   LEFT JOIN pg_catalog.pg_class m ON m.relnamespace = n.oid AND m.relname = 'meta' AND m.relkind = 'r'`
 
+// Holds reports whether a database has the journal of this run: then it is the run's target.
+func Holds(ctx context.Context, q querier, run string) (bool, error) {
+	var there bool
+	err := q.QueryRow(ctx, "SELECT to_regclass('pgrunbook.run') IS NOT NULL").Scan(&there)
+	if err == nil && there {
+		err = q.QueryRow(ctx, "SELECT EXISTS (SELECT FROM pgrunbook.run WHERE id = $1)", run).Scan(&there)
+	}
+	if err != nil {
+		return false, fmt.Errorf("looking for the journal: %w", err)
+	}
+	return there, nil
+}
+
 // look says whether the journal's schema is there and ours. bare is a schema without content, as
 // a DBA makes it for a role that may not create schemas.
 func look(ctx context.Context, q querier) (there, ours, bare bool, err error) {
@@ -51,6 +65,10 @@ func look(ctx context.Context, q querier) (there, ours, bare bool, err error) {
 			"it exists and is not this tool's journal")
 		if remark != "" {
 			e.Err = fmt.Errorf("it exists and is not a journal: its comment says %q", remark)
+		}
+		if id, ok := strings.CutPrefix(remark, "pgrunbook run "); ok { // without it a source that was left takes writes again
+			e.Err = fmt.Errorf("it exists and is the source's part of run %s", id)
+			e.Hint = "Look whether source and target are swapped: the way back is pgrunbook rollback, with both as they were. Remove that schema only where that run is over, and nothing needs this database closed to writes any more."
 		}
 		e.Op, e.Object = "using the target's schema", "pgrunbook"
 		return there, ours, bare, e
