@@ -327,3 +327,16 @@ func TestRedactorKnowsTheFormsOfASecret(t *testing.T) {
 		t.Errorf("writer: %d %v %s", n, err, b.String())
 	}
 }
+
+// Commands print a secret of several lines as lines, and each is an event of its own.
+func TestRedactorKnowsTheLinesOfASecret(t *testing.T) {
+	r := NewRedactor([]string{"-----BEGIN KEY-----\nMIIEvQIBADANBgkq\n  c2Vjb25kIGxpbmU=\r\n}\n"})
+	for _, line := range []string{"MIIEvQIBADANBgkq", "+ c2Vjb25kIGxpbmU=", "a MIIEvQIBADANBgkq b"} {
+		if got := r.String(line); !strings.Contains(got, hidden) || strings.Contains(got, "MII") || strings.Contains(got, "c2V") {
+			t.Errorf("%s is not masked: %s", line, got)
+		}
+	}
+	if got := r.String("{ x }"); got != "{ x }" {
+		t.Errorf("a line of the secret that may stand anywhere: %s", got)
+	}
+}

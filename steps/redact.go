@@ -19,8 +19,12 @@ type Redactor struct {
 	longest  int
 }
 
+// secretLine is the shortest line of a secret of several that is masked by itself: a key in a file's form, a
+// service account's JSON. Shorter ones, such as a brace, may stand anywhere.
+const secretLine = 8
+
 // NewRedactor makes one for a set of secrets. A secret of up to three bytes is masked only in
-// quotes: it may be a part of any word.
+// quotes: it may be a part of any word. One of several lines is masked line by line too, as commands print it.
 func NewRedactor(secrets []string) *Redactor {
 	var forms []string
 	add := func(s string) {
@@ -37,6 +41,11 @@ func NewRedactor(secrets []string) *Redactor {
 			continue
 		}
 		add(s)
+		for line := range strings.Lines(s) {
+			if line = strings.TrimSpace(line); len(line) >= secretLine {
+				add(line)
+			}
+		}
 		add(unquoted(strconv.Quote(s)))
 		if b, err := json.Marshal(s); err == nil {
 			add(unquoted(string(b)))
