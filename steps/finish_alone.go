@@ -54,7 +54,9 @@ func clientsToTarget(ctx context.Context, env *Env, flip *journal.Flip) error {
 	if _, err := record.Load(ctx, cursor); err != nil || !cursor.Paused && cursor.Begun == 0 {
 		return err
 	}
-	for _, s := range step.repoint[:min(cursor.Begun, len(step.repoint))] {
+	begun, err := cursor.begun(step.repoint)
+	byHand(env, engine.Target, err)
+	for _, s := range begun {
 		bounded, cancel := context.WithTimeout(ctx, s.Timeout)
 		if err := s.Do(bounded); err != nil {
 			byHand(env, engine.Target, fmt.Errorf("switch step %s: %w", s.Name, err))

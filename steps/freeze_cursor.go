@@ -20,6 +20,7 @@ type freezeCursor struct {
 	Changes []pooler.Change `json:"changes,omitempty"` // of the poolers' files
 	Paused  bool            `json:"paused,omitempty"`  // the poolers, perhaps
 	Begun   int             `json:"begun,omitempty"`   // switch steps, the last perhaps
+	Steps   []engine.StepID `json:"steps,omitempty"`   // which ones: by the next command the runbook may be another
 	AtOpen  []string        `json:"at_open,omitempty"` // what opens the other side, for whoever ends a flip that is left open
 }
 
@@ -40,7 +41,7 @@ func (f *flipper) recorded() []freeze.SwitchStep {
 	for i, s := range f.repoint {
 		out[i] = s
 		out[i].Do = func(ctx context.Context) error {
-			f.cursor.Begun = i + 1
+			f.cursor.Begun, f.cursor.Steps = i+1, stepIDs(f.repoint[:i+1])
 			if err := f.cp.Save(ctx, nil, *f.cursor); err != nil {
 				return err
 			}
@@ -117,22 +118,47 @@ func (f *flipper) replaced(ctx context.Context) error {
 	return nil
 }
 
+func stepIDs(steps []freeze.SwitchStep) []engine.StepID {
+	ids := make([]engine.StepID, 0, len(steps))
+	for _, s := range steps {
+		ids = append(ids, s.ID)
+	}
+	return ids
+}
+
+// begun finds the switch steps that had begun, in their order, in the runbook as it is now. Where one is not there, nobody
+// knows how to take it back, and another's undo would take back what nobody did.
+func (c *freezeCursor) begun(steps []freeze.SwitchStep) (out []freeze.SwitchStep, err error) {
+	for _, id := range c.Steps {
+		i := slices.IndexFunc(steps, func(s freeze.SwitchStep) bool { return s.ID == id })
+		if i < 0 {
+			return nil, &engine.Error{
+				Op: "looking for the switch step that had begun before the flip:", Object: string(id), Err: errors.New("the runbook does not have it any more, so nothing takes it back"),
+				Hint: "Put that step back into the runbook, with the undo that it had, or one that does nothing where you have undone it by hand; then run the same command again: the undo runs first.",
+			}
+		}
+		out = append(out, steps[i])
+	}
+	if len(out) == 0 { // recorded without names
+		out = steps[:min(c.Begun, len(steps))]
+	}
+	return out, nil
+}
+
 // undoSwitch takes back the switch steps that a dead process had begun before its flip: they point
 // to a side that does not take writes.
 func (f *flipper) undoSwitch(ctx context.Context) error {
-	if f.cursor.Begun > len(f.repoint) {
-		f.note("the switch steps that had begun are not in the runbook any more: see to it that the clients get to the %s", f.from)
-		return f.switched(ctx)
-	}
 	if f.cursor.Begun == 0 {
 		return nil
 	}
 	// On this machine no command of a process that was replaced, a guardian that stands still among them, comes
 	// after what undoes it.
 	killMarked(f.env.Run.ID, 0, f.env.Run.Epoch-1)
-	steps := f.undone(f.repoint)
-	for i := f.cursor.Begun - 1; i >= 0; i-- {
-		s := steps[i]
+	steps, err := f.cursor.begun(f.undone(f.repoint))
+	if err != nil {
+		return err
+	}
+	for _, s := range slices.Backward(steps) {
 		undoCtx, cancel := context.WithTimeout(ctx, s.Timeout)
 		err := s.Undo(withGroups(undoCtx, f.command(undoCtx)))
 		cancel()
@@ -223,6 +249,6 @@ func (f *flipper) switched(ctx context.Context) error {
 	if f.cursor.Begun == 0 {
 		return nil
 	}
-	f.cursor.Begun = 0
+	f.cursor.Begun, f.cursor.Steps = 0, nil
 	return f.cp.Save(context.WithoutCancel(ctx), nil, *f.cursor)
 }

@@ -50,6 +50,24 @@ func TestAnyCommandUndoesTheSwitch(t *testing.T) {
 	}
 }
 
+// TestAbortMissesTheSwitch: the step that had begun is not in the runbook any more. The target's gate stays until somebody
+// says how to take it back; another step's undo is not run for it.
+func TestAbortMissesTheSwitch(t *testing.T) {
+	undone := filepath.Join(t.TempDir(), "undone")
+	r := newRig(t, dnsSwitch(`"true"`, touch(undone)))
+	r.must(r.walk(t.Context(), newSchema(r.env), newCapture(r.env), newArm(r.env)))
+	step := newFreeze(r.env, nil)
+	r.diesIn(step)
+	r.must(r.env.Journal.Checkpoint(step.ID(), r.env.Sink).Save(t.Context(), nil, freezeCursor{Begun: 1, Steps: []engine.StepID{"cutover.switch.exec.old"}}))
+	if err := Abort(t.Context(), r.env, AbortOptions{}); err == nil || !strings.Contains(err.Error(), "cutover.switch.exec.old: the runbook does not have it any more") || !strings.Contains(engine.HintOf(err), "Put that step back") {
+		t.Errorf("a step that is gone from the runbook: %v", err)
+	}
+	if _, err := os.Stat(undone); err == nil {
+		t.Error("the undo of another step was run")
+	}
+	r.want(r.target, "SELECT (last_value <> 0)::text FROM pgrunbook.gate_flag", "true")
+}
+
 // TestAbortUndoesTheSwitch: a process died after it had sent clients to the target, with a pooler that
 // is gone since. Their gate is not taken away before all are sent back, or the pooler is given up.
 func TestAbortUndoesTheSwitch(t *testing.T) {

@@ -28,6 +28,7 @@ func switchSteps(env *Env, own []engine.Step) []freeze.SwitchStep {
 		}
 		cp := switchCheckpoint{env: env, id: s.ID()}
 		out = append(out, freeze.SwitchStep{
+			ID:      s.ID(),
 			Name:    sw.command(),
 			Timeout: sw.limit(),
 			Do:      func(ctx context.Context) error { return sw.Apply(ctx, engine.StepPlan{}, cp) },
@@ -42,7 +43,7 @@ func backSteps(forward []freeze.SwitchStep) []freeze.SwitchStep {
 	out := make([]freeze.SwitchStep, 0, len(forward))
 	for i := len(forward) - 1; i >= 0; i-- {
 		f := forward[i]
-		out = append(out, freeze.SwitchStep{Name: "undo " + f.Name, Timeout: f.Timeout, Do: f.Undo, Undo: f.Do})
+		out = append(out, freeze.SwitchStep{ID: f.ID, Name: "undo " + f.Name, Timeout: f.Timeout, Do: f.Undo, Undo: f.Do})
 	}
 	return out
 }

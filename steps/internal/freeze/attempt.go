@@ -24,6 +24,7 @@ type Pass interface {
 
 // SwitchStep repoints something while writes are held on both sides.
 type SwitchStep struct {
+	ID      engine.StepID // in the runbook
 	Name    string
 	Timeout time.Duration
 	Do      func(ctx context.Context) error
