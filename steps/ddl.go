@@ -74,7 +74,7 @@ func carryDDL(ctx context.Context, env *Env, cp engine.Checkpoint, c *carry) (ag
 }
 
 // makeAlike makes the changes on the target, those that take something away first. It gives the live tables whose rows
-// went there with those of a parent.
+// went there with those of a parent, or got other values with a parent's column.
 func makeAlike(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sideConns, changes []capture.Change) (emptied []scope.Name, err error) {
 	if err := dropPartitions(ctx, env, cp, sides, changes, true); err != nil {
 		return nil, err
@@ -130,7 +130,13 @@ func makeAlike(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sideC
 			cp.Emit(engine.Event{Kind: engine.EventNote, Level: "warn", Object: pg.Name(ch.Table.Schema, ch.Table.Name), Message: ch.Text + ": carried to the target when its rows are there"})
 			continue
 		}
-		var err error
+		otherwise, err := cameOtherwise(ctx, sides.target, ch)
+		if err != nil {
+			return nil, err
+		}
+		if otherwise {
+			emptied = append(emptied, ch.Table)
+		}
 		if len(ch.Places) > 0 {
 			err = makePartitions(ctx, env, cp, sides, ch)
 		} else {
@@ -140,6 +146,9 @@ func makeAlike(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sideC
 			return nil, err
 		}
 		failpoint.Hit("ddl.changed")
+	}
+	if err := alignChanged(ctx, env, cp, sides, changes); err != nil {
+		return nil, err
 	}
 	return emptied, tieParents(ctx, env, cp, sides, changes)
 }

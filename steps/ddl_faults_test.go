@@ -204,6 +204,30 @@ func (r *rig) carries(t *testing.T, s stage) {
 		t.Errorf("nobody was told of %q", s.heard)
 	}
 	r.sameTables(t)
+	r.sameDefaults(t)
+}
+
+const defaultsQuery = `SELECT string_agg(concat_ws(E'\t', quote_ident(c.relname), quote_ident(a.attname), pg_get_expr(d.adbin, d.adrelid)), E'\n')
+  FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
+  LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+ WHERE c.relnamespace = 'shop'::regnamespace AND c.relkind IN ('r', 'p')`
+
+// sameDefaults compares the defaults of columns that both sides have, of partitions and heirs as well.
+func (r *rig) sameDefaults(t *testing.T) {
+	t.Helper()
+	var sides [2]map[string]string
+	for i, url := range []string{r.source, r.target} {
+		sides[i] = map[string]string{}
+		for line := range strings.Lines(query(t, url, defaultsQuery)) {
+			parts := append(strings.SplitN(strings.TrimSuffix(line, "\n"), "\t", 3), "")
+			sides[i][parts[0]+"."+parts[1]] = parts[2]
+		}
+	}
+	for _, column := range slices.Sorted(maps.Keys(sides[0])) {
+		if def, there := sides[1][column]; there && def != sides[0][column] {
+			t.Errorf("the default of %s is %q on the source and %q on the target", column, sides[0][column], def)
+		}
+	}
 }
 
 // sameTables compares every live table of the source's schemas in scope.

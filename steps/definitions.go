@@ -324,7 +324,8 @@ func (c *comparison) follows(env *Env, quoted string) bool {
 }
 
 // astray reports whether a new partition cannot just be restored: what it hangs on is not on the target and does not come
-// with it, or is another one there, or has a default partition, which may hold rows of the new one still.
+// with it, or is another one there, or has other columns so far, or has a default partition, which may hold rows of the
+// new one still.
 func (c *comparison) astray(ctx context.Context, sides *sideConns, i dump.Item) (bool, error) {
 	var parent scope.Name
 	err := sides.source.QueryRow(ctx, parentSQL, i.Name).Scan(&parent.Schema, &parent.Name)
@@ -341,8 +342,11 @@ func (c *comparison) astray(ctx context.Context, sides *sideConns, i dump.Item) 
 		}
 		return c.astray(ctx, sides, up) // restored as well, or not
 	}
-	_, found, err := defaultOn(ctx, sides.target, parent)
-	return found, err
+	if _, found, err := defaultOn(ctx, sides.target, parent); err != nil || found {
+		return found, err
+	}
+	same, err := sameColumns(ctx, sides, parent)
+	return !same, err
 }
 
 // dropped decides what is done about a definition that only the target still has.

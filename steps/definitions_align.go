@@ -38,6 +38,14 @@ func align(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sideConns
 			return err
 		}
 	}
+	for _, t := range env.Scope.Tables {
+		if t.Kind != scope.Partitioned && !t.Inherits || env.Runbook.Schema.OnDDL != "carry" {
+			continue
+		}
+		if err := alignDefaults(ctx, cp, sides, t.Name); err != nil {
+			return err
+		}
+	}
 	// On the target the gate stands before capture: a partition made here has none yet.
 	if at, err := gate.State(ctx, sides.target, env.Run); err != nil {
 		return err

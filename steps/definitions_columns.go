@@ -44,6 +44,9 @@ func alterEmpty(ctx context.Context, env *Env, sides *sideConns, t scope.Table) 
 	alter := func(format string, args ...any) {
 		out = append(out, "ALTER TABLE "+name+" "+fmt.Sprintf(format, args...))
 	}
+	alone := func(format string, args ...any) { // heirs are tables of their own, with defaults of their own
+		out = append(out, "ALTER TABLE "+only(t)+" "+fmt.Sprintf(format, args...))
+	}
 	for _, c := range slices.SortedFunc(maps.Values(have), byNumber) {
 		if _, ok := want[c.name]; !ok {
 			alter("DROP COLUMN %s", c.quoted())
@@ -59,7 +62,7 @@ func alterEmpty(ctx context.Context, env *Env, sides *sideConns, t scope.Table) 
 			ok = false
 		}
 		if !ok {
-			alter("ADD COLUMN %s %s %s", c.quoted(), c.typ, c.special)
+			alter("ADD COLUMN IF NOT EXISTS %s %s %s", c.quoted(), c.typ, c.special)
 			if c.special != "" { // whole
 				continue
 			}
@@ -85,9 +88,9 @@ func alterEmpty(ctx context.Context, env *Env, sides *sideConns, t scope.Table) 
 			old.def = ""
 		}
 		if old.def != c.def && c.def == "" {
-			alter("ALTER COLUMN %s DROP DEFAULT", c.quoted())
+			alone("ALTER COLUMN %s DROP DEFAULT", c.quoted())
 		} else if old.def != c.def {
-			alter("ALTER COLUMN %s SET DEFAULT %s", c.quoted(), c.def)
+			alone("ALTER COLUMN %s SET DEFAULT %s", c.quoted(), c.def)
 		}
 		if old.notNull != c.notNull {
 			alter("ALTER COLUMN %s %s NOT NULL", c.quoted(), map[bool]string{true: "SET", false: "DROP"}[c.notNull])
@@ -145,6 +148,21 @@ func (c columnText) identity(ctx context.Context, target *pgx.Conn, old columnTe
 func (c columnText) quoted() string { return pgx.Identifier{c.name}.Sanitize() }
 
 func byNumber(a, b columnText) int { return cmp.Compare(a.num, b.num) }
+
+// sameColumns reports whether a table has the same columns on both sides, so that what is like it on one can hang on it
+// on the other. Defaults do not count.
+func sameColumns(ctx context.Context, sides *sideConns, table scope.Name) (bool, error) {
+	name := pg.Name(table.Schema, table.Name)
+	want, err := columnTexts(ctx, sides.source, name)
+	if err != nil {
+		return false, err
+	}
+	have, err := columnTexts(ctx, sides.target, name)
+	if err != nil {
+		return false, err
+	}
+	return maps.EqualFunc(want, have, func(a, b columnText) bool { return a.typ == b.typ && a.notNull == b.notNull }), nil
+}
 
 // specialSQL writes what follows the type of a generated or identity column.
 const specialSQL = `

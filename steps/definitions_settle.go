@@ -69,7 +69,7 @@ func mendRefused(ctx context.Context, env *Env, cp engine.Checkpoint) (bool, err
 		}
 		mended = true
 	}
-	return mended, nil
+	return mended, c.alignDefaults(ctx, env, cp, sides)
 }
 
 // carry tells of a difference and runs its statements on the target.
@@ -160,6 +160,9 @@ func (c *comparison) settle(ctx context.Context, env *Env, cp engine.Checkpoint,
 		}
 	}
 	if err := runLater(ctx, cp, sides, later); err != nil {
+		return err
+	}
+	if err := c.alignDefaults(ctx, env, cp, sides); err != nil {
 		return err
 	}
 	for _, d := range c.differences {

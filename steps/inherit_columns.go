@@ -140,11 +140,11 @@ func emptyToCast(ctx context.Context, env *Env, sides *sideConns, line line, ch 
 	return heirs, using, nil
 }
 
-// emptiedHeir is why a table is loaded again whose rows went on the target with its parent's.
+// emptiedHeir is why a table is loaded again whose rows went on the target with its parent's, or are others.
 func emptiedHeir(t scope.Table) capture.Change {
 	return capture.Change{
 		ID: t.ID, Table: t.Name, What: capture.Inheritance, Rule: capture.Recopy,
-		Text: pg.Name(t.Schema, t.Name.Name) + ": its rows went on the target with those of a table that it inherits from",
+		Text: pg.Name(t.Schema, t.Name.Name) + ": its rows went on the target with those of a table that it inherits from, or got other values with its column",
 	}
 }
 

@@ -51,6 +51,12 @@ var placed = []stage{
 		CREATE TABLE shop.c2_rest PARTITION OF shop.c2 DEFAULT; INSERT INTO shop.cold VALUES (601, 1, 'leaf'), (602, 2, 'leaf')`, `"shop"."c2" is new`},
 	{"F43 a leaf of another tree below a new branch", `ALTER TABLE shop.p2 DETACH PARTITION shop.p3_21; DELETE FROM shop.p3_21; CREATE TABLE shop.c3 PARTITION OF shop.cold FOR VALUES FROM (700) TO (800) PARTITION BY LIST (id);
 		ALTER TABLE shop.c3 ATTACH PARTITION shop.p3_21 FOR VALUES IN (21); INSERT INTO shop.cold VALUES (701, 21, 'moved')`, `"shop"."c3" is new`},
+	{"F43 defaults of a tree, and of one partition", `ALTER TABLE shop.hot ALTER v SET DEFAULT 'all'; ALTER TABLE shop.rest ALTER v SET DEFAULT 'own'`, `has another default`},
+	{"F43 of a branch, and of one partition alone", `ALTER TABLE shop.p3 ALTER v SET DEFAULT 'branch'; ALTER TABLE ONLY shop.p3_rest ALTER v DROP DEFAULT; ALTER TABLE shop.c1 ALTER v SET DEFAULT 'alone'`, `has another default`},
+	{"F43 of roots alone, and a column with one", `ALTER TABLE ONLY shop.hot ALTER v SET DEFAULT 'root'; ALTER TABLE shop.cold ADD COLUMN w int DEFAULT 3; ALTER TABLE ONLY shop.cold ALTER w SET DEFAULT 4; ALTER TABLE shop.p1 ALTER w SET DEFAULT 5;
+		CREATE TABLE shop.c8 PARTITION OF shop.cold FOR VALUES FROM (80) TO (90); INSERT INTO shop.cold VALUES (81, 1, 'c')`, `has a default of its own`},
+	{"F43 attached with defaults of their own", `ALTER TABLE shop.cold DROP COLUMN w; CREATE TABLE shop.p9 (at int, id int, v text DEFAULT 'nine', PRIMARY KEY (at, id)); ALTER TABLE shop.hot ATTACH PARTITION shop.p9 FOR VALUES FROM (90) TO (100);
+		CREATE TABLE shop.c9 (LIKE shop.p9 INCLUDING ALL); ALTER TABLE shop.cold ATTACH PARTITION shop.c9 FOR VALUES FROM (90) TO (100); INSERT INTO shop.p9 (at, id) VALUES (91, 1); INSERT INTO shop.c9 (at, id) VALUES (91, 1)`, `has a default of its own`},
 	{"F43 out of the default partition", `WITH moved AS (DELETE FROM shop.rest WHERE at < 40 RETURNING *) INSERT INTO shop.customer SELECT 1000 + id, v FROM moved;
 		CREATE TABLE shop.p4 PARTITION OF shop.hot FOR VALUES FROM (31) TO (40); INSERT INTO shop.hot SELECT id - 1000, id - 1000, 'back' FROM shop.customer WHERE id > 1030`, "new partition"},
 	{"F43 detached, out of what is carried", `ALTER TABLE shop.hot DETACH PARTITION shop.p4; ALTER TABLE shop.p4 SET SCHEMA shop_out`, "was detached on the target"},

@@ -44,6 +44,8 @@ type Change struct {
 	Places []Place
 	// NotNull says which way ColumnNull goes.
 	NotNull bool
+	// Missing is what rows from before an added column hold; nil is NULL.
+	Missing *string
 	// Unlike says that SQL does not make the rows alike: those from before an added column hold different values, or
 	// row images were captured that lack a column or have one too many; or rows changed that no trigger saw.
 	Unlike bool

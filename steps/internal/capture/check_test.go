@@ -45,7 +45,13 @@ var checkCases = []struct {
 	{"same type by rewrite", `ALTER TABLE public.plain ALTER n TYPE int USING n + 1`, []string{"recopy rewritten"}},
 	{"null and default", `ALTER TABLE public.plain ALTER v SET DEFAULT 'd'; ALTER TABLE public.plain ALTER v SET NOT NULL`, []string{
 		`carry column_null: ALTER TABLE "public"."plain" ALTER COLUMN "v" SET NOT NULL`,
-		`carry column_default: ALTER TABLE "public"."plain" ALTER COLUMN "v" SET DEFAULT 'd'::character varying`,
+		`carry column_default: ALTER TABLE ONLY "public"."plain" ALTER COLUMN "v" SET DEFAULT 'd'::character varying`,
+	}},
+	{"default of a tree", `ALTER TABLE public.part ALTER v SET DEFAULT 'all'`, []string{`carry column_default: ALTER TABLE "public"."part" ALTER COLUMN "v" SET DEFAULT 'all'::text`}},
+	{"default of a partition", `ALTER TABLE public.part_1 ALTER v SET DEFAULT 'own'`, []string{`carry column_default: ALTER TABLE ONLY "public"."part_1" ALTER COLUMN "v" SET DEFAULT 'own'::text`}},
+	{"default of a tree, and another one of a partition", `ALTER TABLE public.part ALTER v SET DEFAULT 'all'; ALTER TABLE public.part_1 ALTER v SET DEFAULT 'own'`, []string{
+		`carry column_default: ALTER TABLE "public"."part" ALTER COLUMN "v" SET DEFAULT 'all'::text`,
+		`carry column_default: ALTER TABLE ONLY "public"."part_1" ALTER COLUMN "v" SET DEFAULT 'own'::text`,
 	}},
 	{"column dropped", `ALTER TABLE public.plain DROP COLUMN v`, []string{`carry column_dropped: ALTER TABLE "public"."plain" DROP COLUMN IF EXISTS "v" CASCADE`}},
 	{"column of the key dropped", `ALTER TABLE public.plain DROP COLUMN id CASCADE`, []string{"stop column_dropped", "stop key_changed"}},
@@ -54,7 +60,7 @@ var checkCases = []struct {
 	{"expression of a virtual column (18)", `ALTER TABLE public.ref ALTER virt SET EXPRESSION AS (id * 2)`, []string{"stop column_default"}},
 	{"generated no longer (13)", `ALTER TABLE public.ref ALTER g DROP EXPRESSION; ALTER TABLE public.ref ALTER g SET DEFAULT 3`, []string{
 		`carry column_generated: ALTER TABLE "public"."ref" ALTER COLUMN "g" DROP EXPRESSION IF EXISTS`,
-		`carry column_default: ALTER TABLE "public"."ref" ALTER COLUMN "g" SET DEFAULT 3`,
+		`carry column_default: ALTER TABLE ONLY "public"."ref" ALTER COLUMN "g" SET DEFAULT 3`,
 	}},
 	{"generated column added", `ALTER TABLE public.ref ADD COLUMN h int GENERATED ALWAYS AS (id * 3) STORED`, []string{`carry column_added: ALTER TABLE "public"."ref" ADD COLUMN IF NOT EXISTS "h" integer GENERATED ALWAYS AS ((id * 3)) STORED`, "recopy rewritten"}},
 	{"virtual column added (18)", `ALTER TABLE public.ref ADD COLUMN h int GENERATED ALWAYS AS (id * 3) VIRTUAL`, []string{`carry column_added: ALTER TABLE "public"."ref" ADD COLUMN IF NOT EXISTS "h" integer GENERATED ALWAYS AS ((id * 3)) VIRTUAL`}},
