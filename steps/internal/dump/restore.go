@@ -128,8 +128,13 @@ var restoreHints = map[string]string{
 	"permission denied":        "Grant the target's role what the message names; CREATE on the database is needed for schemas.",
 	"already exists":           "The target is not empty: drop what is there, or set schema { mode = \"existing\" }.",
 	"out of shared memory":     "Raise max_locks_per_transaction on the target.",
+	"generation expression":    generatedBelow,
+	"be a generated column":    generatedBelow,
 	"event trigger":            "An event trigger of the target refuses the definition: disable it until the run is over.",
 }
+
+// generatedBelow: see GeneratedApart.
+const generatedBelow = "PostgreSQL 16 and newer have no generated column below a plain one. On the source take the table off its parent (NO INHERIT, or DETACH PARTITION), ALTER TABLE ... ALTER COLUMN ... DROP EXPRESSION, and put it there again; then run the same command again."
 
 // FitsOneTransaction reports whether a restore of n objects in one transaction stays below half of
 // the target's lock table (https://www.postgresql.org/docs/current/runtime-config-locks.html).

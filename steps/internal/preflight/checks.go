@@ -58,6 +58,7 @@ var checks = []Check{
 	{"PRE153", "large objects", largeObjects},
 	{"PRE154", "collations", collations},
 	{"PRE155", "keys of the target", stricterKeys},
+	{"PRE156", "generated columns of children", generatedApart},
 
 	{"PRE160", "publications", publications},
 	{"PRE161", "subscriptions", subscriptions},

@@ -26,6 +26,19 @@ func TestKeysOfTheTargetAlone(t *testing.T) {
 	p.want()
 }
 
+// A generated column whose parent's is plain is in servers before 16 alone; what the finding names makes it a plain one.
+func TestF59GeneratedColumnsOfChildren(t *testing.T) {
+	p := newPair(t)
+	p.source("CREATE TABLE public.up (id int PRIMARY KEY, v int); CREATE TABLE public.down (v int GENERATED ALWAYS AS (id * 2) STORED, PRIMARY KEY (id)) INHERITS (public.up)",
+		"CREATE TABLE public.p_2 (id int PRIMARY KEY, v int GENERATED ALWAYS AS (id * 2) STORED); ALTER TABLE public.p ADD COLUMN v int; ALTER TABLE public.p ATTACH PARTITION public.p_2 FOR VALUES IN (2)")
+	p.blocks = "tables { exclude = [\"public.down\", \"public.up\", \"public.p\"] }\n"
+	p.want()
+	p.blocks = ""
+	p.want("PRE156 error source", "PRE156 error source")
+	p.mended()
+	p.want()
+}
+
 // What is created empty is neither loaded nor followed: policies of it hold for nobody of ours.
 func TestRowSecurityOfTablesWithoutRows(t *testing.T) {
 	p := newPair(t)

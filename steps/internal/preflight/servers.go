@@ -6,6 +6,7 @@ import (
 
 	"github.com/pgrunbook/pgrunbook/engine"
 	"github.com/pgrunbook/pgrunbook/internal/pg"
+	"github.com/pgrunbook/pgrunbook/steps/internal/dump"
 )
 
 const (
@@ -30,6 +31,19 @@ func versions(_ context.Context, f *Facts) ([]engine.Finding, error) {
 			"The target (%s) is older than the source (%s): definitions of the newer version cannot be restored there.", to.VersionText(), from.VersionText()))
 	}
 	return out, nil
+}
+
+// generatedApart: what the source's version has and the target's refuses.
+func generatedApart(ctx context.Context, f *Facts) ([]engine.Finding, error) {
+	if f.existing() || f.moved {
+		return nil, nil
+	}
+	list, err := dump.GeneratedApart(ctx, f.From.conn, f.To.Identity.Major, f.Scope)
+	var out []engine.Finding
+	for _, a := range list {
+		out = append(out, finding(engine.SeverityError, engine.Source, pg.Display(a.Child.Schema, a.Child.Name), a.SQL()+" -- its rows keep their values, a trigger may write those to come; or leave the table out by tables { exclude }", "Of this table %s.", a.Text()))
+	}
+	return out, err
 }
 
 func dumpTool(_ context.Context, f *Facts) ([]engine.Finding, error) {
