@@ -83,6 +83,7 @@ func stopped(t *testing.T, p *pair, l *lines) {
 	p.psql(p.sourceURL, l.of(t, "end-runner"))
 	p.psql(p.targetURL, l.of(t, "end-runner"))
 	p.until("the runner's sessions are gone", func() bool { return slices.Equal(p.list(p.sourceURL, sessions), []string{"0"}) })
+	p.endGuardians() // this one would end a later flip of the same run whose own guardian dies
 }
 
 // standby lets the first COMMIT of the second cutover wait for a standby that is not there.
