@@ -69,7 +69,7 @@ func pairs() (list [][2]int) {
 	if !soak() {
 		return [][2]int{{12, 18}}
 	}
-	majors := []int{10, 12, 13, 15, 17, 18}
+	majors := []int{10, 11, 12, 13, 14, 15, 16, 17, 18}
 	for i, from := range majors {
 		for _, to := range majors[i:] {
 			list = append(list, [2]int{from, to})
