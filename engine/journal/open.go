@@ -90,6 +90,9 @@ func (r *Run) open(ctx context.Context, o OpenOptions) error {
 			return errors.Join(err, ErrNoRun)
 		}
 	}
+	if err := r.freeOlder(ctx); err != nil {
+		return err
+	}
 	if err := pgx.BeginFunc(ctx, r.lock.conn, func(tx pgx.Tx) error { return r.find(ctx, tx, o) }); err != nil {
 		return err
 	}
@@ -104,6 +107,27 @@ func (r *Run) open(ctx context.Context, o OpenOptions) error {
 		err = pgx.BeginFunc(ctx, r.lock.conn, func(tx pgx.Tx) error { return r.takeOver(ctx, tx) })
 	}
 	return r.GiveBack(ctx, err)
+}
+
+// freeOlder ends the sessions that a runner of an earlier build left behind: they hold tables of its journal that a
+// migration changes, one in the midst of a COPY for as long as that takes.
+func (r *Run) freeOlder(ctx context.Context) error {
+	_, ours, _, err := look(ctx, r.lock.conn)
+	if err != nil || !ours {
+		return err
+	}
+	if version, err := versionOf(ctx, r.lock.conn, SchemaVersion); err != nil || version == SchemaVersion {
+		return err
+	}
+	var older Run
+	err = scanRun(r.lock.conn.QueryRow(ctx, activeSQL), &older)
+	if errors.Is(err, ErrNoRun) {
+		return nil
+	}
+	if err == nil {
+		_, err = r.target.ForRun(older.ID, older.Mark).TerminateLeftovers(ctx, r.lock.conn)
+	}
+	return err
 }
 
 const activeSQL = `SELECT ` + runColumns + ` FROM pgrunbook.run WHERE state = 'active'`

@@ -337,7 +337,8 @@ func TestDropLeavesNothingAndNamesStrangers(t *testing.T) {
 func TestF06JournalOfNewerBuildIsRefusedAndOlderMigrated(t *testing.T) {
 	url := newDB(t)
 	plan := testPlan(t, url)
-	open(t, url, OpenOptions{Plan: plan}).Close(t.Context())
+	first := open(t, url, OpenOptions{Plan: plan})
+	first.Close(t.Context())
 	conn := connect(t, url)
 	if _, err := conn.Exec(t.Context(), "UPDATE pgrunbook.meta SET version = 99, tool_version = '7.3.0'"); err != nil {
 		t.Fatal(err)
@@ -359,10 +360,18 @@ func TestF06JournalOfNewerBuildIsRefusedAndOlderMigrated(t *testing.T) {
 	if _, err := conn.Exec(t.Context(), "UPDATE pgrunbook.run SET plan = jsonb_set(plan, '{format}', '1')"); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := OpenReadOnly(testContext(t), server(t, "target", url)); !strings.Contains(engine.HintOf(err), "apply once") {
+	if _, err := OpenReadOnly(testContext(t), server(t, "target", url)); !strings.Contains(engine.HintOf(err), "apply migrates") {
 		t.Errorf("an older journal that is only read: %v", err)
 	}
+	// What a stopped runner of the build before holds is ended before the migration waits for it.
+	left := connect(t, url)
+	if _, err := left.Exec(t.Context(), "SET application_name = 'pgrunbook "+first.ID+" copy 1 ~left'; BEGIN; LOCK pgrunbook.table_state IN ROW SHARE MODE", pgx.QueryExecModeSimpleProtocol); err != nil {
+		t.Fatal(err)
+	}
 	run := open(t, url, OpenOptions{Plan: plan})
+	if err := left.Ping(t.Context()); err == nil {
+		t.Error("the stopped runner's session is still there")
+	}
 	if _, err := run.TableStates(t.Context(), nil); err != nil {
 		t.Errorf("a journal of version 1 that was migrated: %v", err)
 	}

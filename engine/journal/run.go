@@ -143,7 +143,7 @@ func attach(ctx context.Context, target *pg.Server, use pg.Use) (*Run, error) {
 			return err
 		}
 		if version < SchemaVersion {
-			return engine.Errorf(engine.ClassFailed, "Run pgrunbook apply once: it migrates the journal.", "the journal has version %d, this build reads version %d", version, SchemaVersion)
+			return engine.Errorf(engine.ClassFailed, "pgrunbook apply migrates the journal of a run that is not over; of one that is over, read it with the build that made it.", "the journal has version %d, this build reads version %d", version, SchemaVersion)
 		}
 		if err := scanRun(conn.QueryRow(ctx, latestSQL), r); err != nil {
 			return err

@@ -141,11 +141,23 @@ func upgrade(ctx context.Context, tx pgx.Tx, toolVersion string, newest int, ms 
 	if err != nil || version == newest {
 		return err
 	}
+	// Whoever else reads the journal waits behind the migration.
+	if _, err := tx.Exec(ctx, "SET LOCAL lock_timeout = '10s'"); err != nil {
+		return fmt.Errorf("migrating the journal: %w", err)
+	}
 	for _, m := range ms {
 		if m.To <= version {
 			continue
 		}
-		if _, err := tx.Conn().PgConn().Exec(ctx, m.SQL).ReadAll(); err != nil {
+		_, err := tx.Conn().PgConn().Exec(ctx, m.SQL).ReadAll()
+		var pgErr *pgconn.PgError
+		if errors.As(err, &pgErr) && pgErr.Code == "55P03" { // lock_not_available
+			return &engine.Error{
+				Op: fmt.Sprintf("migrating the journal to version %d", m.To), Object: "pgrunbook", Err: err,
+				Hint: "Another session holds a table of schema pgrunbook on the target (pg_locks says which): end it, then run the same command again.",
+			}
+		}
+		if err != nil {
 			return fmt.Errorf("migrating the journal to version %d: %w", m.To, err)
 		}
 		version = m.To

@@ -63,6 +63,7 @@ func (j *job) stageImages(ctx context.Context, w *work) error {
 	query := fmt.Sprintf("SELECT e.n, e.op, e.img FROM %s e WHERE %s AND e.n > %d AND e.op <> 't'", imageTable(t), where, last)
 	got, err := pg.Pipe(ctx, j.from.conn, j.p.to.conn, copyOut(query, w.stage.binary),
 		"COPY "+w.stage.name+" ("+w.stage.columns+") FROM STDIN"+format(w.stage.binary), nil)
+	w.stage.deadBytes += got.Bytes
 	if err != nil {
 		return fmt.Errorf("reading the row images of %s: %w", tableName(t), err)
 	}

@@ -111,6 +111,7 @@ func (j *job) stageRows(ctx context.Context, w *work) error {
 	}
 	got, err := pg.Pipe(ctx, j.from.conn, j.p.to.conn, copyOut(query, w.stage.binary),
 		"COPY "+w.stage.name+" ("+w.stage.columns+") FROM STDIN"+format(w.stage.binary), nil)
+	w.stage.deadBytes += got.Bytes
 	if err != nil {
 		return err
 	}

@@ -24,7 +24,9 @@ type stage struct {
 	emptied bool  // by every commit of the session
 	rows    bool  // has some that no commit empties, or may have
 	dead    int64 // rows that came since it was made or truncated, at most
-	used    int64 // by which round of the session
+
+	deadBytes int64 // of them, as they came
+	used      int64 // by which round of the session
 }
 
 // baseTypes gives the columns of a table with domains resolved to their base types: a domain that

@@ -16,9 +16,9 @@ const (
 	// all of them, used or not, and locks each with its TOAST table: they are few, for the tables that
 	// change all the time. Others are emptied after they were used.
 	emptiedStages = 8
-	// deletedRows of a stage are emptied by DELETE, which leaves them dead in it; more by TRUNCATE, which
-	// costs new files and dead rows of the catalog, some milliseconds for each stage.
-	deletedRows = 1000
+	// deletedRows and deletedBytes of a stage are emptied by DELETE, which leaves them dead in it; more by
+	// TRUNCATE, which costs new files and dead rows of the catalog, some milliseconds for each stage.
+	deletedRows, deletedBytes = 1000, 1 << 20
 	// maxStages are kept from one pass to the next. Where a session dies, the server drops all that are
 	// left in one transaction, which takes about six locks for each.
 	maxStages = 500
@@ -128,7 +128,7 @@ func (s *toSession) empty(ctx context.Context, ids []int32) error {
 	for batch := range slices.Chunk(ids, stageBatch) {
 		var truncated, sql []string
 		for _, id := range batch {
-			if st := s.stages[id]; st.dead > deletedRows {
+			if st := s.stages[id]; st.heavy() {
 				truncated = append(truncated, st.name)
 			} else {
 				sql = append(sql, "DELETE FROM "+st.name)
@@ -142,13 +142,16 @@ func (s *toSession) empty(ctx context.Context, ids []int32) error {
 		}
 		for _, id := range batch {
 			st := s.stages[id]
-			if st.rows = false; st.dead > deletedRows {
-				st.dead = 0
+			if st.rows = false; st.heavy() {
+				st.dead, st.deadBytes = 0, 0
 			}
 		}
 	}
 	return nil
 }
+
+// heavy reports whether the dead rows of a stage are worth a new file.
+func (st *stage) heavy() bool { return st.dead > deletedRows || st.deadBytes > deletedBytes }
 
 // shed drops the stages that were used longest ago, until so many are left.
 func (s *toSession) shed(ctx context.Context, most int) error {

@@ -118,6 +118,14 @@ func TestStagesAreEmptied(t *testing.T) {
 	if file() != before {
 		t.Error("a stage with a few rows got a new file")
 	}
+	p.everywhere(fmt.Sprintf(`UPDATE %%1$s SET v = repeat(''x'', %d)`, deletedBytes+1))
+	p.synced()
+	p.everywhere(`UPDATE %1$s SET v = 1`)
+	p.synced()
+	if file() == before {
+		t.Errorf("a stage keeps over %d dead bytes", deletedBytes)
+	}
+	before = file()
 	p.everywhere(fmt.Sprintf(`INSERT INTO %%1$s SELECT g, g FROM generate_series(2, %d) g`, deletedRows+2))
 	p.synced()
 	p.everywhere(`DELETE FROM %1$s WHERE id > 1`)
