@@ -92,7 +92,7 @@ type RetryEvent struct {
 // Retrier bounds and reports retries.
 type Retrier struct {
 	Tries   int           // Defaults to 8
-	Elapsed time.Duration // longest time over all tries. Defaults to 2 min
+	Elapsed time.Duration // longest time over all tries, what they take included. Defaults to 2 min; below 0: only Tries bound it
 	Report  func(RetryEvent)
 	Also    func(error) bool // errors that pass beside those that are Retryable; may be nil
 }
@@ -115,7 +115,7 @@ func (r Retrier) Do(ctx context.Context, what string, fn func(context.Context) e
 	if r.Tries <= 0 {
 		r.Tries = retryTries
 	}
-	if r.Elapsed <= 0 {
+	if r.Elapsed == 0 {
 		r.Elapsed = retryElapsed
 	}
 	wait := backoff.NewExponentialBackOff()
@@ -135,7 +135,7 @@ func (r Retrier) Do(ctx context.Context, what string, fn func(context.Context) e
 		}
 	}
 	_, err := backoff.Retry(ctx, op, backoff.WithBackOff(wait), backoff.WithMaxTries(uint(r.Tries)),
-		backoff.WithMaxElapsedTime(r.Elapsed), backoff.WithNotify(notify))
+		backoff.WithMaxElapsedTime(max(r.Elapsed, 0)), backoff.WithNotify(notify))
 	if err == nil {
 		return nil
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -78,6 +79,23 @@ func TestRetryStopsWhenItShould(t *testing.T) {
 	if tries != 1 || !errors.Is(err, context.Canceled) {
 		t.Errorf("after a cancel: %d tries, error %v", tries, err)
 	}
+}
+
+// TestRetryOfLongWork: a try of hours is followed by another one where only their number is bounded.
+func TestRetryOfLongWork(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for elapsed, want := range map[time.Duration]int{0: 1, -1: 3} {
+			tries := 0
+			err := Retrier{Elapsed: elapsed, Tries: 3}.Do(t.Context(), "building", func(context.Context) error {
+				tries++
+				time.Sleep(time.Hour)
+				return &pgconn.PgError{Code: "57P01"}
+			})
+			if tries != want || err == nil {
+				t.Errorf("Elapsed %v: %d tries, error %v", elapsed, tries, err)
+			}
+		}
+	})
 }
 
 // TestRetryOverARestart works on while the server restarts under it.

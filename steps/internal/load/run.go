@@ -66,7 +66,8 @@ func (l *Loader) lazily(ctx context.Context, n int, copied <-chan struct{}) erro
 
 // finish brings a copied table to following. Each stage may have been done by a process that died.
 func (l *Loader) finish(ctx context.Context, t scope.Table) error {
-	return pg.Retrier{Also: pg.Canceled, Report: func(e pg.RetryEvent) {
+	// One index may take hours: the time that a try took says nothing of the next.
+	return pg.Retrier{Elapsed: -1, Also: pg.Canceled, Report: func(e pg.RetryEvent) {
 		l.cfg.Emit(engine.Event{Kind: engine.EventRetry, At: time.Now(), Object: tableName(t), Message: e.What + " again: " + e.Err.Error(), SQLState: e.SQLState})
 	}}.Do(ctx, "finishing "+tableName(t), func(ctx context.Context) error { return l.finishOnce(ctx, t) })
 }
