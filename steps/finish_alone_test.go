@@ -30,6 +30,9 @@ func TestFlipIsOpenAndTheSourceGone(t *testing.T) {
 				step = newRollback(r.env, nil)
 			}
 			r.diesIn(step)
+			if from == engine.Source { // one of the steps that had begun has left the runbook since
+				r.must(r.env.Journal.Checkpoint(step.ID(), r.env.Sink).Save(ctx, nil, freezeCursor{Begun: 2, Steps: []engine.StepID{"cutover.switch.exec.old", "cutover.switch.exec.dns"}}))
+			}
 			r.must(r.env.Journal.End(ctx, step.ID(), errors.New("it died")))
 			r.must(r.env.Journal.DecideFlip(ctx, r.env.Run.Epoch, from, from.Other(), nil))
 			if from == engine.Target {
@@ -66,6 +69,9 @@ func TestFlipIsOpenAndTheSourceGone(t *testing.T) {
 			r.exec(r.target, probe)
 			if _, err := os.Stat(sent); err != nil {
 				t.Errorf("the clients were not sent to the target: %v", err)
+			}
+			if from == engine.Source && !r.heard("cutover.switch.exec.old") {
+				t.Error("nobody was told of the step that is not in the runbook")
 			}
 		})
 	}

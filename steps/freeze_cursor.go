@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -21,6 +22,7 @@ type freezeCursor struct {
 	Paused  bool            `json:"paused,omitempty"`  // the poolers, perhaps
 	Begun   int             `json:"begun,omitempty"`   // switch steps, the last perhaps
 	Steps   []engine.StepID `json:"steps,omitempty"`   // which ones: by the next command the runbook may be another
+	Epoch   int64           `json:"epoch,omitempty"`   // in which the first of them began
 	AtOpen  []string        `json:"at_open,omitempty"` // what opens the other side, for whoever ends a flip that is left open
 }
 
@@ -41,6 +43,9 @@ func (f *flipper) recorded() []freeze.SwitchStep {
 	for i, s := range f.repoint {
 		out[i] = s
 		out[i].Do = func(ctx context.Context) error {
+			if f.cursor.Begun == 0 {
+				f.cursor.Epoch = f.env.Run.Epoch
+			}
 			f.cursor.Begun, f.cursor.Steps = i+1, stepIDs(f.repoint[:i+1])
 			if err := f.cp.Save(ctx, nil, *f.cursor); err != nil {
 				return err
@@ -126,23 +131,28 @@ func stepIDs(steps []freeze.SwitchStep) []engine.StepID {
 	return ids
 }
 
-// begun finds the switch steps that had begun, in their order, in the runbook as it is now. Where one is not there, nobody
-// knows how to take it back, and another's undo would take back what nobody did.
+// begun finds the switch steps that had begun, in their order, in the runbook as it is now. Where some are not there, which
+// the error names, nobody knows how to take them back, and another's undo would take back what nobody did.
 func (c *freezeCursor) begun(steps []freeze.SwitchStep) (out []freeze.SwitchStep, err error) {
+	if len(c.Steps) == 0 { // recorded without names
+		return steps[:min(c.Begun, len(steps))], nil
+	}
+	var missing []string
 	for _, id := range c.Steps {
 		i := slices.IndexFunc(steps, func(s freeze.SwitchStep) bool { return s.ID == id })
 		if i < 0 {
-			return nil, &engine.Error{
-				Op: "looking for the switch step that had begun before the flip:", Object: string(id), Err: errors.New("the runbook does not have it any more, so nothing takes it back"),
-				Hint: "Put that step back into the runbook, with the undo that it had, or one that does nothing where you have undone it by hand; then run the same command again: the undo runs first.",
-			}
+			missing = append(missing, string(id))
+			continue
 		}
 		out = append(out, steps[i])
 	}
-	if len(out) == 0 { // recorded without names
-		out = steps[:min(c.Begun, len(steps))]
+	if len(missing) > 0 {
+		err = &engine.Error{
+			Op: "looking for the switch step that had begun before the flip:", Object: strings.Join(missing, ", "), Err: errors.New("the runbook does not have it any more, so nothing takes it back"),
+			Hint: "Put that step back into the runbook, with the undo that it had, or one that does nothing where you have undone it by hand; then run the same command again: the undo runs first.",
+		}
 	}
-	return out, nil
+	return out, err
 }
 
 // undoSwitch takes back the switch steps that a dead process had begun before its flip: they point
@@ -152,8 +162,8 @@ func (f *flipper) undoSwitch(ctx context.Context) error {
 		return nil
 	}
 	// On this machine no command of a process that was replaced, a guardian that stands still among them, comes
-	// after what undoes it.
-	killMarked(f.env.Run.ID, 0, f.env.Run.Epoch-1)
+	// after what undoes it. What the switch of a cutover that is over has left running stays.
+	killMarked(f.env.Run.ID, f.cursor.Epoch, f.env.Run.Epoch-1)
 	steps, err := f.cursor.begun(f.undone(f.repoint))
 	if err != nil {
 		return err
@@ -249,6 +259,6 @@ func (f *flipper) switched(ctx context.Context) error {
 	if f.cursor.Begun == 0 {
 		return nil
 	}
-	f.cursor.Begun, f.cursor.Steps = 0, nil
+	f.cursor.Begun, f.cursor.Steps, f.cursor.Epoch = 0, nil, 0
 	return f.cp.Save(context.WithoutCancel(ctx), nil, *f.cursor)
 }

@@ -2,9 +2,11 @@ package steps
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -68,6 +70,31 @@ func TestAbortMissesTheSwitch(t *testing.T) {
 	r.want(r.target, "SELECT (last_value <> 0)::text FROM pgrunbook.gate_flag", "true")
 }
 
+// TestBegunSteps: those that the runbook has are found, whatever became of the others, which are named.
+func TestBegunSteps(t *testing.T) {
+	steps := []freeze.SwitchStep{{ID: "a"}, {ID: "b"}, {ID: "c"}}
+	for _, c := range []struct {
+		cursor      freezeCursor
+		want        []engine.StepID
+		wantMissing string
+	}{
+		{freezeCursor{Begun: 2, Steps: []engine.StepID{"a", "c"}}, []engine.StepID{"a", "c"}, ""},
+		{freezeCursor{Begun: 3, Steps: []engine.StepID{"old", "b", "older"}}, []engine.StepID{"b"}, "old, older"},
+		{freezeCursor{Begun: 1, Steps: []engine.StepID{"old"}}, nil, "old"},
+		{freezeCursor{Begun: 2}, []engine.StepID{"a", "b"}, ""},
+	} {
+		found, err := c.cursor.begun(steps)
+		missing := ""
+		var e *engine.Error
+		if errors.As(err, &e) {
+			missing = e.Object
+		}
+		if !slices.Equal(stepIDs(found), c.want) || missing != c.wantMissing {
+			t.Errorf("%+v: found %v, missing %q (%v)", c.cursor, stepIDs(found), missing, err)
+		}
+	}
+}
+
 // TestAbortUndoesTheSwitch: a process died after it had sent clients to the target, with a pooler that
 // is gone since. Their gate is not taken away before all are sent back, or the pooler is given up.
 func TestAbortUndoesTheSwitch(t *testing.T) {
@@ -124,6 +151,10 @@ func TestUndoThatFails(t *testing.T) {
 	err = r.walk(t.Context(), step)
 	if engine.ClassOf(err) != engine.ClassFailed || !strings.Contains(err.Error(), "undoing the switch step exec dns") || !strings.Contains(engine.HintOf(err), "see to it that this step points there") {
 		t.Fatalf("the freeze ended with %v, hint %q", err, engine.HintOf(err))
+	}
+	var cursor freezeCursor
+	if _, err := r.env.Journal.Checkpoint(step.ID(), r.env.Sink).Load(t.Context(), &cursor); err != nil || cursor.Begun != 1 || cursor.Epoch != r.env.Run.Epoch {
+		t.Errorf("on record is %+v in epoch %d (%v)", cursor, r.env.Run.Epoch, err)
 	}
 	r.exec(r.source, "UPDATE shop.customer SET name = 'the source takes writes' WHERE id = 1")
 	if err := Abort(t.Context(), r.env, AbortOptions{}); err == nil || !strings.Contains(err.Error(), "dns") {
