@@ -40,6 +40,9 @@ func (s *copyStep) changed(ctx context.Context, conn *pgx.Conn, t scope.Table, r
 	if err := leaving(s.env, changes); err != nil {
 		return err
 	}
+	if err := forgotten(ctx, s.env, conn, t, changes); err != nil {
+		return err
+	}
 	if err := capture.Err(changes); err != nil {
 		return err
 	}

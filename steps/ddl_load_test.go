@@ -106,9 +106,18 @@ func TestF41DroppedWhileLoading(t *testing.T) {
 	limits.close()
 	r.exec(r.source, `DROP TABLE shop.note; DROP TABLE shop.day; DROP TABLE shop.less; DROP TABLE shop.widened;
 		DROP TABLE shop.plain; CREATE TABLE shop.plain AS SELECT g AS id, 'new' AS n FROM generate_series(1, 5) g; ALTER TABLE shop.plain ADD PRIMARY KEY (id)`)
-	r.must(r.walk(t.Context(), newCopy(r.env)))
+	r.exec(r.target, `CREATE FUNCTION public.dies() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE ''it died''; END';
+		CREATE TRIGGER dies BEFORE UPDATE OF plan ON pgrunbook.run FOR EACH ROW EXECUTE FUNCTION public.dies()`)
+	if err := r.walk(t.Context(), newCopy(r.env)); err == nil || !strings.Contains(err.Error(), "it died") {
+		t.Fatalf("a load that dies before it has recorded what left: %v", err)
+	}
+	r.exec(r.target, "DROP FUNCTION public.dies() CASCADE")
 	r.env.Journal.Close(t.Context())
 	r.open() // as a new process
+	r.must(r.walk(t.Context(), newCopy(r.env)))
+	r.env.Journal.Close(t.Context())
+	r.open()
+	r.want(r.target, "SELECT count(*)::text FROM pgrunbook.item i JOIN pgrunbook.table_state s USING (run, tbl) WHERE s.state = 'loading'", "0") // of those that left
 	r.must(r.walk(t.Context(), newCatchUp(r.env)))
 	r.sameTables(t)
 	r.want(r.target, "SELECT concat(to_regclass('shop.customer'), to_regclass('shop.dumped'), to_regclass('shop.event'), to_regclass('shop.page'), to_regclass('shop.note'), to_regclass('shop.day'), to_regclass('shop.less'))", "")

@@ -137,12 +137,12 @@ func (n news) join(ctx context.Context, env *Env, cp engine.Checkpoint, sides *s
 	return nil
 }
 
-func recordScope(ctx context.Context, env *Env) error {
+func recordScope(ctx context.Context, env *Env, left ...int32) error {
 	raw, err := json.Marshal(env.Scope)
 	if err != nil {
 		return fmt.Errorf("writing the scope as JSON: %w", err)
 	}
-	return env.Journal.SetScope(ctx, raw)
+	return env.Journal.SetScope(ctx, raw, left...)
 }
 
 func (n news) stop() error {

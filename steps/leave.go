@@ -90,13 +90,12 @@ func leave(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sideConns
 		return err
 	}
 	failpoint.Hit("leave.dropped")
+	var ids []int32
 	for _, t := range tables {
 		if err := forget(ctx, env, cp, sides, t, back, "remove capture of a dropped table"); err != nil {
 			return err
 		}
-		if err := env.Journal.DropItems(ctx, t.ID); err != nil { // of a load that was under way
-			return err
-		}
+		ids = append(ids, t.ID)
 		env.Scope.LastID = max(env.Scope.LastID, t.ID)
 		env.Scope.Tables = slices.DeleteFunc(env.Scope.Tables, func(o scope.Table) bool { return o.ID == t.ID })
 		if !t.Joined {
@@ -104,7 +103,7 @@ func leave(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sideConns
 		}
 	}
 	failpoint.Hit("leave.forgotten")
-	return recordScope(ctx, env)
+	return recordScope(ctx, env, ids...) // with the chunks of a load that was under way
 }
 
 // forget takes the capture of a table that leaves the run off the source, and off the target where the way back is
@@ -311,6 +310,22 @@ func leaving(env *Env, changes []capture.Change) error {
 	}
 	if i := slices.IndexFunc(changes, func(c capture.Change) bool { return c.Rule == capture.Leave }); i >= 0 {
 		return &errRedefined{pg.Name(changes[i].Table.Schema, changes[i].Table.Name) + " was dropped"}
+	}
+	return nil
+}
+
+// forgotten is leaving for a table that a process has let go of, and died before that was recorded: to capture it
+// again would need the table, or take the one that has its name for it.
+func forgotten(ctx context.Context, env *Env, source *pgx.Conn, t scope.Table, changes []capture.Change) error {
+	if env.Runbook.Schema.OnDDL != "carry" || !slices.ContainsFunc(changes, func(c capture.Change) bool { return c.What == capture.NotCaptured }) {
+		return nil
+	}
+	var there bool
+	if err := source.QueryRow(ctx, "SELECT EXISTS (SELECT FROM pg_class WHERE oid = $1)", t.OID).Scan(&there); err != nil {
+		return fmt.Errorf("looking for %s: %w", pg.Name(t.Schema, t.Name.Name), err)
+	}
+	if !there {
+		return &errRedefined{pg.Name(t.Schema, t.Name.Name) + " was dropped"}
 	}
 	return nil
 }

@@ -172,7 +172,9 @@ func checkTarget(ctx context.Context, q querier, want engine.Identity) error {
 
 // SetScope puts a changed scope into the accepted plan: tables and sequences that joined it while
 // the run was under way. The plan's digest does not cover it, so approvals stay.
-func (r *Run) SetScope(ctx context.Context, scope []byte) error {
+// What is recorded of tables that left goes with it: without its items a table of the run would be one whose rows
+// nobody knows, and items without their table are nobody's. Items in flight are waited for.
+func (r *Run) SetScope(ctx context.Context, scope []byte, left ...int32) error {
 	p := *r.Plan
 	p.Scope = scope
 	text, _, _, err := planJSON(&p)
@@ -180,6 +182,9 @@ func (r *Run) SetScope(ctx context.Context, scope []byte) error {
 		return err
 	}
 	err = r.fenced(ctx, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, "DELETE FROM pgrunbook.item WHERE run = $1::text AND tbl = ANY ($2::int[])", r.ID, left); err != nil {
+			return err
+		}
 		_, err := tx.Exec(ctx, "UPDATE pgrunbook.run SET plan = $2::jsonb WHERE id = $1::text", r.ID, text)
 		return err
 	})

@@ -147,18 +147,6 @@ func (r *Run) Done(ctx context.Context, tx pgx.Tx, step engine.StepID, it Item, 
 	return nil
 }
 
-// DropItems takes the items of a table that left the run out of every step; it waits for those in flight.
-func (r *Run) DropItems(ctx context.Context, table int32) error {
-	err := r.fenced(ctx, func(tx pgx.Tx) error {
-		_, err := tx.Exec(ctx, "DELETE FROM pgrunbook.item WHERE run = $1::text AND tbl = $2::int", r.ID, table)
-		return err
-	})
-	if err != nil {
-		return fmt.Errorf("removing the items of table %d: %w", table, err)
-	}
-	return nil
-}
-
 // IsDone tells after a lost connection whether an item's transaction was committed. It waits for
 // one that is in flight, a COMMIT that waits for a standby included.
 func (r *Run) IsDone(ctx context.Context, step engine.StepID, it Item) (bool, error) {
