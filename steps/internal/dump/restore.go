@@ -134,7 +134,7 @@ var restoreHints = map[string]string{
 }
 
 // generatedBelow: see GeneratedApart.
-const generatedBelow = "PostgreSQL 16 and newer have no generated column below a plain one. On the source take the table off its parent (NO INHERIT, or DETACH PARTITION), ALTER TABLE ... ALTER COLUMN ... DROP EXPRESSION, and put it there again; then run the same command again."
+const generatedBelow = "PostgreSQL 16 and newer have no generated column below a plain one. On the source, in one transaction, take the table off its parent (NO INHERIT, or DETACH PARTITION), make the column a plain one (ALTER TABLE ... ALTER COLUMN ... DROP EXPRESSION; 12 has none: add a plain column, copy the values, drop the generated one, rename the new one), and put the table there again; then run the same command again."
 
 // FitsOneTransaction reports whether a restore of n objects in one transaction stays below half of
 // the target's lock table (https://www.postgresql.org/docs/current/runtime-config-locks.html).

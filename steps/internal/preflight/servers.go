@@ -41,7 +41,7 @@ func generatedApart(ctx context.Context, f *Facts) ([]engine.Finding, error) {
 	list, err := dump.GeneratedApart(ctx, f.From.conn, f.To.Identity.Major, f.Scope)
 	var out []engine.Finding
 	for _, a := range list {
-		out = append(out, finding(engine.SeverityError, engine.Source, pg.Display(a.Child.Schema, a.Child.Name), a.SQL()+" -- its rows keep their values, a trigger may write those to come; or leave the table out by tables { exclude }", "Of this table %s.", a.Text()))
+		out = append(out, finding(engine.SeverityError, engine.Source, pg.Display(a.Child.Schema, a.Child.Name), a.SQL()+" -- its rows keep their values, a trigger may write those to come"+a.Loses()+"; or leave the table out by tables { exclude }", "Of this table %s.", a.Text()))
 	}
 	return out, err
 }
