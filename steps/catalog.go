@@ -42,6 +42,11 @@ func checkCatalog(ctx context.Context, env *Env, conn *pgx.Conn, side engine.Sid
 	if err != nil {
 		return err
 	}
+	if side == engine.Target {
+		if changes, err = tellDefaults(ctx, env, conn, changes); err != nil {
+			return err
+		}
+	}
 	lost, err := emptied(ctx, env, conn, side)
 	changes = append(changes, lost...)
 	if err == nil && side == engine.Source {
@@ -56,6 +61,10 @@ func checkCatalog(ctx context.Context, env *Env, conn *pgx.Conn, side engine.Sid
 	}
 	if err := capture.Err(changes); err != nil {
 		return err
+	}
+	if side == engine.Target { // no catch_up goes that way
+		why, hint := changedTarget(changes)
+		return &engine.Error{Class: engine.ClassFailed, Op: "following", Err: errors.New(why), Hint: hint}
 	}
 	return uncarried(env, changes)
 }

@@ -137,9 +137,12 @@ func makeAlike(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sideC
 		if otherwise {
 			emptied = append(emptied, ch.Table)
 		}
-		if len(ch.Places) > 0 {
+		switch {
+		case len(ch.Places) > 0:
 			err = makePartitions(ctx, env, cp, sides, ch)
-		} else {
+		case ch.What == capture.ColumnDefault && ch.Member.Name != "":
+			err = carryMember(ctx, env, cp, sides, ch)
+		default:
 			err = carryChange(ctx, cp, sides, ch)
 		}
 		if err != nil {

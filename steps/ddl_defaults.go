@@ -81,6 +81,9 @@ func alignDefaults(ctx context.Context, cp engine.Checkpoint, sides *sideConns, 
 
 // alignChanged does so for what changes have made of tables that are captured.
 func alignChanged(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sideConns, changes []capture.Change) error {
+	if env.Runbook.Schema.Mode == "existing" {
+		return nil // somebody else makes the target's tables, with defaults of their own
+	}
 	for _, t := range env.Scope.Tables {
 		reached := func(c capture.Change) bool {
 			return c.ID == t.ID && c.Rule == capture.Carry && (c.Column != "" || len(c.Places) > 0)
@@ -97,6 +100,9 @@ func alignChanged(ctx context.Context, env *Env, cp engine.Checkpoint, sides *si
 
 // alignDefaults does so for what statements have made of tables that are not captured.
 func (c *comparison) alignDefaults(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sideConns) error {
+	if env.Runbook.Schema.Mode == "existing" {
+		return nil // as in alignChanged
+	}
 	done := map[scope.Name]bool{}
 	for _, d := range c.differences {
 		t := owningTable(env, c.fresh, d.item.Name)
@@ -109,6 +115,26 @@ func (c *comparison) alignDefaults(ctx context.Context, env *Env, cp engine.Chec
 			return err
 		}
 	}
+	return nil
+}
+
+// carryMember gives a partition of the target its own default. Where somebody else makes the target's tables, it may have
+// no such partition, or nothing that the default names: no row depends on it.
+func carryMember(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sideConns, ch capture.Change) error {
+	var there bool
+	member := pg.Name(ch.Member.Schema, ch.Member.Name)
+	if err := sides.target.QueryRow(ctx, "SELECT to_regclass($1) IS NOT NULL", member).Scan(&there); err != nil {
+		return fmt.Errorf("looking for %s on the target: %w", member, err)
+	}
+	why := "the target has no such partition"
+	if there {
+		err := carryChange(ctx, cp, sides, ch)
+		if env.Runbook.Schema.Mode != "existing" || !undefined(err) {
+			return err
+		}
+		why = err.Error()
+	}
+	cp.Emit(engine.Event{Kind: engine.EventNote, Level: "warn", Object: pg.Name(ch.Table.Schema, ch.Table.Name), Message: fmt.Sprintf("%s: not carried to the target, no row depends on it (%s)", ch.Text, why)})
 	return nil
 }
 

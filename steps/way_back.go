@@ -121,6 +121,7 @@ func targetBack(ctx context.Context, env *Env, target *pgx.Conn, b Back) (Back, 
 	if err != nil {
 		return Back{}, err
 	}
+	changes, _ = defaultsApart(changes) // as each reverse pass does
 	lost, err := emptied(ctx, env, target, engine.Target)
 	if err != nil {
 		return Back{}, err
