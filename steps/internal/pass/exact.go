@@ -276,7 +276,7 @@ func (p *Passer) patiently(ctx context.Context, patience time.Duration, f func()
 	deadline := time.Now().Add(patience)
 	for wait := 50 * time.Millisecond; ; wait = min(wait*2, time.Second) {
 		err := f()
-		if err == nil || ctx.Err() != nil || !pg.Retryable(err) || time.Now().Add(wait).After(deadline) {
+		if err == nil || ctx.Err() != nil || !pg.Retryable(err) && !pg.Canceled(err) || time.Now().Add(wait).After(deadline) {
 			return err
 		}
 		e := engine.Event{Kind: engine.EventRetry, At: time.Now(), Message: "the pass is made again: " + err.Error(), SQLState: pg.SQLState(err)}
