@@ -73,7 +73,7 @@ func Dump(ctx context.Context, t Tools, from *pg.Server, o Options) (_ *Archive,
 		}
 	}
 	if err := a.list(ctx); err != nil {
-		return nil, err
+		return nil, a.work.unread(err)
 	}
 	conn, err := from.Connect(ctx, pg.Use{Name: "dump", ReadOnly: true})
 	if err != nil {

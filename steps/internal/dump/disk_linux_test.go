@@ -2,6 +2,7 @@ package dump
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -12,13 +13,9 @@ import (
 	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
 )
 
-// F06: the disk of the runner's own machine is full, or takes no writes. The dump fails and says
-// where; on another directory it is made.
-func TestF06FullOrReadOnlyDisk(t *testing.T) {
-	tl := tools(t, 15, 18)
-	src := server(t, 15, "source")
-	conn := connect(t, src)
-	run(t, conn, "CREATE TABLE public.t (id int, v text); INSERT INTO public.t SELECT g, md5(g::text) FROM generate_series(1, 1000) g")
+// fullDisk gives a directory on a disk that holds no byte more.
+func fullDisk(t *testing.T) string {
+	t.Helper()
 	disk := filepath.Join(t.TempDir(), "disk")
 	if err := os.Mkdir(disk, 0o755); err != nil {
 		t.Fatal(err)
@@ -35,6 +32,17 @@ func TestF06FullOrReadOnlyDisk(t *testing.T) {
 	if err := os.WriteFile(ballast, make([]byte, 1<<20), 0o600); !errors.Is(err, syscall.ENOSPC) {
 		t.Fatalf("the disk is not full: %v", err)
 	}
+	return disk
+}
+
+// F06: the disk of the runner's own machine is full, or takes no writes. The dump fails and says
+// where; on another directory it is made.
+func TestF06FullOrReadOnlyDisk(t *testing.T) {
+	tl := tools(t, 15, 18)
+	src := server(t, 15, "source")
+	conn := connect(t, src)
+	run(t, conn, "CREATE TABLE public.t (id int, v text); INSERT INTO public.t SELECT g, md5(g::text) FROM generate_series(1, 1000) g")
+	disk := fullDisk(t)
 	structure := func() error {
 		a, err := Dump(testContext(t), tl, src, Options{Scope: &scope.Scope{}})
 		if err == nil {
@@ -75,6 +83,20 @@ func TestF06FullOrReadOnlyDisk(t *testing.T) {
 			t.Setenv("TMPDIR", another)
 			if err := dump(); err != nil {
 				t.Errorf("on another disk: %v", err)
+			}
+		})
+	}
+}
+
+// F06: older programs write a short dump to a full disk and say nothing; it is not there to be read.
+func TestF06ShortDumpOnAFullDisk(t *testing.T) {
+	for _, major := range []int{15, 18} {
+		t.Run(fmt.Sprint(major), func(t *testing.T) {
+			tl, src, disk := tools(t, major, major), server(t, 15, "source"), fullDisk(t)
+			t.Setenv("TMPDIR", disk)
+			_, err := Dump(testContext(t), tl, src, Options{Scope: &scope.Scope{}})
+			if err == nil || tl.Major != major || !strings.Contains(err.Error(), disk) || !strings.Contains(engine.HintOf(err), "TMPDIR") {
+				t.Errorf("pg_dump %d: %v; hint: %s", tl.Major, err, engine.HintOf(err))
 			}
 		})
 	}

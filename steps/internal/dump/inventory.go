@@ -2,9 +2,9 @@ package dump
 
 import (
 	"context"
-	"fmt"
 	"regexp"
 	"strings"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -78,6 +78,7 @@ func Inventory(ctx context.Context, conn *pgx.Conn, s *scope.Scope) (map[string]
 		}
 	}
 	var items map[string]Item
+	start := time.Now()
 	err = pg.Retry(ctx, "reading the definitions", func(ctx context.Context) error {
 		items = map[string]Item{}
 		rows, err := conn.Query(ctx, inventoryOf(major))
@@ -95,8 +96,11 @@ func Inventory(ctx context.Context, conn *pgx.Conn, s *scope.Scope) (map[string]
 		})
 		return err
 	})
+	if pg.SQLState(err) == "55P03" { // lock_not_available
+		err = locked(ctx, conn, start, err)
+	}
 	if err != nil {
-		return nil, fmt.Errorf("reading the definitions: %w", err)
+		return nil, err
 	}
 	return items, nil
 }

@@ -1,9 +1,14 @@
 package dump
 
 import (
+	"context"
 	"fmt"
+	"strings"
 	"testing"
+	"time"
 
+	"github.com/pgrunbook/pgrunbook/engine"
+	"github.com/pgrunbook/pgrunbook/internal/pg"
 	"github.com/pgrunbook/pgrunbook/internal/testpg"
 )
 
@@ -61,5 +66,35 @@ COMMENT ON TABLE s.t IS 'rows'; COMMENT ON FUNCTION s.one(int) IS 'one'; GRANT S
 				}
 			}
 		})
+	}
+}
+
+// A table that is locked even against readers keeps its definitions, and those of its views, from being read: it is named,
+// and who locked it, and what to type.
+func TestInventoryNamesWhoLockedATable(t *testing.T) {
+	s := server(t, 15, "source")
+	app := connect(t, s)
+	run(t, app, "CREATE TABLE public.\"X\" (id int); CREATE VIEW public.seen AS SELECT id FROM public.\"X\"; CREATE TABLE public.other (id int)")
+	conn, err := s.Connect(testContext(t), pg.Use{Name: "test", LockTimeout: 20 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close(context.Background()) })
+	gid := pg.Literal("locked in " + conn.Config().Database)
+	for _, c := range []struct{ hold, end, in, hint string }{
+		{"SELECT 1", "ROLLBACK", fmt.Sprintf("pid %d (postgres", app.PgConn().PID()), fmt.Sprintf("pg_terminate_backend(%d)", app.PgConn().PID())},
+		{"PREPARE TRANSACTION " + gid, "ROLLBACK PREPARED " + gid, "prepared transaction", "ROLLBACK PREPARED " + gid},
+	} {
+		run(t, app, "BEGIN")
+		run(t, app, `LOCK TABLE public."X" IN ACCESS EXCLUSIVE MODE`)
+		run(t, app, c.hold)
+		_, err := Inventory(testContext(t), conn, nil)
+		if pg.SQLState(err) != "55P03" || !strings.Contains(err.Error(), `reading the definitions: no lock on public."X" within`) || !strings.Contains(err.Error(), c.in) || !strings.Contains(engine.HintOf(err), c.hint) {
+			t.Errorf("error %v, hint %q", err, engine.HintOf(err))
+		}
+		run(t, app, c.end)
+		if items, err := Inventory(testContext(t), conn, nil); err != nil || items[`view "public"."seen"`].Kind == "" {
+			t.Errorf("afterwards: %v, %v", items, err)
+		}
 	}
 }

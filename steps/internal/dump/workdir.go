@@ -50,6 +50,16 @@ func (d *workDir) full(err error) error {
 	return &engine.Error{Op: "writing the dump in", Object: d.path, Err: err, Hint: elsewhere}
 }
 
+// unread is the error of a dump that cannot be listed right after it was written: where the disk has no room for what
+// pg_dump writes last, which is all of a short dump, older ones end as if all were well.
+func (d *workDir) unread(err error) error {
+	var failed *ProgramError
+	if !errors.As(err, &failed) {
+		return err
+	}
+	return &engine.Error{Op: "reading the dump in", Object: d.path, Err: err, Hint: "The disk may be full. " + elsewhere}
+}
+
 func (d *workDir) remove() error {
 	if d == nil {
 		return nil
