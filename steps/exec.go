@@ -154,8 +154,12 @@ func (s *execStep) run(ctx context.Context, argv []string, undo bool, cp engine.
 	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
 	cmd.Dir, cmd.Env = s.dir, s.environ(undo)
 	var last tail
-	err := runGroup(cmd, toldOf(ctx), func(stream, line string) {
-		line = s.redact.String(line)
+	err := runGroup(cmd, toldOf(ctx), func(stream, line string, cut bool) {
+		if cut {
+			line = s.redact.Cut(line)
+		} else {
+			line = s.redact.String(line)
+		}
 		last.add(stream, line)
 		cp.Emit(engine.Event{Kind: engine.EventNote, Object: stream, Message: line})
 	})

@@ -68,9 +68,9 @@ func toldOf(ctx context.Context) func(group int) {
 	return func(int) {}
 }
 
-// runGroup runs cmd as a process group of its own and hands every line of output on. When cmd's context ends,
-// the whole group is asked to end and shortly after killed.
-func runGroup(cmd *exec.Cmd, told func(group int), line func(stream, text string)) error {
+// runGroup runs cmd as a process group of its own and hands every line of output on, and whether it was cut. When
+// cmd's context ends, the whole group is asked to end and shortly after killed.
+func runGroup(cmd *exec.Cmd, told func(group int), line func(stream, text string, cut bool)) error {
 	cmd.SysProcAttr = groupAttr()
 	cmd.Cancel = func() error { return killGroup(cmd, syscall.SIGTERM) }
 	cmd.WaitDelay = execGrace
@@ -79,7 +79,7 @@ func runGroup(cmd *exec.Cmd, told func(group int), line func(stream, text string
 	cmd.Stdout, cmd.Stderr = outWriter, errWriter
 	var both sync.WaitGroup
 	for stream, from := range map[string]io.Reader{"stdout": out, "stderr": errs} {
-		both.Go(func() { lines(from, func(text string) { line(stream, text) }) })
+		both.Go(func() { lines(from, func(text string, cut bool) { line(stream, text, cut) }) })
 	}
 	err := startAndWait(cmd, told)
 	_ = outWriter.Close() // a pipe's Close never fails
@@ -116,12 +116,12 @@ func killGroup(cmd *exec.Cmd, sig syscall.Signal) error {
 }
 
 // lines hands on each line, cut at 4 KiB, and reads to the end whatever comes.
-func lines(r io.Reader, each func(string)) {
+func lines(r io.Reader, each func(text string, cut bool)) {
 	br := bufio.NewReaderSize(r, 4096)
 	for {
 		b, more, err := br.ReadLine()
 		if text := strings.TrimRight(string(b), "\r"); text != "" {
-			each(text)
+			each(text, more)
 		}
 		for more && err == nil {
 			_, more, err = br.ReadLine()

@@ -88,6 +88,18 @@ func TestExecTellsWhyItFailed(t *testing.T) {
 	}
 }
 
+// A long line is cut, and with it a secret in it: what is left of that is a part of the secret.
+func TestExecHidesASecretThatIsCut(t *testing.T) {
+	dir := t.TempDir()
+	writeScript(t, dir, "long.sh", "printf '%4090s%s%s\\n' '' \"$S\" ' and more'; echo \"next $S\"; exit 3\n")
+	s := oneStep(t, &Env{}, Before, dir, "step \"exec\" \"x\" {\n command = [\"./long.sh\"]\n env = { S = var.secret }\n }", map[string]string{"SECRET": "hunter22"})
+	cp := &paper{}
+	err := apply(t, s, cp)
+	if got := cp.text(); err == nil || strings.Contains(got+err.Error(), "hun") || !strings.Contains(got, "  (sensitive) \n") || !strings.Contains(got, "next (sensitive)") {
+		t.Errorf("the output is shown as %q, the error is %v", got, err)
+	}
+}
+
 // The child must die with the command: it would write the file after the timeout.
 func TestR26ExecKillsTheWholeGroupOnTimeout(t *testing.T) {
 	dir := t.TempDir()

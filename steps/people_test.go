@@ -314,7 +314,7 @@ func TestRedactorKnowsTheFormsOfASecret(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, text := range []string{secret, string(quoted), fmt.Sprintf("%q", secret), "postgresql://u:p%22a%5Cs%3Cs&w%2F%C3%B6%20rd@h/db"} {
+	for _, text := range []string{secret, string(quoted), strings.ReplaceAll(string(quoted), "/", `\/`), `{"k":"p\"a\\s<s&w\/ö rd"}`, fmt.Sprintf("%q", secret), "postgresql://u:p%22a%5Cs%3Cs&w%2F%C3%B6%20rd@h/db"} {
 		if got := r.String(text); !strings.Contains(got, hidden) {
 			t.Errorf("%s is not masked: %s", text, got)
 		}
@@ -325,6 +325,19 @@ func TestRedactorKnowsTheFormsOfASecret(t *testing.T) {
 	var b bytes.Buffer
 	if n, err := r.Writer(&b).Write([]byte(secret)); err != nil || n != len(secret) || b.String() != hidden {
 		t.Errorf("writer: %d %v %s", n, err, b.String())
+	}
+}
+
+// Of text that was cut, the end may be the beginning of a secret.
+func TestRedactorMasksWhatACutLeaves(t *testing.T) {
+	r := NewRedactor([]string{"hunter22", "hunter22/hunters"})
+	for text, want := range map[string]string{
+		"x hunter2": "x (sensitive)", "x h": "x (sensitive)", "x hunter22": "x (sensitive)", "x hunter22/hunt": "x (sensitive)/(sensitive)", "x y": "x y", "": "",
+		"hunter22 hunter22 hu": "(sensitive) (sensitive) (sensitive)",
+	} {
+		if got := r.Cut(text); got != want {
+			t.Errorf("%q is shown as %q, want %q", text, got, want)
+		}
 	}
 }
 

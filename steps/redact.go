@@ -16,7 +16,7 @@ const hidden = "(sensitive)"
 // Redactor masks secrets in text: as they are, and as JSON, Go quotes and URLs write them.
 type Redactor struct {
 	replacer *strings.Replacer
-	longest  int
+	forms    []string // the longest first
 }
 
 // secretLine is the shortest line of a secret of several that is masked by itself: a key in a file's form, a
@@ -46,9 +46,13 @@ func NewRedactor(secrets []string) *Redactor {
 				add(line)
 			}
 		}
-		add(unquoted(strconv.Quote(s)))
+		quoted := []string{unquoted(strconv.Quote(s))}
 		if b, err := json.Marshal(s); err == nil {
-			add(unquoted(string(b)))
+			quoted = append(quoted, unquoted(string(b)))
+		}
+		for _, q := range quoted {
+			add(q)
+			add(strings.ReplaceAll(q, "/", `\/`)) // PHP's JSON, among others
 		}
 		add(url.QueryEscape(s))
 		add(url.PathEscape(s))
@@ -58,10 +62,9 @@ func NewRedactor(secrets []string) *Redactor {
 	}
 	// Longest first: a whole URL goes before the password inside it.
 	slices.SortStableFunc(forms, func(a, b string) int { return len(b) - len(a) })
-	r := &Redactor{}
+	r := &Redactor{forms: forms}
 	pairs := make([]string, 0, 2*len(forms))
 	for _, f := range forms {
-		r.longest = max(r.longest, len(f))
 		mask := hidden
 		if strings.HasPrefix(f, `"`) && len(f) < 6 {
 			mask = `"` + hidden + `"`
@@ -80,6 +83,26 @@ func (r *Redactor) String(text string) string {
 		return text
 	}
 	return r.replacer.Replace(text)
+}
+
+// Cut masks text that was cut at its end, where a secret may have been parted: the beginning of one is masked as well.
+func (r *Redactor) Cut(text string) string {
+	if r == nil {
+		return text
+	}
+	text = r.String(text)
+	parted := 0
+	for _, f := range r.forms {
+		for n := min(len(f)-1, len(text)); n > parted; n-- {
+			if strings.HasSuffix(text, f[:n]) {
+				parted = n
+			}
+		}
+	}
+	if parted > 0 {
+		text = text[:len(text)-parted] + hidden
+	}
+	return text
 }
 
 // Writer masks what is written to w. Each Write is masked on its own, so a secret must not be
