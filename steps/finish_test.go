@@ -150,10 +150,22 @@ func TestFinishRefusesBeforeTheFlip(t *testing.T) {
 	}
 }
 
-// A source that somebody opened again may have taken writes: nothing may be removed.
+// A source that somebody opened again may have taken writes: nothing may be removed, and nothing carried there. Where
+// the target was closed for it, it is not to be opened beside it.
 func TestFinishRefusesAnOpenSource(t *testing.T) {
 	r := moved(t, "")
 	r.exec(r.source, "ALTER SEQUENCE pgrunbook.gate_flag RESTART 0")
+	follows := func(want string) {
+		t.Helper()
+		err := FollowBack(t.Context(), r.env, engine.SinkFunc(r.emit))
+		if hint := engine.HintOf(err); engine.ClassOf(err) != engine.ClassAmbiguous || !strings.Contains(hint, want) || strings.Contains(hint, "RESTART 0") {
+			t.Errorf("follow says %v, hint %q", err, hint)
+		}
+	}
+	follows("Close the source at once")
+	r.exec(r.target, "ALTER SEQUENCE pgrunbook.gate_flag RESTART 1")
+	follows("Do nothing before you know who opened the source, and why. Never open the target beside it")
+	r.exec(r.target, "ALTER SEQUENCE pgrunbook.gate_flag RESTART 0")
 	if err := r.walk(t.Context(), newFinish(r.env, FinishOptions{})); engine.ClassOf(err) != engine.ClassAmbiguous {
 		t.Errorf("error is %v", err)
 	}

@@ -2,6 +2,7 @@ package steps
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -142,10 +143,20 @@ func stillClosed(ctx context.Context, env *Env, conn *pgx.Conn) (*pgx.Conn, erro
 		return conn, err
 	}
 	if at != gate.Closed {
-		return conn, &engine.Error{
-			Class: engine.ClassAmbiguous, Op: "following", Err: fmt.Errorf("the source's gate is %s although the target takes writes: two writable sides, or a failover that lost the flip", at),
-			Hint: "Close the source at once (ALTER SEQUENCE pgrunbook.gate_flag RESTART 1), then compare: pgrunbook verify",
-		}
+		return conn, notFollowed(ctx, env, at)
 	}
 	return conn, nil
+}
+
+// notFollowed is the error of a source that is not closed. Where the target is, by hand, the source is where writes go.
+func notFollowed(ctx context.Context, env *Env, source gate.Position) error {
+	e := &engine.Error{
+		Class: engine.ClassAmbiguous, Op: "following", Err: fmt.Errorf("the source's gate is %s although the target takes writes: two writable sides, or a failover that lost the flip", source),
+		Hint: "Close the source at once (ALTER SEQUENCE pgrunbook.gate_flag RESTART 1), then compare: pgrunbook verify",
+	}
+	if at, err := gateNow(ctx, env, engine.Target); err == nil && at == gate.Closed && (source == gate.Open || source == gate.Absent) {
+		why, next := shutBeside(engine.Target, source)
+		e.Err, e.Hint = errors.New(why), "Do "+next
+	}
+	return e
 }

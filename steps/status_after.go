@@ -159,20 +159,28 @@ func (st *Status) readShut(ctx context.Context, env *Env, owner journal.Ownershi
 	case unasked != nil || beside == "":
 		st.Shut = fmt.Sprintf("by the journal the %s takes writes, and its gate is closed, which no flip explains; the %s could not be asked", side, other)
 		st.shutNext = fmt.Sprintf("nothing before you know who closed the %s, and why, and have seen that the %s is closed. %s", side, other, reopen)
-	case beside == gate.Open:
-		st.Shut = fmt.Sprintf("the %s takes writes: its gate is open; by the journal the %s does, whose gate is closed", other, side)
-		st.shutNext = fmt.Sprintf("nothing before you know who opened the %s, and why. Never open the %s beside it: to go there, first close the %s: ALTER SEQUENCE pgrunbook.gate_flag RESTART 1", other, side, other)
-		if other == engine.Source {
-			st.shutNext += ". To stay: pgrunbook abort --without-target"
-		}
-	case beside == gate.Absent:
-		st.Shut = fmt.Sprintf("the %s has no gate, so nothing refuses writes there; by the journal the %s takes them, whose gate is closed", other, side)
-		st.shutNext = fmt.Sprintf("nothing: the %s was given up, and must stay closed as long as the %s takes writes", side, other)
+	case beside == gate.Open, beside == gate.Absent:
+		st.Shut, st.shutNext = shutBeside(side, beside)
 	default:
 		st.Shut = fmt.Sprintf("neither side takes writes: by the journal the %s does, and its gate is closed, which no flip explains", side)
 		st.shutNext = fmt.Sprintf("nothing before you know who closed the %s, and why. %s", side, reopen)
 	}
 	return nil
+}
+
+// shutBeside says what it means, and what to type, where the side that takes writes by the journal is closed and the
+// other one is not.
+func shutBeside(side engine.Side, beside gate.Position) (why, next string) {
+	other := side.Other()
+	if beside == gate.Absent {
+		return fmt.Sprintf("the %s has no gate, so nothing refuses writes there; by the journal the %s takes them, whose gate is closed", other, side),
+			fmt.Sprintf("nothing: the %s was given up, and must stay closed as long as the %s takes writes", side, other)
+	}
+	next = fmt.Sprintf("nothing before you know who opened the %s, and why. Never open the %s beside it: to go there, first close the %s: ALTER SEQUENCE pgrunbook.gate_flag RESTART 1", other, side, other)
+	if other == engine.Source {
+		next += ". To stay: pgrunbook abort --without-target"
+	}
+	return fmt.Sprintf("the %s takes writes: its gate is open; by the journal the %s does, whose gate is closed", other, side), next
 }
 
 // gateNow asks one side for its gate: "" where it is not known or cannot be reached. Who asks more of it says so.
