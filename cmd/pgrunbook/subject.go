@@ -221,7 +221,10 @@ func (a *app) ended(ctx context.Context, target, source *steps.Server, err error
 	}
 	if e, lookErr := steps.LookForRun(ctx, target); lookErr == nil && e != nil {
 		hint := "Nothing is to be done: pgrunbook status"
-		if e.State == "aborted" {
+		switch {
+		case e.Active():
+			return engine.Errorf(engine.ClassFailed, "Run the same command again.", "run %s was begun while this command looked for one: %w", e.ID, err)
+		case e.State == "aborted":
 			hint = "A new one begins with pgrunbook plan. What the run made on the target goes with pgrunbook abort --drop-target"
 		}
 		return engine.Errorf(engine.ClassFailed, hint, "run %s is %s: %w", e.ID, e.State, steps.ErrNoRun)

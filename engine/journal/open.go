@@ -86,8 +86,12 @@ func (r *Run) open(ctx context.Context, o OpenOptions) error {
 	failpoint.Hit("journal.locked")
 	// Without a plan nothing is made: "pgrunbook pause" on a wrong target must leave it as it was.
 	if o.Plan == nil {
-		if _, ours, _, err := look(ctx, r.lock.conn); err != nil || !ours {
-			return errors.Join(err, ErrNoRun)
+		_, ours, _, err := look(ctx, r.lock.conn)
+		if err != nil {
+			return err // a session that somebody ended says nothing of runs
+		}
+		if !ours {
+			return ErrNoRun
 		}
 	}
 	if err := r.freeOlder(ctx); err != nil {

@@ -6,11 +6,13 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/jackc/pgx/v5"
 
 	"github.com/pgrunbook/pgrunbook/engine"
+	"github.com/pgrunbook/pgrunbook/internal/pg"
 	"github.com/pgrunbook/pgrunbook/internal/testpg"
 )
 
@@ -60,6 +62,30 @@ func TestOpenWithoutPlanMakesNothing(t *testing.T) {
 		if _, err := f(); !errors.Is(err, ErrNoRun) {
 			t.Errorf("%s: got %v, want ErrNoRun", name, err)
 		}
+	}
+}
+
+// A session that somebody ends, as a runner does that takes the run over, says nothing of runs.
+func TestOpenIsEndedWhileItLooks(t *testing.T) {
+	url := newDB(t)
+	open(t, url, OpenOptions{Plan: testPlan(t, url, "copy")}).Close(t.Context())
+	holder := connect(t, url)
+	if _, err := holder.Exec(t.Context(), "BEGIN; LOCK TABLE pg_catalog.pg_description IN ACCESS EXCLUSIVE MODE", pgx.QueryExecModeSimpleProtocol); err != nil {
+		t.Fatal(err)
+	}
+	ctx, target, opened := testContext(t), server(t, "target", url), make(chan error, 1)
+	go func() {
+		_, err := Open(ctx, target, OpenOptions{ToolVersion: "1.0.0"})
+		opened <- err
+	}()
+	for ended := 0; ended == 0; time.Sleep(10 * time.Millisecond) {
+		if err := holder.QueryRow(ctx, `SELECT count(pg_terminate_backend(pid)) FROM pg_locks WHERE NOT granted AND relation = 'pg_description'::regclass
+			AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`).Scan(&ended); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := <-opened; errors.Is(err, ErrNoRun) || pg.SQLState(err) != "57P01" {
+		t.Errorf("got %v, want SQLSTATE 57P01 alone", err)
 	}
 }
 
