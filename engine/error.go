@@ -112,8 +112,10 @@ func HintOf(err error) string {
 var stateHints = map[string]string{
 	"28000": "Let the role in (pg_hba.conf, pg_ident.conf), and run the same command again: it goes on.",
 	"28P01": "Give the role's new password where the runbook takes it from, and run the same command again: it goes on.",
+	"42501": "Grant our role what the message names. As long as writes are on the source, pgrunbook plan RUNBOOK names each missing right with its GRANT. Then run the same command again: it goes on.",
 	"53100": "Make room on that server, and run the same command again: it goes on.",
 	"53200": "Raise max_locks_per_transaction on that server and restart it, and run the same command again: it goes on.",
 	"53300": "Lower workers in the copy block or raise max_connections (or the role's CONNECTION LIMIT), and run the same command again: it goes on.",
 	"53400": "Raise the limit that the message names for our role (ALTER ROLE ... SET temp_file_limit = -1), and run the same command again: it goes on.",
+	"57P01": "Somebody ended our session there, or that server was stopped: run the same command again once it answers.",
 }

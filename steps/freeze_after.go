@@ -1,7 +1,6 @@
 package steps
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -24,9 +23,13 @@ func (f *flipper) after(ctx context.Context) error {
 	failpoint.Hit("freeze.after")
 	c, old := f.env.Runbook.Cutover, f.looks.of(f.from)
 	warn := func(what string, err error) {
+		fix := engine.HintOf(err)
+		if fix == "" || pg.SQLState(err) == "42501" { // a GRANT to our role comes too late
+			fix = "Do this by hand as its owner."
+		}
 		f.cp.Emit(engine.Event{Kind: engine.EventDiagnosed, Level: "warn", Message: fmt.Sprintf("%s: %v", what, err), Finding: &engine.Finding{
 			Code: "CUT001", Severity: engine.SeverityWarning, Side: f.from, Text: fmt.Sprintf("%s: %v", what, err),
-			Fix: fmt.Sprintf("The %s's gate is closed all the same. %s", f.from, cmp.Or(engine.HintOf(err), "Do this by hand as its owner.")),
+			Fix: fmt.Sprintf("The %s's gate is closed all the same. %s", f.from, fix),
 		}})
 	}
 	if f.to == engine.Target {
