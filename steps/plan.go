@@ -68,7 +68,11 @@ func planStep(ctx context.Context, env *Env, s engine.Step) (engine.StepPlan, er
 	source, target := env.Source, env.Target
 	env.Source, env.Target = source.ReadOnly(), target.ReadOnly()
 	defer func() { env.Source, env.Target = source, target }()
-	p, err := s.Plan(ctx)
+	var p engine.StepPlan
+	err := repeated("planning", func(ctx context.Context) (err error) {
+		p, err = s.Plan(ctx)
+		return err
+	})(ctx)
 	if err != nil {
 		return p, fmt.Errorf("planning step %s: %w", s.ID(), err)
 	}

@@ -33,7 +33,15 @@ func (e *Existing) Active() bool { return e != nil && e.State == journal.Active 
 func (e *Existing) FlipOpen() bool { return e.Active() && e.Owner == journal.Unclear }
 
 // LookForRun reads the target's active run, or the one that ended last. Nil is none.
-func LookForRun(ctx context.Context, target *pg.Server) (*Existing, error) {
+func LookForRun(ctx context.Context, target *pg.Server) (e *Existing, err error) {
+	err = repeated("looking for a run", func(ctx context.Context) (err error) {
+		e, err = lookForRun(ctx, target)
+		return err
+	})(ctx)
+	return e, err
+}
+
+func lookForRun(ctx context.Context, target *pg.Server) (*Existing, error) {
 	run, err := journal.OpenReadOnly(ctx, target)
 	if errors.Is(err, journal.ErrNoRun) {
 		return nil, nil //nolint:nilnil // no run is not an error

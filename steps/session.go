@@ -99,9 +99,19 @@ const withoutTarget = "If the target is gone for good: pgrunbook abort --without
 // completes env for apply. Without a plan it continues the run that is there with its own plan.
 // Close env.Journal when done; its Context ends with the locks.
 func OpenRun(ctx context.Context, env *Env, o OpenOptions) error {
-	run, err := journal.Open(ctx, env.Target, journal.OpenOptions{
-		Plan: env.Plan, ToolVersion: o.ToolVersion, Amend: o.Amend, Steal: o.Steal, Redact: o.Redact, Aborted: o.Aborted,
-	})
+	var run *journal.Run
+	open := func(ctx context.Context) (err error) {
+		run, err = journal.Open(ctx, env.Target, journal.OpenOptions{
+			Plan: env.Plan, ToolVersion: o.ToolVersion, Amend: o.Amend, Steal: o.Steal, Redact: o.Redact, Aborted: o.Aborted,
+		})
+		return err
+	}
+	// The session may have been ended for a command that took the run over: with a plan, another try could begin a run
+	// where that one has ended this one, and two that take it by force would end each other's sessions in turns.
+	if env.Plan == nil && !o.Steal && !o.Aborted {
+		open = repeated("opening the run", open)
+	}
+	err := open(ctx)
 	if err != nil {
 		return goneHint("opening the run", err, withoutTarget)
 	}
@@ -129,6 +139,20 @@ func OpenRun(ctx context.Context, env *Env, o OpenOptions) error {
 		run.Close(ctx)
 	}
 	return err
+}
+
+// repeated gives what is tried again, a few times, where a session was lost: somebody ends sessions, or the network
+// broke. A server that cannot be reached is said at once. The error is the last one, as it is.
+func repeated(what string, try func(ctx context.Context) error) func(ctx context.Context) error {
+	return func(ctx context.Context) (err error) {
+		_ = pg.Retrier{Tries: surveyTries}.Do(ctx, what, func(ctx context.Context) error {
+			if err = try(ctx); pg.IsConnLost(err) && !pg.NeverOpened(err) {
+				return err
+			}
+			return nil
+		})
+		return err
+	}
 }
 
 // settleFirst ends a flip that a dead runner and its guardian left open, before anything else: until

@@ -211,6 +211,9 @@ type failure struct {
 func (f *failure) Error() string { return f.text }
 func (f *failure) Unwrap() error { return f.err }
 
+// NeverOpened reports that there was no session at all: the server was not reached, or let nobody in.
+func NeverOpened(err error) bool { return errors.As(err, new(*failure)) }
+
 // dialed is how the driver words that it came to no connection at all: "ADDRESS (HOST): dial error:
 // dial tcp ADDRESS: connect: connection refused".
 var dialed = regexp.MustCompile(`^\S+ \(\S*\): dial error: dial \w+ (\S+): (.*)$`)
