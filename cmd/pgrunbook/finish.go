@@ -51,6 +51,10 @@ func (a *app) finish(ctx context.Context, args []string, o steps.FinishOptions, 
 	if f.check && errors.Is(err, steps.ErrNoRun) {
 		return a.finished(ctx, args, err)
 	}
+	if errors.Is(err, errFinished) { // by a finish that could not say so any more
+		a.summary.Message = "finished already: nothing is to be done"
+		return nil
+	}
 	if err != nil {
 		return err
 	}

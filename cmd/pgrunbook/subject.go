@@ -213,6 +213,9 @@ func noRun(err error) error {
 	return err
 }
 
+// errFinished says that there is no run on the target since it is finished.
+var errFinished = fmt.Errorf("is finished: %w", steps.ErrNoRun)
+
 // ended says of a target without an active run how its last one ended, as far as a side knows it; source may
 // be nil.
 func (a *app) ended(ctx context.Context, target, source *steps.Server, err error) error {
@@ -226,6 +229,8 @@ func (a *app) ended(ctx context.Context, target, source *steps.Server, err error
 			return engine.Errorf(engine.ClassFailed, "Run the same command again.", "run %s was begun while this command looked for one: %w", e.ID, err)
 		case e.State == "aborted":
 			hint = "A new one begins with pgrunbook plan. What the run made on the target goes with pgrunbook abort --drop-target"
+		case e.State == "finished":
+			return engine.Errorf(engine.ClassFailed, hint, "run %s %w", e.ID, errFinished)
 		}
 		return engine.Errorf(engine.ClassFailed, hint, "run %s is %s: %w", e.ID, e.State, steps.ErrNoRun)
 	}
@@ -233,7 +238,7 @@ func (a *app) ended(ctx context.Context, target, source *steps.Server, err error
 		return noRun(err)
 	}
 	if l, lookErr := steps.ReadLeft(ctx, source); lookErr == nil && l != nil && l.Finished {
-		return engine.Errorf(engine.ClassFailed, "Nothing is to be done: pgrunbook status", "run %s is finished: %w", l.Run, steps.ErrNoRun)
+		return engine.Errorf(engine.ClassFailed, "Nothing is to be done: pgrunbook status", "run %s %w", l.Run, errFinished)
 	}
 	return noRun(err)
 }

@@ -189,6 +189,7 @@ func TestF84FinishKilled(t *testing.T) {
 		t.Errorf("after finish --check lists:\n%s", after)
 	}
 	r.says(r.want(1, "verify"), "run ", " is finished: no run on this target", "Nothing is to be done: pgrunbook status")
+	r.says(r.want(0, "finish", "-y", "--now"), "finished already") // as after one that died at its last line
 	// The line that it prints is typed as it stands.
 	_, line, found := strings.Cut(strings.Join(strings.Fields(out), " "), "which nothing carries over: ")
 	if !found {
