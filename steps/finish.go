@@ -127,7 +127,11 @@ func (s *finishStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Che
 		cp.Emit(engine.Event{Kind: engine.EventNote, Level: "warning", Message: "the source was left alone: if it ever comes back, keep every application away from it until you have seen that its gate is closed; this takes off what is there: " + gate.RemoveStatement()})
 		return nil
 	}
-	return s.cleanSource(ctx, cp)
+	if err := s.cleanSource(ctx, cp); err != nil {
+		return err
+	}
+	s.env.Journal.ReleaseSource(ctx) // a step in after may stop that server
+	return nil
 }
 
 func (s *finishStep) allowed(ctx context.Context) error {

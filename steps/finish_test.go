@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
 
@@ -171,5 +172,32 @@ func TestFinishRefusesAnOpenSource(t *testing.T) {
 	}
 	if o, err := r.env.Journal.Owner(t.Context()); err != nil || o.Side != engine.Target || o.Side == journal.Unclear {
 		t.Errorf("owner is %v, %v", o.Side, err)
+	}
+}
+
+// A step in after may stop the old server: once the source is clean no session of the run's is there, whose end would
+// end the run.
+func TestFinishLeavesTheSourceBeforeWhatStopsIt(t *testing.T) {
+	r := moved(t, `finish {
+  after {
+    step "exec" "stop" { command = ["true"] }
+  }
+}`)
+	const ours = "SELECT count(*)::text FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'pgrunbook%'"
+	seen := false
+	r.onEvent = func(e engine.Event) {
+		if seen || e.Step != "finish.after.exec.stop" {
+			return
+		}
+		seen = true
+		for deadline := time.Now().Add(20 * time.Second); query(t, r.source, ours) != "0" && time.Now().Before(deadline); {
+			time.Sleep(20 * time.Millisecond) // a session ends a little after it was told to
+		}
+		r.want(r.source, ours, "0")
+	}
+	_, err := Finish(t.Context(), r.env, FinishOptions{Now: true}, WalkOptions{Show: r.env.Sink}, func(Certificate) error { return nil })
+	r.must(err)
+	if !seen {
+		t.Error("the step after finish did not run")
 	}
 }

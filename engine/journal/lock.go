@@ -310,6 +310,15 @@ func (r *Run) LockSource(ctx context.Context, source *pg.Server, steal bool) err
 	return nil
 }
 
+// ReleaseSource lets the lock on the source go once nothing is left to be done there: from then on the run
+// does not end with that server. Without the lock it does nothing.
+func (r *Run) ReleaseSource(ctx context.Context) {
+	if r.source != nil {
+		r.source.close(context.WithoutCancel(ctx))
+		r.source = nil
+	}
+}
+
 // LockAlone takes a run's lock on the source for a command that has no journal, since the target
 // is gone: a runner that still works somewhere is found by it. Sessions that a dead one left are
 // ended. The lock lives until unlock, or as long as the session.
