@@ -37,6 +37,12 @@ func (f *flipper) after(ctx context.Context) error {
 			warn("definitions differ between both sides", err)
 		}
 	}
+	if err := f.openedByHand(ctx); err != nil {
+		f.cp.Emit(engine.Event{Kind: engine.EventDiagnosed, Level: "warn", Message: err.Error(), Finding: &engine.Finding{
+			Code: "CUT004", Severity: engine.SeverityWarning, Side: f.to, Text: err.Error(),
+			Fix: fmt.Sprintf("The %s takes writes, from sessions that do not begin read-only. Do this by hand as its owner.", f.to),
+		}})
+	}
 	var database string
 	if err := old.QueryRow(ctx, "SELECT current_database()").Scan(&database); err != nil {
 		return fmt.Errorf("closing the %s: %w", f.from, err)
@@ -125,6 +131,29 @@ func (f *flipper) statementsAtOpen(ctx context.Context) ([]string, error) {
 	}
 	modes, err := dump.FlipStatements(ctx, f.looks.source, f.looks.target, f.env.Scope)
 	return append(list, modes...), err
+}
+
+// openedByHand ends what a person who opened to with psql may have left out: sessions that begin there are
+// refused every write while its database is read-only by default. Elsewhere it finds nothing to do.
+func (f *flipper) openedByHand(ctx context.Context) error {
+	own := ""
+	if f.to == engine.Source {
+		own = f.env.Scope.ReadOnlyDefault
+	}
+	conn := f.looks.of(f.to)
+	writable, err := resetReadOnly(ctx, conn, own)
+	if err != nil {
+		return fmt.Errorf("asking the %s for its settings: %w", f.to, err)
+	}
+	if writable != "" {
+		if _, err := conn.Exec(ctx, writable); err != nil {
+			return fmt.Errorf("taking the read-only default off the %s: %s: %w", f.to, writable, err)
+		}
+	}
+	if _, err := conn.Exec(ctx, gate.OpenedSQL+" WHERE closed IS NOT NULL"); err != nil {
+		return fmt.Errorf("recording on the %s that it is open: %w", f.to, err)
+	}
+	return nil
 }
 
 // atClose leaves on the side that is closed what a way back needs when the other one is gone with

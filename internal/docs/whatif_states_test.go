@@ -107,3 +107,32 @@ func standby(t *testing.T, p *pair, l *lines) {
 		t.Errorf("apply ended with %v once no COMMIT waited any more:\n%s", err, said())
 	}
 }
+
+// again dies between the COMMITs of later cutovers: a rollback has left the target read-only by default.
+func again(t *testing.T, p *pair, l *lines) {
+	for _, name := range []string{"finish-flip", "finish-flip-alone"} {
+		if got := p.list(p.targetURL, "SHOW default_transaction_read_only"); !slices.Equal(got, []string{"on"}) {
+			t.Errorf("after a rollback the target's default_transaction_read_only is %s", got)
+		}
+		p.psql(p.targetURL, l.of(t, "pause"))
+		p.want(0, "unpause", p.file)
+		p.psql(p.targetURL, l.of(t, "approve"))
+		p.dies("freeze.between@1:kill;freeze.resolving@1:kill", "--auto-approve")
+		p.gates(l, "closed", "closed")
+		opens := l.of(t, name)
+		if name == "finish-flip" { // whoever types it does not own the database
+			opens, _, _ = strings.Cut(opens, "DO $$")
+		}
+		p.psql(p.targetURL, opens)
+		p.gates(l, "closed", "open")
+		if name != "finish-flip" {
+			p.takes(p.targetURL, "opened by "+name+" in a later cutover")
+		}
+		p.want(0, "apply", p.file)
+		p.takes(p.targetURL, "after "+name+" and apply in a later cutover")
+		if got := p.list(p.targetURL, "SELECT count(*)::text FROM pgrunbook.side WHERE closed IS NOT NULL"); !slices.Equal(got, []string{"0"}) {
+			t.Errorf("after %s and apply the target's gate says that a flip closed it", name)
+		}
+		p.want(0, "rollback", p.file, "--auto-approve")
+	}
+}

@@ -243,8 +243,9 @@ func thereAndBack(t *testing.T, p *pair, l *lines) {
 	p.refuses(p.targetURL, "25006", "after the way back")
 	p.gates(l, "open", "closed")
 	p.want(0, "rollback", p.file, "--auto-approve")
+	again(t, p, l)
 	standby(t, p, l)
-	p.takes(p.targetURL, "after the second cutover")
+	p.takes(p.targetURL, "after the last cutover")
 }
 
 // giveUp leaves by hand before the flip, with the target gone: the source is what it was.
@@ -268,7 +269,10 @@ func giveUp(t *testing.T, l *lines) {
 		t.Errorf("silent triggers wrote keys: %s before, %s after", was, got)
 	}
 	p.psql(p.sourceURL, l.of(t, "remove"))
+	p.sql(p.targetURL, "ALTER DATABASE shop SET default_transaction_read_only = on") // as a rollback leaves it
 	p.psql(p.targetURL, l.of(t, "remove"))
+	p.psql(p.targetURL, l.of(t, "writable-again"))
+	p.takes(p.targetURL, "after the removal from a target that was closed once")
 	p.takes(p.sourceURL, "after the removal")
 	after, err := testpg.SchemaDump(t.Context(), p.sourceURL)
 	if err != nil {
