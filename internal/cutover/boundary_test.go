@@ -88,8 +88,9 @@ func (w *wired) run(args ...string) *process {
 type way struct {
 	args     []string
 	from, to int
-	before   []string // boundaries before anything is held
-	freeze   []string // from there on, in order
+	before   []string      // boundaries before anything is held
+	freeze   []string      // from there on, in order
+	gap      time.Duration // the application's longest, undisturbed
 }
 
 const begins, commits = "freeze.prepared", "freeze.between" // of the freeze; from's COMMIT has happened
@@ -101,10 +102,11 @@ const armed = "gate.armed"
 // without being named here.
 func (w *wired) discover(from, to int, args ...string) way {
 	w.t.Helper()
+	w.ledger.TakeGap()
 	p := w.run(args...)
 	w.side = to
 	w.writing(to)
-	y := way{args: args, from: from, to: to}
+	y := way{args: args, from: from, to: to, gap: w.ledger.TakeGap()}
 	text, err := os.ReadFile(p.trace)
 	w.must(err)
 	into := &y.before
@@ -190,6 +192,10 @@ func (w *wired) reach(y way, s strike) (p *process, lift func()) {
 	}
 }
 
+// longestGap leaves room for the second after which a server ends a silent hold, and for as much again as a busy
+// machine needs.
+const longestGap = 5 * time.Second
+
 // strike lets a command run into a fault at a boundary, and looks where the application goes on: by
 // itself while the fault lasts, but for the one state in which nobody can do anything.
 func (w *wired) strike(y way, s strike) hit {
@@ -216,6 +222,10 @@ func (w *wired) strike(y way, s strike) hit {
 		w.writing(expect)
 	}
 	gap := w.ledger.TakeGap()
+	// What holds writes ends within a second or so; a slow machine is not what is tested.
+	if bound := longestGap + max(longestGap, 10*y.gap); gap > bound {
+		w.t.Errorf("%s at %s: the application's longest gap was %s, more than %s; undisturbed it is %s", s.fault, s.point, gap, bound, y.gap)
+	}
 	lift()
 	o := p.end()
 	if (o.signal == syscall.SIGKILL) != (s.fault == killed) || !slices.Contains([]int{-1, 0, 1, 16}, o.code) && !(s.fault == stopped && o.code == 11) { // its guardian has replaced it
