@@ -174,6 +174,19 @@ var plots = []plot{
 		},
 	},
 	{
+		name: "transactions over several tables",
+		play: func(r *rig) {
+			r.unverified()
+			r.ended(untilCatchUp...)
+			r.summed()
+			for range 5 {
+				r.ended(untilCatchUp...)
+			}
+			r.ended(applyArgs...)
+		},
+		broken: []broken{{rules: "pass.commit_each", seen: `the target shows \d+ accounts with \d+ altogether, \d+ of them unlike their entries`}},
+	},
+	{
 		name: "rows that move while they are loaded",
 		play: func(r *rig) {
 			r.edit("workers = 2", "workers = 1") // another one would read on meanwhile

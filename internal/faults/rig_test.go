@@ -96,6 +96,7 @@ type rig struct {
 	set            bool          // the scenery of scenes_test.go is there
 	waits          bool          // a run may stop and ask for what a person has to do
 	found          []string      // what was wrong in the midst of a command
+	uneven         string        // a state of the target that no moment of the source was like; set by summed
 	without        string        // the rules that the program leaves out, as PGRUNBOOK_MUTANT takes them
 }
 

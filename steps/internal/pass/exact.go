@@ -41,7 +41,7 @@ func (p *Passer) exact(ctx context.Context, opts Options) (Result, error) {
 	if err != nil {
 		return Result{}, err
 	}
-	tables := p.following()
+	tables, started := p.following(), time.Now()
 	found, err := from.look(ctx, tables)
 	if err != nil {
 		return Result{}, err
@@ -50,7 +50,7 @@ func (p *Passer) exact(ctx context.Context, opts Options) (Result, error) {
 		if err := p.check(ctx); err != nil {
 			return Result{}, err
 		}
-		return Result{PassID: p.lastPass, SnapshotAt: found.at, Snapshot: found.snapshot, Empty: true}, nil
+		return Result{PassID: p.lastPass, SnapshotAt: found.at, Snapshot: found.snapshot, Took: time.Since(started), Empty: true}, nil
 	}
 	lock := found.ids()
 	for chase := 0; ; chase++ {

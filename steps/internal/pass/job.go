@@ -144,6 +144,11 @@ func (j *job) apply(ctx context.Context) error {
 			if err := apply(gctx, w); err != nil {
 				return err
 			}
+			if failpoint.Mutant("pass.commit_each") {
+				if err := run(gctx, j.p.to.conn, "COMMIT; BEGIN"); err != nil {
+					return err
+				}
+			}
 		}
 		return nil
 	})

@@ -283,6 +283,25 @@ func TestMutantWithoutHeartbeat(t *testing.T) {
 	}
 }
 
+// TestMutantThatCommitsEachTable makes passes of two tables, the second of which the target refuses: what it holds then
+// has never been seen on the source.
+func TestMutantThatCommitsEachTable(t *testing.T) {
+	for name, want := range map[string]string{"": "0", "pass.commit_each": "1"} {
+		t.Run(name, func(t *testing.T) {
+			t.Cleanup(failpoint.Mutate(name))
+			p := newPair(t, plainTable+"; CREATE TABLE u (id int PRIMARY KEY)")
+			p.exec(p.target, "ALTER TABLE u ADD CHECK (id <> 1)")
+			p.app("BEGIN; INSERT INTO t VALUES (1, 'a'); INSERT INTO u VALUES (1); COMMIT")
+			if err := p.pass(); err == nil {
+				t.Fatal("the target takes what it shall refuse")
+			}
+			if got := p.one(p.target, "SELECT count(*)::text FROM t"); got != want {
+				t.Errorf("half a transaction: %s rows, want %s", got, want)
+			}
+		})
+	}
+}
+
 // Each time that a pass has locked what has changed, another table changes.
 func TestMutantsAsideTablesKeepComing(t *testing.T) {
 	p := widePair(t)

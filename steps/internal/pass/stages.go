@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/pgrunbook/pgrunbook/internal/failpoint"
 	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
 )
 
@@ -67,7 +68,7 @@ func (s *toSession) makeBatch(ctx context.Context, tables []scope.Table, fromVer
 		return fmt.Errorf("making stages: %w", err)
 	}
 	for _, t := range tables {
-		st, create, err := s.define(ctx, t, fromVersion, emptied < emptiedStages)
+		st, create, err := s.define(ctx, t, fromVersion, emptied < emptiedStages && !failpoint.Mutant("pass.commit_each"))
 		if err != nil {
 			return err
 		}
