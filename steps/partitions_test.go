@@ -63,6 +63,7 @@ var placed = []stage{
 	{"F43 and back under another tree", `ALTER TABLE shop_out.p4 SET SCHEMA shop; ALTER TABLE shop.cold ATTACH PARTITION shop.p4 FOR VALUES FROM (31) TO (40); INSERT INTO shop.cold VALUES (31, 1, 'back')`, ""},
 	{"F43 with rows, into a tree without a key", `CREATE TABLE shop_out.b2 (at int, v text); INSERT INTO shop_out.b2 VALUES (11, 'v'), (11, 'v'); ALTER TABLE shop_out.b2 SET SCHEMA shop;
 		ALTER TABLE shop.bare ATTACH PARTITION shop.b2 FOR VALUES FROM (10) TO (20); INSERT INTO shop.bare VALUES (12, 'x')`, "it has no key"},
+	{"F43 one statement that writes to an old partition and to a new one, without a key", `CREATE TABLE shop.b3 PARTITION OF shop.bare FOR VALUES FROM (30) TO (40); INSERT INTO shop.bare VALUES (3, 'both'), (31, 'both'), (31, 'both')`, "new partition"},
 	{"F41 a dropped one's name for a table", `DROP TABLE shop.p1; CREATE TABLE shop.p1 (id int PRIMARY KEY, w date); INSERT INTO shop.p1 VALUES (1, '2026-01-01')`, `"shop"."p1" is new`},
 	{"F43 a table that came, in a tree that comes", `CREATE TABLE shop.leaf (id int PRIMARY KEY, w text); INSERT INTO shop.leaf VALUES (1, 'one')`, `"shop"."leaf" is new`},
 	{"F43 and its tree", `CREATE TABLE shop.young (id int PRIMARY KEY, w text) PARTITION BY RANGE (id); ALTER TABLE shop.young ATTACH PARTITION shop.leaf FOR VALUES FROM (0) TO (10); INSERT INTO shop.young VALUES (2, 'two')`, "became a partition"},
