@@ -206,14 +206,12 @@ func (h *Hold) Commit(ctx context.Context) error {
 	}
 	h.ended = true
 	h.stop()
-	ctx, cancel := context.WithTimeout(ctx, answerWait)
-	defer cancel()
-	tag, err := h.conn.Exec(ctx, "COMMIT")
+	tag, err := commit(ctx, h.conn.PgConn())
 	h.over = time.Now()
 	if err != nil {
 		return fmt.Errorf("committing the hold on the %s: %w", h.side, err)
 	}
-	if tag.String() != "COMMIT" { // a failed transaction answers ROLLBACK without an error
+	if tag != "COMMIT" { // a failed transaction answers ROLLBACK without an error
 		return fmt.Errorf("committing the hold on the %s: the server answered %s: %w", h.side, tag, errNoCommit)
 	}
 	return nil

@@ -226,17 +226,20 @@ func TestR17CommitThatWaitsForAStandby(t *testing.T) {
 		}
 		p.run(watch, fmt.Sprintf("SELECT pg_terminate_backend(%d)", probe.PgConn().PID()))
 	}
-	committed := make(chan error, 1)
-	hold.mu.Lock() // no heartbeat is under way
-	hold.ended = true
-	hold.stop()
-	hold.mu.Unlock()
-	go func() {
-		_, err := hold.conn.Exec(ctx, "COMMIT")
-		committed <- err
-	}()
-	if !waits(hold.conn) {
-		t.Fatal("the COMMIT does not wait for a standby")
+	pid := int32(hold.conn.PgConn().PID())
+	if err := hold.Commit(ctx); err == nil || refused(err) {
+		t.Fatalf("a COMMIT that has no answer ended with %v", err)
+	}
+	waiting := func() (yes bool) {
+		if err := watch.QueryRow(ctx, "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE pid = $1 AND wait_event = 'SyncRep')", pid).Scan(&yes); err != nil {
+			t.Fatal(err)
+		}
+		return yes
+	}
+	for end := time.Now().Add(2 * holdStatement); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
+		if !waiting() {
+			t.Fatal("the COMMIT did not wait on for a standby: nobody but the standby may end that")
+		}
 	}
 	var plain int64
 	if err := watch.QueryRow(ctx, "SELECT last_value FROM pgrunbook.gate_flag").Scan(&plain); err != nil || plain != flagOpen {
@@ -249,8 +252,8 @@ func TestR17CommitThatWaitsForAStandby(t *testing.T) {
 	}
 	p.exec(p.source, "ALTER SYSTEM RESET synchronous_standby_names")
 	p.exec(p.source, "SELECT pg_reload_conf()")
-	if err := <-committed; err != nil {
-		t.Fatal(err)
+	for waiting() {
+		time.Sleep(10 * time.Millisecond)
 	}
 	if opened, err := p.freeze.Resolve(ctx); err != nil || !opened {
 		t.Fatalf("opened %v, %v", opened, err)
