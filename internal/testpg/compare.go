@@ -245,6 +245,13 @@ func copyQuery(sh shape, exactFloats bool) string {
 	if sh.kind == "r" {
 		from = "ONLY " + from
 	}
+	if most := 400; len(order) > most { // what is only sorted by counts as well, and a query has 1,664 columns at most
+		rest := make([]string, 0, len(order)-most)
+		for i := range order[most:] {
+			rest = append(rest, fmt.Sprintf("v%d", most+i))
+		}
+		order = append(order[:most], "ARRAY["+strings.Join(rest, ", ")+`]::pg_catalog.text COLLATE "C"`)
+	}
 	if len(values) == 0 { // a table without columns still has rows
 		return "COPY (SELECT '' FROM " + from + ") TO STDOUT"
 	}
