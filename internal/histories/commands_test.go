@@ -42,8 +42,8 @@ func (w *world) command(c Command) {
 		w.flipped.Store(false)
 		w.ways[1].Shut()
 	}
-	events := w.events(c)
 	hurt, refusals, most := 0, 0, 4+len(c.Faults)+3*len(c.Events)+3*len(w.touched)
+	events := w.events(c)
 	for try := 0; ; try++ {
 		e := w.attempt(c, try)
 		if e.hurt {
