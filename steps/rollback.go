@@ -152,7 +152,7 @@ func stillClosed(ctx context.Context, env *Env, conn *pgx.Conn) (*pgx.Conn, erro
 func notFollowed(ctx context.Context, env *Env, source gate.Position) error {
 	e := &engine.Error{
 		Class: engine.ClassAmbiguous, Op: "following", Err: fmt.Errorf("the source's gate is %s although the target takes writes: two writable sides, or a failover that lost the flip", source),
-		Hint: "Close the source at once (ALTER SEQUENCE pgrunbook.gate_flag RESTART 1), then compare: pgrunbook verify",
+		Hint: "Close the source at once: " + gate.CloseByHand + " Then compare: pgrunbook verify",
 	}
 	if at, err := gateNow(ctx, env, engine.Target); err == nil && at == gate.Closed && (source == gate.Open || source == gate.Absent) {
 		why, next := shutBeside(engine.Target, source)

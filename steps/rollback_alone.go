@@ -206,7 +206,7 @@ func newAlone(ctx context.Context, env *Env) (_ *aloneStep, release func(), err 
 	if err != nil && done {
 		return nil, nil, &engine.Error{
 			Class: engine.ClassAmbiguous, Op: "rolling back", Err: fmt.Errorf("the source was opened without the target at %s, and now: %w", closing.GivenUp.Format(time.RFC3339), err),
-			Hint: "Both sides may take writes. Stop the target at once, or close one side: ALTER SEQUENCE pgrunbook.gate_flag RESTART 1",
+			Hint: "Both sides may take writes. Stop the target at once, or close one side: " + gate.CloseByHand,
 		}
 	}
 	if err != nil {

@@ -11,6 +11,7 @@ import (
 	"github.com/pgrunbook/pgrunbook/engine/journal"
 	"github.com/pgrunbook/pgrunbook/internal/pg"
 	"github.com/pgrunbook/pgrunbook/steps/internal/freeze"
+	"github.com/pgrunbook/pgrunbook/steps/internal/gate"
 )
 
 // A verdict is what both gates and the journal say together.
@@ -120,14 +121,14 @@ func (f *flipper) closeGates(ctx context.Context) {
 func ambiguous(text string) *engine.Error {
 	return &engine.Error{
 		Class: engine.ClassAmbiguous, Op: "finding who may write", Err: errors.New(text),
-		Hint: "Look at both sides: SELECT last_value FROM pgrunbook.gate_flag (0 is open). Close one by hand before anything else: ALTER SEQUENCE pgrunbook.gate_flag RESTART 1.",
+		Hint: "Look at both sides: SELECT last_value FROM pgrunbook.gate_flag (0 is open). Close one by hand before anything else: " + gate.CloseByHand,
 	}
 }
 
 // closedByHand is the end where a side that a flip had opened is closed: who did that knows why.
 func closedByHand(side engine.Side) error {
 	e := ambiguous(fmt.Sprintf("both sides are closed; by the journal the %s takes writes, and no flip is open: somebody closed it by hand", side))
-	e.Hint = fmt.Sprintf("Find out who closed it, then open the %s and no other: psql, SET default_transaction_read_only = off; ALTER SEQUENCE pgrunbook.gate_flag RESTART 0. Then run the same command again.", side)
+	e.Hint = fmt.Sprintf("Find out who closed it, then open the %s and no other: psql, %s Then run the same command again.", side, gate.OpenByHand)
 	return e
 }
 

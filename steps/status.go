@@ -9,6 +9,7 @@ import (
 	"github.com/pgrunbook/pgrunbook/engine"
 	"github.com/pgrunbook/pgrunbook/engine/journal"
 	"github.com/pgrunbook/pgrunbook/internal/pg"
+	"github.com/pgrunbook/pgrunbook/steps/internal/gate"
 	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
 )
 
@@ -283,7 +284,7 @@ func (st *Status) next() string {
 	case st.State == journal.Aborted:
 		return "pgrunbook plan: the run was aborted, a new one can begin"
 	case st.Apart != "":
-		return "nothing before one side is closed: ALTER SEQUENCE pgrunbook.gate_flag RESTART 1; then pgrunbook verify"
+		return "nothing before one side is closed: " + gate.CloseByHand + " Then pgrunbook verify"
 	case st.Shut != "":
 		return st.shutNext
 	case st.Writes == journal.Unclear:

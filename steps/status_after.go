@@ -154,7 +154,7 @@ func (st *Status) readShut(ctx context.Context, env *Env, owner journal.Ownershi
 		return err
 	}
 	st.Writes = journal.Unclear
-	const reopen = "Then open it: ALTER SEQUENCE pgrunbook.gate_flag RESTART 0"
+	const reopen = "Then open it: " + gate.OpenByHand
 	switch {
 	case unasked != nil || beside == "":
 		st.Shut = fmt.Sprintf("by the journal the %s takes writes, and its gate is closed, which no flip explains; the %s could not be asked", side, other)
@@ -176,9 +176,9 @@ func shutBeside(side engine.Side, beside gate.Position) (why, next string) {
 		return fmt.Sprintf("the %s has no gate, so nothing refuses writes there; by the journal the %s takes them, whose gate is closed", other, side),
 			fmt.Sprintf("nothing: the %s was given up, and must stay closed as long as the %s takes writes", side, other)
 	}
-	next = fmt.Sprintf("nothing before you know who opened the %s, and why. Never open the %s beside it: to go there, first close the %s: ALTER SEQUENCE pgrunbook.gate_flag RESTART 1", other, side, other)
+	next = fmt.Sprintf("nothing before you know who opened the %s, and why. Never open the %s beside it: to go there, first close the %s: %s", other, side, other, gate.CloseByHand)
 	if other == engine.Source {
-		next += ". To stay: pgrunbook abort --without-target"
+		next += " To stay: pgrunbook abort --without-target"
 	}
 	return fmt.Sprintf("the %s takes writes: its gate is open; by the journal the %s does, whose gate is closed", other, side), next
 }

@@ -19,6 +19,14 @@ const (
 	givenUp   = `UPDATE pgrunbook.side SET given_up = pg_catalog.clock_timestamp()`
 )
 
+// CloseByHand and OpenByHand are for psql, in any session: one of a side that was left begins read-only. They wait for writers
+// in flight.
+const (
+	CloseByHand = byHand + "1; COMMIT;"
+	OpenByHand  = byHand + "0; COMMIT;"
+	byHand      = "BEGIN READ WRITE; SELECT pg_advisory_xact_lock(gate_key) FROM pgrunbook.side; ALTER SEQUENCE pgrunbook.gate_flag RESTART "
+)
+
 // Note is what the flip that closed a side leaves there: the journal may be gone with the other one.
 type Note struct {
 	Epoch   int64           `json:"epoch"`

@@ -247,6 +247,26 @@ func TestR22AHeldGateMakesWritersWait(t *testing.T) {
 	d.want(Open)
 }
 
+// What messages tell people to type works in the sessions of a side that was left, and waits for writers in flight.
+func TestByHand(t *testing.T) {
+	d := newDB(t, testpg.Shared(t, 15))
+	d.install()
+	app := d.connect("app")
+	d.run(d.ours, "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET default_transaction_read_only = on', current_database()); END $$")
+	person := d.connect("postgres")
+	d.run(app, "BEGIN; UPDATE plain SET v = 'in flight' WHERE id = 1")
+	if got := d.try(person, "SET lock_timeout = '100ms'; "+CloseByHand); got != "55P03" {
+		t.Errorf("with a writer in flight closing by hand says %q", got)
+	}
+	d.run(person, "ROLLBACK; SET lock_timeout = 0")
+	d.run(app, "COMMIT")
+	d.want(Open)
+	d.run(person, CloseByHand)
+	d.want(Closed)
+	d.run(person, OpenByHand)
+	d.want(Open)
+}
+
 func TestR2DeadRunnerLeavesTheGateOpen(t *testing.T) {
 	d := newDB(t, testpg.Shared(t, 15))
 	d.install()
