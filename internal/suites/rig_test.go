@@ -189,11 +189,7 @@ func (r *rig) follow(refuse func(schema, why string)) {
 		if last = why; !again { // what was made or dropped at that moment is another thing a moment later
 			continue
 		}
-		schema := schemaName.FindString(why)
-		if schema == "" {
-			r.t.Fatalf("the program does not follow, and names no test: %s\n%s", why, r.said)
-		}
-		refuse(schema, why)
+		refuse(schemaName.FindString(why), why)
 	}
 	r.t.Fatalf("the program does not follow: %s\n%s", last, r.said)
 }
