@@ -84,6 +84,8 @@ func (w *world) verdict(e ended, hurt bool, pending []Event) string {
 	switch {
 	case e.signal == syscall.SIGKILL && e.hurt, e.code == 143 && e.hurt, e.code == 16:
 		return ""
+	case e.signal == syscall.SIGTERM && e.hurt && e.text == "": // it came before the program could hear it
+		return ""
 	case e.code == 1 && strings.Contains(e.text, "ENABLE ALWAYS or REPLICA"):
 		return w.silence(strings.Contains(e.text, "on the source trigger"))
 	case e.code != 1 && e.code != 10:
