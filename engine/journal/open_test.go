@@ -210,6 +210,21 @@ func TestF04LockSourceKeepsOtherRunsAway(t *testing.T) {
 	if err := b.LockSource(t.Context(), source, false); err != nil {
 		t.Fatalf("after the other run ended: %v", err)
 	}
+	b.ReleaseSource(t.Context())
+	urlC := newDB(t)
+	c := open(t, urlC, OpenOptions{Plan: testPlan(t, urlC)})
+	for tries := 1; ; tries++ { // the session ends a moment later
+		if err = c.LockSource(t.Context(), source, false); err == nil {
+			break
+		}
+		if tries == 100 {
+			t.Fatalf("a lock that was let go: %v", err)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	if b.alive.Err() != nil {
+		t.Errorf("a run that let the source's lock go ended: %v", context.Cause(b.alive))
+	}
 }
 
 func TestPlanThatDiffers(t *testing.T) {
