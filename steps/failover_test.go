@@ -83,6 +83,23 @@ func TestR16FailoverOfTheSource(t *testing.T) {
 	}
 	f.address.Retarget(f.primary.Addr()) // that one was never the source
 
+	// A role that may not read the position knows no timeline: the new connection before the flip is all that notices.
+	knows := f.env.Source
+	f.env.Source = knows.OnTimeline(0, nil)
+	once = sync.Once{}
+	f.onEvent = func(e engine.Event) {
+		if e.Mark == "sequences" {
+			once.Do(func() { f.address.Retarget(first.Addr()) })
+		}
+	}
+	err = f.walk(t.Context(), newFreeze(f.env, nil))
+	f.onEvent = nil
+	if engine.ClassOf(err) != engine.ClassNoCutover || !strings.Contains(err.Error(), "reaches another server than the hold: a failover is under way") {
+		t.Fatalf("with another server at the source's address, and no timeline: %v", err)
+	}
+	f.address.Retarget(f.primary.Addr())
+	f.env.Source = knows
+
 	second := f.standby("second")
 	f.must(second.Configure(t.Context(), map[string]string{"primary_conninfo": "host=127.0.0.1 port=1"}))
 	f.must(f.walk(t.Context(), newFreeze(f.env, nil)))
