@@ -32,9 +32,6 @@ func (f *flipper) after(ctx context.Context) error {
 			Fix: fmt.Sprintf("The %s's gate is closed all the same. %s", f.from, fix),
 		}})
 	}
-	if err := f.writable(ctx); err != nil {
-		warn(fmt.Sprintf("letting sessions of the %s write", f.to), err)
-	}
 	if f.to == engine.Target {
 		if err := f.compareDefinitions(ctx); err != nil {
 			warn("definitions differ between both sides", err)
@@ -75,22 +72,6 @@ func (f *flipper) after(ctx context.Context) error {
 	}
 	failpoint.Hit("freeze.closed")
 	return nil
-}
-
-// writable takes off a default that keeps sessions from writing on the side that was opened. The opening does it, but
-// for one that somebody made by hand.
-func (f *flipper) writable(ctx context.Context) error {
-	own := ""
-	if f.to == engine.Source {
-		own = f.env.Scope.ReadOnlyDefault
-	}
-	conn := f.looks.of(f.to)
-	statement, err := resetReadOnly(ctx, conn, own)
-	if err != nil || statement == "" {
-		return err
-	}
-	_, err = conn.Exec(ctx, statement)
-	return err
 }
 
 // compareDefinitions names what changed on the source and is not on the target: before the freeze,

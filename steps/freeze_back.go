@@ -41,7 +41,7 @@ func (f *flipper) backReady(ctx context.Context) error {
 		}
 		why, _ := changedTarget(changes)
 		f.cp.Emit(engine.Event{Kind: engine.EventDiagnosed, Level: "warn", Message: "mending the way back: " + why, Finding: &engine.Finding{
-			Code: "CUT004", Severity: engine.SeverityWarning, Side: engine.Target, Text: why, Fix: "Find out who alters triggers there (ENABLE TRIGGER ALL does).",
+			Code: "CUT005", Severity: engine.SeverityWarning, Side: engine.Target, Text: why, Fix: "Find out who alters triggers there (ENABLE TRIGGER ALL does).",
 		}})
 		for _, t := range captured(f.env) {
 			if !slices.ContainsFunc(changes, func(c capture.Change) bool { return c.ID == t.ID }) {

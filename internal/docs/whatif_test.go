@@ -248,29 +248,6 @@ func thereAndBack(t *testing.T, p *pair, l *lines) {
 	p.takes(p.targetURL, "after the last cutover")
 }
 
-// again dies in a cutover after a rollback, which has left a default on the target that keeps sessions from writing.
-func again(t *testing.T, p *pair, l *lines) {
-	begins := func(want string) {
-		t.Helper()
-		if got := p.psql(p.targetURL, "SHOW default_transaction_read_only;"); got != want {
-			t.Errorf("a session of the target begins with default_transaction_read_only = %s, want %s", got, want)
-		}
-	}
-	begins("on")
-	p.psql(p.targetURL, l.of(t, "pause"))
-	p.want(0, "unpause", p.file)
-	p.psql(p.targetURL, l.of(t, "approve"))
-	p.dies("freeze.between@1:kill;freeze.resolving@1:kill")
-	p.gates(l, "closed", "closed")
-	p.psql(p.targetURL, l.of(t, "finish-flip"))
-	p.takes(p.targetURL, "once the target is opened by hand again")
-	p.psql(p.targetURL, "SET default_transaction_read_only = off;\nDO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET default_transaction_read_only = on', current_database()); END $$;")
-	begins("on") // as somebody leaves it who opens the gate alone
-	p.want(0, "apply", p.file)
-	begins("off")
-	p.want(0, "rollback", p.file, "--auto-approve")
-}
-
 // giveUp leaves by hand before the flip, with the target gone: the source is what it was.
 func giveUp(t *testing.T, l *lines) {
 	p := newPair(t, plainProgram)

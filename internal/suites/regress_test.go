@@ -28,7 +28,7 @@ var apart = map[string]string{
 
 // pauses is how often a test waits at most until the program has made a pass over its new tables; before it drops any
 // it waits once more.
-const pauses = 10
+const pauses = 6
 
 // regress is one regression test at work.
 type regress struct {
