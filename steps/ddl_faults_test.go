@@ -40,6 +40,9 @@ var carriedDDL = []stage{
 	{"F41 new schema", `
 		CREATE SCHEMA shop_more; CREATE TYPE shop_more.kind AS ENUM ('a', 'b'); CREATE TABLE shop_more.item (id serial PRIMARY KEY, kind shop_more.kind DEFAULT 'a');
 		INSERT INTO shop_more.item (kind) VALUES ('b'), ('a'); CREATE TABLE shop_out.scratch (id int PRIMARY KEY)`, `"shop_more"."item" is new`},
+	{"F41 a new foreign table", `
+		CREATE FOREIGN DATA WRAPPER away; CREATE SERVER away FOREIGN DATA WRAPPER away; CREATE FOREIGN TABLE shop.away (id int) SERVER away; CREATE TABLE shop.near (id int PRIMARY KEY)`, `"shop"."away" is new`},
+	{"F41 that is dropped", `DROP FOREIGN TABLE shop.away; DROP TABLE shop.near`, `dropped on the target too`},
 	{"F41 new and dropped sequences", `CREATE SEQUENCE shop.number INCREMENT 5; SELECT nextval('shop.number'), nextval('shop.number'); DROP SEQUENCE shop.spare`, `sequence "shop"."number" is new`},
 	{"F42 rewrites that change nothing", `VACUUM FULL shop.customer; CLUSTER shop.invoice USING invoice_pkey; REINDEX TABLE shop.product; ALTER TABLE shop.lock SET UNLOGGED; ALTER TABLE shop.lock SET LOGGED;
 		UPDATE shop.customer SET a = 'after' WHERE id = 9`, ""},

@@ -26,16 +26,16 @@ type comparison struct {
 
 // difference is one definition that changed on the source since the structure was restored.
 type difference struct {
-	item      dump.Item   // the source's; of what was dropped, the target's
-	verb      string      // "is new", "changed", "was dropped"
-	sql       []string    // what makes the target alike
-	ran       int         // how many of them did
-	restore   bool        // made from a dump of the source
-	later     bool        // made with what comes after the rows
-	elsewhere bool        // capture.Check tells it
-	mild      bool        // no row and no later statement depends on it: named, not stopped for
-	made      *scope.Name // the table, where this run made it and it is not part of it: see dropMade
-	why       string      // why it cannot be carried
+	item      dump.Item  // the source's; of what was dropped, the target's
+	verb      string     // "is new", "changed", "was dropped"
+	sql       []string   // what makes the target alike
+	ran       int        // how many of them did
+	restore   bool       // made from a dump of the source
+	later     bool       // made with what comes after the rows
+	elsewhere bool       // capture.Check tells it
+	mild      bool       // no row and no later statement depends on it: named, not stopped for
+	made      *madeTable // the table, where this run made it and it is not part of it: see dropMade
+	why       string     // why it cannot be carried
 }
 
 func (d difference) text() string {
@@ -118,7 +118,7 @@ func (c *comparison) read(ctx context.Context, env *Env, sides *sideConns, was m
 			}
 		}
 		if d.made != nil {
-			d.mild, d.sql = false, []string{"DROP TABLE " + i.Name + " CASCADE"}
+			d.mild, d.sql = false, []string{"DROP " + d.made.kind + " " + i.Name + " CASCADE"}
 		}
 		c.differences = append(c.differences, d)
 	}

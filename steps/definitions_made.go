@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/jackc/pgx/v5"
 
 	"github.com/pgrunbook/pgrunbook/engine"
+	"github.com/pgrunbook/pgrunbook/internal/pg"
 	"github.com/pgrunbook/pgrunbook/steps/internal/dump"
 	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
 )
@@ -17,12 +19,18 @@ import (
 const begun = "begun"
 
 const madeSQL = `
-SELECT n.nspname::text, c.relname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+SELECT n.nspname::text, c.relname::text, CASE c.relkind WHEN 'f' THEN 'FOREIGN TABLE' ELSE 'TABLE' END FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
  WHERE c.oid = $1 AND (c.oid = ANY ($2::oid[]) OR n.oid = ANY ($3::oid[]))`
 
-// ours gives the name of a table that catch_up made on the target, by its oid or by that of its schema: another one of
+// madeTable is a table that catch_up made on the target.
+type madeTable struct {
+	name scope.Name
+	kind string // TABLE or FOREIGN TABLE, as DROP takes it
+}
+
+// ours gives a table that catch_up made on the target, by its oid or by that of its schema: another one of
 // its name is a person's. It is nil for any other.
-func ours(ctx context.Context, target *pgx.Conn, i dump.Item, made []dump.Made) (*scope.Name, error) {
+func ours(ctx context.Context, target *pgx.Conn, i dump.Item, made []dump.Made) (*madeTable, error) {
 	oids, schemas := []uint32{}, []uint32{}
 	for _, m := range made {
 		switch {
@@ -35,28 +43,30 @@ func ours(ctx context.Context, target *pgx.Conn, i dump.Item, made []dump.Made) 
 	if len(oids)+len(schemas) == 0 {
 		return nil, nil
 	}
-	var name scope.Name
-	err := target.QueryRow(ctx, madeSQL, i.OID, oids, schemas).Scan(&name.Schema, &name.Name)
+	var t madeTable
+	err := target.QueryRow(ctx, madeSQL, i.OID, oids, schemas).Scan(&t.name.Schema, &t.name.Name, &t.kind)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, nil
 	}
 	if err != nil {
 		return nil, fmt.Errorf("looking at %s on the target: %w", i.Name, err)
 	}
-	return &name, nil
+	return &t, nil
 }
 
 // dropMade drops on the target what an attempt made that ended before it was part of the run, and the source has
 // dropped since. What else differed is compared anew then: with a table goes what depends on it.
 func (c *comparison) dropMade(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sideConns) error {
 	var names []scope.Name
+	var drops []string
 	var what string
 	for _, d := range c.differences {
 		if d.made == nil {
 			continue
 		}
 		cp.Emit(engine.Event{Kind: engine.EventNote, Level: "warn", Object: d.item.ID(), Message: d.text() + ": dropped on the target too"})
-		names, what = append(names, *d.made), d.item.ID()+" was dropped"
+		names, what = append(names, d.made.name), d.item.ID()+" was dropped"
+		drops = append(drops, "DROP "+d.made.kind+" IF EXISTS "+pg.Name(d.made.name.Schema, d.made.name.Name)+" CASCADE")
 	}
 	if len(names) == 0 {
 		return nil
@@ -64,7 +74,7 @@ func (c *comparison) dropMade(ctx context.Context, env *Env, cp engine.Checkpoin
 	if err := looseChildren(ctx, env, cp, sides, names); err != nil {
 		return err
 	}
-	if err := dropCarried(ctx, env, cp, sides, "DROP TABLE IF EXISTS "+quotedNames(names)+" CASCADE", names); err != nil {
+	if err := dropCarried(ctx, env, cp, sides, strings.Join(drops, "; "), names); err != nil {
 		return err
 	}
 	return &errRedefined{what}
