@@ -31,12 +31,18 @@ func (f *flipper) backReady(ctx context.Context) error {
 	if changes, _ = defaultsApart(changes); len(changes) == 0 {
 		return nil
 	}
-	why, _ := changedTarget(changes)
-	if slices.ContainsFunc(changes, func(c capture.Change) bool { return !onlyTouched(c) }) {
+	why, fix := changedTarget(changes)
+	switch {
+	case slices.ContainsFunc(changes, otherColumns):
 		return &engine.Error{
 			Op: "cutting over", Err: fmt.Errorf("%w: %s", errOneWay, why),
 			Hint: "Undo that on the target, then run the same command again; or go without a way back: rollback { enabled = false }.",
 		}
+	case slices.ContainsFunc(changes, func(c capture.Change) bool { return !onlyTouched(c) }): // of partitions, which nobody has to undo
+		f.cp.Emit(engine.Event{Kind: engine.EventDiagnosed, Level: "warn", Message: "the way back will not be possible: " + why, Finding: &engine.Finding{
+			Code: "CUT005", Severity: engine.SeverityWarning, Side: engine.Target, Text: why, Fix: fix,
+		}})
+		return nil
 	}
 	f.cp.Emit(engine.Event{Kind: engine.EventDiagnosed, Level: "warn", Message: "mending the way back: " + why, Finding: &engine.Finding{
 		Code: "CUT005", Severity: engine.SeverityWarning, Side: engine.Target, Text: why, Fix: "Find out who alters tables or triggers there (ENABLE TRIGGER ALL does).",
@@ -77,6 +83,13 @@ func (f *flipper) recaptureTarget(ctx context.Context, changes []capture.Change)
 		}
 	}
 	return nil
+}
+
+// otherColumns reports whether rows have another shape on the target.
+func otherColumns(c capture.Change) bool {
+	return slices.Contains([]capture.What{
+		capture.ColumnAdded, capture.ColumnDropped, capture.ColumnRenamed, capture.ColumnType, capture.ColumnGenerated, capture.KeyChanged,
+	}, c.What)
 }
 
 // onlyTouched reports whether a change left a table's columns as they are.
