@@ -273,9 +273,12 @@ func (p *Passer) namesHolders(ctx context.Context, e *engine.Event) {
 
 // patiently repeats what failed for a reason that passes.
 func (p *Passer) patiently(ctx context.Context, patience time.Duration, f func() error) error {
-	deadline := time.Now().Add(patience)
+	var deadline time.Time // counted from the first failure: a large pass takes longer than that by itself
 	for wait := 50 * time.Millisecond; ; wait = min(wait*2, time.Second) {
 		err := f()
+		if deadline.IsZero() {
+			deadline = time.Now().Add(patience)
+		}
 		if err == nil || ctx.Err() != nil || !pg.Retryable(err) && !pg.Canceled(err) || time.Now().Add(wait).After(deadline) {
 			return err
 		}

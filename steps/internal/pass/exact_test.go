@@ -4,11 +4,30 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/pgrunbook/pgrunbook/engine"
 )
 
 const plainTable = `CREATE TABLE t (id int PRIMARY KEY, v text, at timestamptz DEFAULT now(), x double precision)`
+
+// A pass that took longer than the patience with failures, and is cut then, is made again.
+func TestPatienceBeginsWithTheFirstFailure(t *testing.T) {
+	const patience = 200 * time.Millisecond
+	p, tries := New(Config{}), 0
+	err := p.patiently(t.Context(), patience, func() error {
+		if tries++; tries > 1 {
+			return nil
+		}
+		time.Sleep(2 * patience)
+		return &pgconn.PgError{Code: "40001"}
+	})
+	if err != nil || tries != 2 {
+		t.Errorf("after %d tries: %v", tries, err)
+	}
+}
 
 func TestExactPassCarriesEveryKindOfChange(t *testing.T) {
 	p := newPair(t, plainTable)
