@@ -83,6 +83,9 @@ func startOver(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sideC
 	if err := loader.StartOver(ctx, t); err != nil {
 		return err
 	}
+	if err := acceptEmptied(ctx, env, cp, sides, t); err != nil {
+		return err
+	}
 	if slices.ContainsFunc(seen, capture.Change.Checked) {
 		if err := capture.Accept(ctx, sides.source, t, seen...); err != nil {
 			return err
@@ -90,4 +93,17 @@ func startOver(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sideC
 	}
 	failpoint.Hit("catch_up.accepted")
 	return nil
+}
+
+// acceptEmptied records the shape that a table has on the target now, where the way back is made ready: what the run itself
+// carried there must not look like somebody's change after the flip. The table is empty, and its gate closed.
+func acceptEmptied(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sideConns, t scope.Table) error {
+	back, err := wayBack(ctx, env, sides.target)
+	if err != nil || !back || t.Data != scope.Live {
+		return err
+	}
+	if err := capture.InstallOn(ctx, sides.target, env.Run, t, waiting(cp, engine.Target, "install capture on the target")); err != nil && !errors.Is(err, capture.ErrUnseen) {
+		return err
+	}
+	return capture.Accept(ctx, sides.target, t)
 }

@@ -31,3 +31,23 @@ func TestTamperingWithTheWayBack(t *testing.T) {
 		t.Errorf("after the flip the way back is %+v", back)
 	}
 }
+
+// What the run itself carries to the target after the way back was made ready costs it nothing.
+func TestWayBackOutlivesWhatIsCarried(t *testing.T) {
+	r := following(t, `schema { on_ddl = "carry" }`)
+	r.must(r.walk(t.Context(), newConstraints(r.env), newVerify(r.env), newReverse(r.env), newArm(r.env)))
+	for _, ddl := range []string{
+		"ALTER TABLE shop.event DETACH PARTITION shop.event_2026; DROP TABLE shop.event_2026",
+		"ALTER TABLE shop.customer ADD COLUMN late int DEFAULT 3",
+		"ALTER TABLE shop.customer DISABLE TRIGGER ALL; UPDATE shop.customer SET late = 4 WHERE id = 3; ALTER TABLE shop.customer ENABLE TRIGGER ALL",
+	} {
+		r.exec(r.source, ddl)
+		r.must(r.catchUp())
+	}
+	r.must(r.walk(t.Context(), newConstraints(r.env), newVerify(r.env), newFreeze(r.env, nil)))
+	back, err := WayBack(t.Context(), r.env)
+	r.must(err)
+	if !back.Possible {
+		t.Errorf("after the flip the way back is %+v", back)
+	}
+}
