@@ -9,13 +9,15 @@ import (
 )
 
 // leftoversSQL finds sessions of a run that are not this process's. Worker processes may be
-// alive and claim chunks only; what a dead one held goes with its session.
+// alive and claim chunks only; what a dead one held goes with its session. A COMMIT that waits for a synchronous standby
+// is not ended: it would stand without it, and a failover would take it back.
 const leftoversSQL = `
 SELECT pid FROM pg_catalog.pg_stat_activity
  WHERE pid OPERATOR(pg_catalog.<>) pg_catalog.pg_backend_pid()
    AND datname OPERATOR(pg_catalog.=) pg_catalog.current_database() -- the other side may be in this cluster
    AND pg_catalog.left(application_name, pg_catalog.length($1)) OPERATOR(pg_catalog.=) $1
    AND pg_catalog.substr(application_name, pg_catalog.length($1) + 1, 6) OPERATOR(pg_catalog.<>) 'worker'
+   AND coalesce(wait_event, '') OPERATOR(pg_catalog.<>) 'SyncRep'
    AND pg_catalog.right(application_name, pg_catalog.length($2)) OPERATOR(pg_catalog.<>) $2`
 
 // leftoversWait bounds the time that ended backends get to be gone.

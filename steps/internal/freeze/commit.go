@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgproto3"
@@ -16,6 +15,8 @@ import (
 // the socket is closed, and the COMMIT waits on, with the gate's key in hand. The hold's statement_timeout would
 // cancel it as well, so it is lifted in the same message.
 func commit(ctx context.Context, conn *pgconn.PgConn) (tag string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, answerWait)
+	defer cancel()
 	if err := conn.SyncConn(ctx); err != nil {
 		return "", fmt.Errorf("%w: %w", errNoCommit, err)
 	}
@@ -24,10 +25,7 @@ func commit(ctx context.Context, conn *pgconn.PgConn) (tag string, err error) {
 		return "", fmt.Errorf("%w: %w", errNoCommit, err)
 	}
 	defer func() { _ = raw.Conn.Close() }() // what the server answered counts
-	deadline := time.Now().Add(answerWait)
-	if d, ok := ctx.Deadline(); ok && d.Before(deadline) {
-		deadline = d
-	}
+	deadline, _ := ctx.Deadline()
 	if err := raw.Conn.SetDeadline(deadline); err != nil {
 		return "", fmt.Errorf("%w: %w", errNoCommit, err)
 	}

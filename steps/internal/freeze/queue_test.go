@@ -227,6 +227,7 @@ func TestR17CommitThatWaitsForAStandby(t *testing.T) {
 		p.run(watch, fmt.Sprintf("SELECT pg_terminate_backend(%d)", probe.PgConn().PID()))
 	}
 	pid := int32(hold.conn.PgConn().PID())
+	p.run(hold.conn, "SET application_name = 'pgrunbook "+p.freeze.Run.ID+" hold'")
 	if err := hold.Commit(ctx); err == nil || refused(err) {
 		t.Fatalf("a COMMIT that has no answer ended with %v", err)
 	}
@@ -235,6 +236,9 @@ func TestR17CommitThatWaitsForAStandby(t *testing.T) {
 			t.Fatal(err)
 		}
 		return yes
+	}
+	if _, err := p.freeze.From.ForRun(p.freeze.Run.ID, p.freeze.Run.Mark).TerminateLeftovers(ctx, p.connect(p.source)); err != nil { // as the next command does
+		t.Fatal(err)
 	}
 	for end := time.Now().Add(2 * holdStatement); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
 		if !waiting() {
