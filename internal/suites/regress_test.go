@@ -181,7 +181,7 @@ func (r *regresses) catchUp() {
 		if schema != "" && schema != r.now.schema {
 			r.t.Fatalf("the program does not follow: %s\n%s", why, r.said)
 		}
-		r.now.refused = append(r.now.refused, stable(why, schema))
+		r.now.refused = append(r.now.refused, stable(why, r.now.schema))
 		m := tableName.FindString(why)
 		if m == "" || tried[m] || r.sql("", "DROP TABLE "+m+" CASCADE") != nil {
 			r.drop(r.now.schema)
