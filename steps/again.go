@@ -105,5 +105,9 @@ func acceptEmptied(ctx context.Context, env *Env, cp engine.Checkpoint, sides *s
 	if err := capture.InstallOn(ctx, sides.target, env.Run, t, waiting(cp, engine.Target, "install capture on the target")); err != nil && !errors.Is(err, capture.ErrUnseen) {
 		return err
 	}
-	return capture.Accept(ctx, sides.target, t)
+	changes, err := capture.Check(ctx, sides.target, env.Run, []scope.Table{t})
+	if err != nil || slices.ContainsFunc(changes, otherColumns) { // a person's: the freeze names them
+		return err
+	}
+	return capture.Accept(ctx, sides.target, t, changes...)
 }
