@@ -26,7 +26,7 @@ func (r *recopy) Error() string {
 
 // of gives the changes of one table.
 func (r *recopy) of(id int32) []capture.Change {
-	return slices.DeleteFunc(slices.Clone(r.changes), func(c capture.Change) bool { return c.ID != id })
+	return of(r.changes, id)
 }
 
 // unfit asks for another load of a table whose captured images cannot be applied any more: the load reads
@@ -106,7 +106,7 @@ func acceptEmptied(ctx context.Context, env *Env, cp engine.Checkpoint, sides *s
 		return err
 	}
 	changes, err := capture.Check(ctx, sides.target, env.Run, []scope.Table{t})
-	if err != nil || slices.ContainsFunc(changes, otherColumns) { // a person's: the freeze names them
+	if err != nil || len(forPerson(env, changes)) > 0 { // the freeze names them
 		return err
 	}
 	return capture.Accept(ctx, sides.target, t, changes...)

@@ -232,10 +232,21 @@ func rearm(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sideConns
 	if err != nil || !back || t.Data != scope.Live {
 		return cmp.Or(err, unseen)
 	}
+	changes, err := capture.Check(ctx, sides.target, env.Run, []scope.Table{t})
+	if err != nil {
+		return err
+	}
 	if err := capture.InstallOn(ctx, sides.target, env.Run, t, waiting(cp, engine.Target, "install capture on the target")); err != nil {
 		return err
 	}
-	return cmp.Or(capture.Accept(ctx, sides.target, t), unseen)
+	carried := slices.ContainsFunc(changes, func(c capture.Change) bool { return c.Column != "" }) // which may have rewritten the table
+	touched := func(c capture.Change) bool {
+		return c.What == capture.Tampered || c.What == capture.Rewritten && !carried
+	}
+	if slices.ContainsFunc(changes, touched) || len(forPerson(env, changes)) > 0 {
+		return unseen // what somebody else did there is not accepted with what was carried: verify and the freeze see it
+	}
+	return cmp.Or(capture.Accept(ctx, sides.target, t, changes...), unseen)
 }
 
 // unseen is why a table without a key is loaded again that got a partition with rows.

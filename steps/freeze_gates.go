@@ -10,7 +10,7 @@ import (
 )
 
 // errMended ends a freeze whose next attempt needs something else first.
-var errMended = errors.New("the gate had to be mended")
+var errMended = errors.New("what was made ready was touched")
 
 // bothGated makes sure of both sides' gates, and remembers the one of the side that takes writes from before
 // it was found right: until the flip it must stay so.

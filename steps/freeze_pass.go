@@ -23,7 +23,7 @@ func (f *flipper) prepare(ctx context.Context) (_ freeze.Pass, err error) {
 	if err := f.whole(ctx); err != nil {
 		return nil, err
 	}
-	if err := f.backReady(ctx); err != nil {
+	if err := f.backStill(ctx); err != nil {
 		return nil, err
 	}
 	if err := f.reload.prepare(ctx); err != nil {

@@ -95,6 +95,9 @@ func (s *verifyStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Che
 			if err := s.env.silentTarget(ctx); err != nil {
 				return err
 			}
+			if err := s.wayBackRight(ctx, cp); err != nil {
+				return err
+			}
 		}
 		passer = newPasser(s.env, s.env.Server(s.from), s.env.Server(s.from.Other()), cp)
 		defer func() { _ = passer.Close(context.WithoutCancel(ctx)) }()
@@ -111,6 +114,17 @@ func (s *verifyStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Che
 		}
 	}
 	return s.differences(res)
+}
+
+// wayBackRight makes the way back right, where it was made ready before, and somebody touched the target since: what comes
+// next compares the rows of that.
+func (s *verifyStep) wayBackRight(ctx context.Context, cp engine.Checkpoint) error {
+	sides, err := openSides(ctx, s.env, "verify")
+	if err != nil {
+		return err
+	}
+	defer sides.close(context.WithoutCancel(ctx))
+	return recaptureTarget(ctx, s.env, sides.target, cp)
 }
 
 // doubted compares by hash where both sides are known to differ, or may: equal numbers of rows take nothing of

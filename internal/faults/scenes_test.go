@@ -78,6 +78,7 @@ var (
 	untilCopy        = []string{"apply", "--auto-approve", "--until", "copy"}
 	untilCatchUp     = []string{"apply", "--auto-approve", "--until", "catch_up"}
 	untilConstraints = []string{"apply", "--auto-approve", "--until", "constraints"}
+	untilVerify      = []string{"apply", "--auto-approve", "--until", "verify"}
 )
 
 // aside is where steps of the runbook leave a line each time that they run.
@@ -272,7 +273,26 @@ func (r *rig) givenUp() {
 	r.via[1] = nowhere
 }
 
+// enableAll is what takes our triggers off their mode.
+const enableAll = `DO $$ DECLARE t regclass; BEGIN FOR t IN SELECT DISTINCT tgrelid FROM pg_trigger WHERE tgname LIKE 'pgrunbook\_capture\_%' LOOP
+	EXECUTE format('ALTER TABLE %s DISABLE TRIGGER ALL', t); EXECUTE format('ALTER TABLE %s ENABLE TRIGGER ALL', t); END LOOP; END $$`
+
+// touched brings a migration to a cutover that ended because somebody touched the target.
+func (r *rig) touched() {
+	r.t.Helper()
+	r.pooler()
+	r.finally(untilArm...)
+	r.sql(r.target, enableAll)
+	if o := r.run("", applyArgs...); o.code == 0 || !strings.Contains(o.text, "was touched") {
+		r.t.Fatalf("with a touched target: %s\n%s", o, o.text)
+	}
+}
+
 var leavings = []walk{
+	{
+		what: "touched target", args: untilVerify, before: (*rig).touched, names: []string{"verify.recaptured"},
+		after: func(r *rig) { r.finally(applyArgs...); r.moved(0, 1); r.writing(1); r.balance(r.target) },
+	},
 	{
 		what: "cutover over its budget", args: applyArgs, before: (*rig).pooler, names: []string{"pooler.paused", "freeze.letgo"},
 		points: "freeze.switched@1:sleep=6s;", // the budget is 5s
