@@ -153,13 +153,17 @@ func (s *copyStep) bulk(cp engine.Checkpoint) func(ctx context.Context, tables [
 		if err != nil {
 			return err
 		}
-		o := dump.DataOptions{Tables: tables, Jobs: s.env.Runbook.Copy.Workers, Mark: s.env.Run.Mark, ReplicaRole: s.env.Runbook.Target.ReplicaRoleFunction == ""}
+		o := dump.DataOptions{Tables: tables, Jobs: s.env.Runbook.Copy.Workers, Mark: s.env.Run.Mark, ReplicaRole: s.env.Runbook.Target.ReplicaRoleFunction == "", TargetMajor: s.env.Plan.Target.Major}
 		cp.Emit(engine.Event{Kind: engine.EventNote, Message: fmt.Sprintf("pg_dump reads %d tables in one snapshot", len(tables))})
 		data, err := dump.DumpData(ctx, tools, s.env.Source, o)
 		if err != nil {
 			return err
 		}
-		cp.Emit(engine.Event{Kind: engine.EventNote, Message: fmt.Sprintf("pg_restore writes %d tables", len(tables))})
+		how := ""
+		if jobs := tools.RestoreJobs(o.Jobs, o.TargetMajor); jobs < o.Jobs {
+			how = fmt.Sprintf(" in one session: pg_restore %s begins each with an error on a server of %d; one before 17 would take %d", tools.Version, o.TargetMajor, o.Jobs)
+		}
+		cp.Emit(engine.Event{Kind: engine.EventNote, Message: fmt.Sprintf("pg_restore writes %d tables%s", len(tables), how)})
 		return errors.Join(data.Restore(ctx, s.env.Target, o), data.Close())
 	}
 }

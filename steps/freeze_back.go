@@ -145,14 +145,14 @@ func forPerson(env *Env, changes []capture.Change) []capture.Change {
 // asSource reports whether a change of the target's columns left the column that it is about as the source has it.
 func asSource(t scope.Table, c capture.Change) bool {
 	at := slices.IndexFunc(t.Columns, func(col scope.Column) bool { return col.Name == c.Column })
-	switch c.What {
-	case capture.ColumnAdded:
+	switch {
+	case c.What == capture.ColumnAdded:
 		return at >= 0
-	case capture.ColumnDropped:
+	case c.What == capture.ColumnDropped:
 		return at < 0
-	case capture.ColumnType:
+	case c.What == capture.ColumnType:
 		return at >= 0 && (c.Type == t.Columns[at].Type || strings.HasPrefix(c.Type, t.Columns[at].Type+" COLLATE "))
-	case capture.ColumnGenerated:
+	case c.What == capture.ColumnGenerated:
 		return at >= 0 && !t.Columns[at].Generated
 	}
 	return true

@@ -26,6 +26,7 @@ type DataOptions struct {
 	Dir         string // where the directory is made. Defaults to the system's temporary one
 	Mark        string // the run's mark: our gate lets the restore pass
 	ReplicaRole bool   // set session_replication_role = replica; false where only a helper function may
+	TargetMajor int    // the target's major version
 }
 
 // DumpData writes the rows of tables, partition trees with all their members, into a new directory
@@ -69,12 +70,21 @@ func (d *Data) Restore(ctx context.Context, to *pg.Server, o DataOptions) error 
 	if o.ReplicaRole {
 		options["session_replication_role"] = "replica"
 	}
-	args := []string{connection, "--no-password", "--data-only", "--jobs=" + strconv.Itoa(max(1, o.Jobs)), d.path()}
+	args := []string{connection, "--no-password", "--data-only", "--jobs=" + strconv.Itoa(d.Tools.RestoreJobs(o.Jobs, o.TargetMajor)), d.path()}
 	_, err := d.Tools.run(ctx, session{server: to, name: "restore data", options: options}, "pg_restore", args...)
-	if err == nil || onlyUnknownSetting(err) {
+	if err == nil || !d.Tools.Atomic(o.TargetMajor) && onlyUnknownSetting(err) {
 		return nil
 	}
 	return &engine.Error{Op: "restoring rows on", Object: to.Address(), Err: err, Hint: "Empty the tables that the message names and run the same command again."}
+}
+
+// RestoreJobs is in how many sessions a restore to such a server writes: in one where each would begin with an error that
+// has to be told from others.
+func (t Tools) RestoreJobs(jobs, targetMajor int) int {
+	if !t.Atomic(targetMajor) {
+		return 1
+	}
+	return max(1, jobs)
 }
 
 // Close removes the directory.

@@ -36,8 +36,8 @@ var leastMinor = map[int]int{14: 24, 15: 19, 16: 15, 17: 11, 18: 5}
 const oldestMajor = 14
 
 // Find looks for the programs in PGRUNBOOK_PG_BIN_DIRS, on PATH and in Debian's directories. Among
-// those not older than the source, the target's own major is best (its archives restore there
-// without a setting that it does not know), else the newest. A missing or too old program is an
+// those not older than the source, the target's own major is best, then one whose archives restore
+// there without a setting that it does not know, else the newest. A missing or too old program is an
 // error with what to install.
 func Find(ctx context.Context, sourceMajor, targetMajor int) (Tools, error) {
 	all, err := candidates(ctx)
@@ -66,16 +66,21 @@ func Find(ctx context.Context, sourceMajor, targetMajor int) (Tools, error) {
 func choose(all []Tools, least, targetMajor int) Tools {
 	var best Tools
 	for _, t := range all {
-		switch {
-		case t.Major < least:
-		case best.Dir == "", t.Major == targetMajor && best.Major != targetMajor:
-			best = t
-		case best.Major == targetMajor && t.Major != targetMajor:
-		case t.Major > best.Major, t.Major == best.Major && t.Minor > best.Minor:
+		if t.Major >= least && (best.Dir == "" || better(t, best, targetMajor)) {
 			best = t
 		}
 	}
 	return best
+}
+
+func better(a, b Tools, targetMajor int) bool {
+	switch own, atomic := a.Major == targetMajor, a.Atomic(targetMajor); {
+	case own != (b.Major == targetMajor):
+		return own
+	case atomic != b.Atomic(targetMajor):
+		return atomic
+	}
+	return a.Major > b.Major || a.Major == b.Major && a.Minor > b.Minor
 }
 
 // debianWrapper is a script that chooses among the programs in Debian's directories, by settings and at each

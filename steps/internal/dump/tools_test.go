@@ -32,7 +32,7 @@ func TestChoosesTools(t *testing.T) {
 	cases := []struct {
 		source, target int
 		want           string
-	}{{12, 18, "18b"}, {15, 16, "16"}, {16, 14, "18b"}, {18, 15, "18b"}, {14, 14, "14"}, {19, 19, ""}}
+	}{{12, 18, "18b"}, {15, 16, "16"}, {16, 14, "16"}, {17, 14, "18b"}, {12, 15, "16"}, {18, 15, "18b"}, {14, 14, "14"}, {19, 19, ""}}
 	for _, c := range cases {
 		if got := choose(all, max(c.source, oldestMajor), c.target).Dir; got != c.want {
 			t.Errorf("from %d to %d: %q, want %q", c.source, c.target, got, c.want)
@@ -200,10 +200,17 @@ func TestParseList(t *testing.T) {
 	}
 }
 
-// Rows travel by pg_dump past a closed door that the mark opens, whatever the tables are called.
+// Rows travel by pg_dump past a closed door that the mark opens, whatever the tables are called; also by programs of 17 and
+// later to an older target, which refuses a setting of theirs in each of their sessions.
 func TestDataTravels(t *testing.T) {
-	tl := tools(t, 15, 18)
-	src, dst := server(t, 15, "source"), server(t, 18, "target")
+	for _, majors := range [][2]int{{15, 18}, {18, 12}} {
+		t.Run(fmt.Sprintf("%d to %d", majors[0], majors[1]), func(t *testing.T) { dataTravels(t, majors[0], majors[1]) })
+	}
+}
+
+func dataTravels(t *testing.T, from, to int) {
+	tl := tools(t, from, to)
+	src, dst := server(t, from, "source"), server(t, to, "target")
 	sconn, dconn := connect(t, src), connect(t, dst)
 	const define = `CREATE SCHEMA "s.x"; CREATE TABLE "s.x"."T ""a""*?" (id int, v text);
 		CREATE TABLE public.p (id int) PARTITION BY LIST (id); CREATE TABLE public.p1 PARTITION OF public.p FOR VALUES IN (1);`
@@ -211,7 +218,7 @@ func TestDataTravels(t *testing.T) {
 	run(t, dconn, define+`CREATE FUNCTION public.door() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'closed'; END $$;
 		CREATE TRIGGER door BEFORE INSERT ON "s.x"."T ""a""*?" FOR EACH STATEMENT WHEN (current_setting('pgrunbook.mark', true) IS DISTINCT FROM 'ma rk\x') EXECUTE FUNCTION public.door();
 		ALTER TABLE "s.x"."T ""a""*?" ENABLE ALWAYS TRIGGER door`)
-	o := DataOptions{Jobs: 2, Dir: t.TempDir(), ReplicaRole: true, Tables: []scope.Table{
+	o := DataOptions{Jobs: 2, TargetMajor: to, Dir: t.TempDir(), ReplicaRole: true, Tables: []scope.Table{
 		{Name: scope.Name{Schema: "s.x", Name: `T "a"*?`}},
 		{Name: scope.Name{Schema: "public", Name: "p"}, Kind: scope.Partitioned, Members: []scope.Member{{Name: scope.Name{Schema: "public", Name: "p1"}, Leaf: true}}},
 	}}
