@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/pgrunbook/pgrunbook/engine"
+	"github.com/pgrunbook/pgrunbook/internal/failpoint"
 	"github.com/pgrunbook/pgrunbook/internal/pg"
 	"github.com/pgrunbook/pgrunbook/steps/internal/dump"
 	"github.com/pgrunbook/pgrunbook/steps/internal/load"
@@ -164,8 +165,25 @@ func (s *copyStep) bulk(cp engine.Checkpoint) func(ctx context.Context, tables [
 			how = fmt.Sprintf(" in one session: pg_restore %s begins each with an error on a server of %d; one before 17 would take %d", tools.Version, o.TargetMajor, o.Jobs)
 		}
 		cp.Emit(engine.Event{Kind: engine.EventNote, Message: fmt.Sprintf("pg_restore writes %d tables%s", len(tables), how)})
-		return errors.Join(data.Restore(ctx, s.env.Target, o), data.Close())
+		failpoint.Hit("copy.dumped")
+		return errors.Join(s.fenced(ctx, func() error { return data.Restore(ctx, s.env.Target, o) }), data.Close())
 	}
+}
+
+// fenced lets another program write to the target while nobody can take the run over: it knows no fence, and a runner that
+// stood still may wake up right before it starts it.
+func (s *copyStep) fenced(ctx context.Context, write func() error) error {
+	conn, err := s.env.Target.Connect(ctx, pg.Use{Name: "load fence", Marked: true})
+	if err != nil {
+		return err
+	}
+	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
+	return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+		if err := s.env.fence(s.env.Target)(ctx, tx); err != nil {
+			return err
+		}
+		return write()
+	})
 }
 
 // copyProgress adds tables up for the step's own line.

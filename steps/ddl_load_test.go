@@ -2,6 +2,7 @@ package steps
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/pgrunbook/pgrunbook/engine"
 	"github.com/pgrunbook/pgrunbook/internal/testpg"
+	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
 )
 
 const whileLoadingSetup = shopSetup + `
@@ -216,5 +218,21 @@ func TestF42ExternalLoadIsAskedForAgain(t *testing.T) {
 	}
 	load("id, name")
 	r.must(r.catchUp())
+	r.sameTables(t)
+}
+
+// pg_restore knows no fence: a runner that was replaced while pg_dump read does not start it.
+func TestBulkLoadIsFenced(t *testing.T) {
+	r := newRig(t, `table "shop.customer" { method = "pg_dump" }`)
+	r.must(r.walk(t.Context(), newSchema(r.env), newCapture(r.env)))
+	customer := slices.DeleteFunc(slices.Clone(r.env.Scope.Tables), func(t scope.Table) bool { return t.Name.Name != "customer" })
+	load := (&copyStep{r.env}).bulk(r.env.Journal.Checkpoint("copy", r.env.Sink))
+	r.exec(r.target, "UPDATE pgrunbook.run SET epoch = epoch + 1")
+	if err := load(t.Context(), customer); engine.ClassOf(err) != engine.ClassHeld {
+		t.Errorf("the load of a replaced runner says %v", err)
+	}
+	r.want(r.target, "SELECT count(*)::text FROM shop.customer", "0")
+	r.exec(r.target, "UPDATE pgrunbook.run SET epoch = epoch - 1")
+	r.must(r.walk(t.Context(), newCopy(r.env)))
 	r.sameTables(t)
 }

@@ -194,7 +194,7 @@ const moreExtra = `INSERT INTO app.extra (note) VALUES ('late'); UPDATE app.extr
 var changes = []walk{
 	{
 		what: "load by other means", args: untilCopy, before: (*rig).scenery, end: func(*rig) {}, after: changed,
-		names: []string{"dump.roles", "sql.ran", "sql.committed", "sql.alone", "load.dumped", "load.whole"},
+		names: []string{"dump.roles", "sql.ran", "sql.committed", "sql.alone", "load.cleared", "copy.dumped", "load.dumped", "load.whole"},
 	},
 	{what: "load by a person", args: untilCopy, before: func(r *rig) { r.scenery(); r.bring() }, after: changed, names: []string{"load.taken"}},
 	{what: "accepted rewrite", args: untilCatchUp, before: following(rewrite), after: changed, names: []string{"catch_up.accepted"}},

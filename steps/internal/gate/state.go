@@ -159,10 +159,12 @@ func set(ctx context.Context, conn *pgx.Conn, run scope.Run, flag int) error {
 				}
 			}
 			_, err := tx.Exec(ctx, "SELECT pg_advisory_xact_lock($1)", run.GateKey)
+			failpoint.Hit("gate.setting")
 			return err
 		})
 		var pgErr *pgconn.PgError
 		if err == nil {
+			failpoint.Hit("gate.set")
 			return nil
 		}
 		if !errors.As(err, &pgErr) || pgErr.Code != "55P03" || try == setTries {

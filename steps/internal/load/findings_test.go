@@ -13,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/pgrunbook/pgrunbook/engine"
 	"github.com/pgrunbook/pgrunbook/engine/journal"
 	"github.com/pgrunbook/pgrunbook/internal/testpg"
 	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
@@ -431,6 +432,24 @@ func TestBulkLoad(t *testing.T) {
 	}
 	p.load()
 	p.synced()
+}
+
+// A runner that stood still before it empties a table for pg_dump leaves what another one has loaded since.
+func TestBulkLoadOfAReplacedRunner(t *testing.T) {
+	p := newPair(t, oneTable, func(t *scope.Table) { t.Method = scope.PgDump })
+	p.beforeCapture(`INSERT INTO t SELECT g, 'v', g FROM generate_series(1, 100) g`)
+	p.cfg.Bulk = func(context.Context, []scope.Table) error { return errors.New("it went on") }
+	l := New(p.cfg)
+	if err := l.Prepare(p.ctx); err != nil {
+		t.Fatal(err)
+	}
+	p.exec(p.target, `UPDATE pgrunbook.run SET epoch = epoch + 1; SET pgrunbook.mark = '`+p.run.Mark+`'; INSERT INTO t SELECT g, 'v', g FROM generate_series(1, 100) g`)
+	if err := l.bulk(p.ctx); engine.ClassOf(err) != engine.ClassHeld {
+		t.Errorf("the load says %v", err)
+	}
+	if n := p.one(p.target, "SELECT count(*)::text FROM t"); n != "100" {
+		t.Errorf("%s of 100 rows are left", n)
+	}
 }
 
 func TestTableWithRowsOnTheTargetIsRefused(t *testing.T) {

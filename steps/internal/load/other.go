@@ -9,6 +9,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/pgrunbook/pgrunbook/engine"
 	"github.com/pgrunbook/pgrunbook/engine/journal"
 	"github.com/pgrunbook/pgrunbook/internal/failpoint"
 	"github.com/pgrunbook/pgrunbook/steps/internal/capture"
@@ -65,11 +66,17 @@ func (l *Loader) bulk(ctx context.Context) error {
 		if before[t.ID], err = capture.FileNodes(ctx, s.from, t); err != nil {
 			return err
 		}
-		if err := pgx.BeginFunc(ctx, s.to, func(tx pgx.Tx) error { return empty(ctx, tx, t) }); err != nil {
-			return err
+		if err := pgx.BeginFunc(ctx, s.to, func(tx pgx.Tx) error {
+			if err := journal.FenceRows(ctx, tx, l.cfg.Journal.ID, l.cfg.Journal.Epoch, engine.Target); err != nil {
+				return err
+			}
+			return empty(ctx, tx, t)
+		}); err != nil {
+			return fmt.Errorf("emptying %s: %w", tableName(t), err)
 		}
 		l.report.stage(t, Copying)
 	}
+	failpoint.Hit("load.cleared")
 	if err := l.cfg.Bulk(ctx, tables); err != nil {
 		for _, t := range tables {
 			if why := l.explained(ctx, s, t); why != nil {
