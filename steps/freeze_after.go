@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/jackc/pgx/v5"
 
@@ -134,7 +135,8 @@ func (f *flipper) statementsAtOpen(ctx context.Context) ([]string, error) {
 }
 
 // openedByHand ends what a person who opened to with psql may have left out: sessions that begin there are
-// refused every write while its database is read-only by default. Elsewhere it finds nothing to do.
+// refused every write while its database is read-only by default, and triggers that were made disabled for our sessions do
+// not fire. Elsewhere it finds nothing to do.
 func (f *flipper) openedByHand(ctx context.Context) error {
 	own := ""
 	if f.to == engine.Source {
@@ -153,7 +155,34 @@ func (f *flipper) openedByHand(ctx context.Context) error {
 	if _, err := conn.Exec(ctx, gate.OpenedSQL+" WHERE closed IS NOT NULL"); err != nil {
 		return fmt.Errorf("recording on the %s that it is open: %w", f.to, err)
 	}
+	if f.to == engine.Source {
+		return nil
+	}
+	left, err := dump.LeftAtFlip(ctx, f.looks.source, conn, f.env.Scope)
+	if err != nil {
+		return fmt.Errorf("asking the target for the modes of its triggers: %w", err)
+	}
+	for i, sql := range left {
+		if err := f.modeBesideWriters(ctx, sql); err != nil {
+			return fmt.Errorf("not done on the target yet: %s: %w", strings.Join(left[i:], "; "), err)
+		}
+		f.note("done on the target, which was opened without it: %s", sql)
+	}
 	return nil
+}
+
+// modeBesideWriters runs one of the statements of an opening on a target that takes writes already.
+func (f *flipper) modeBesideWriters(ctx context.Context, sql string) error {
+	names, mode := locksOf(f.env.Scope, sql)
+	oids, err := oidsOf(ctx, f.looks.target, trees(f.env.Scope, names))
+	if err != nil {
+		return err
+	}
+	e := pg.Etiquette{Object: sql, Relations: oids, Mode: mode, GiveUp: modesPatience, Report: waiting(f.cp, f.to, "set a mode")}
+	return pg.WithLock(ctx, f.looks.target, e, func(ctx context.Context, tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, sql)
+		return err
+	})
 }
 
 // atClose leaves on the side that is closed what a way back needs when the other one is gone with

@@ -96,6 +96,8 @@ func (p *pair) gates(l *lines, source, target string) {
 // walk is one migration with every failure on its way.
 func walk(t *testing.T, l *lines) {
 	p := newPair(t, dyingProgram, "cutover {\n", "cutover {\n  after {\n    step \"exec\" \"tell\" { command = [\"/bin/sh\", \"-c\", \"test -e told\"] }\n  }\n")
+	p.sql(p.sourceURL, "CREATE FUNCTION shop.still() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN END'; CREATE EVENT TRIGGER still ON ddl_command_end EXECUTE PROCEDURE shop.still()")
+	p.sql(p.sourceURL, "ALTER TABLE shop.invoice_item ADD CONSTRAINT few CHECK (line < 1000) NOT VALID")
 	p.sql(p.sourceURL, "CREATE SCHEMA pgrunbook; COMMENT ON SCHEMA pgrunbook IS 'pgrunbook run abc'; CREATE SEQUENCE pgrunbook.gate_flag")
 	if out := p.want(13, "apply", p.file, "--auto-approve", "--until", "capture"); !strings.Contains(out, "PRE105") {
 		t.Errorf("preflight refused and did not say why:\n%s", out)
@@ -137,8 +139,15 @@ func walk(t *testing.T, l *lines) {
 	p.psql(p.targetURL, l.of(t, "finish-flip"))
 	p.takes(p.targetURL, "once the target is opened by hand")
 	p.gates(l, "closed", "open")
+	const modes = "SELECT evtenabled::text FROM pg_event_trigger WHERE evtname = 'still' UNION ALL SELECT conname::text FROM pg_constraint WHERE conname = 'few'"
+	if got := p.list(p.targetURL, modes); !slices.Equal(got, []string{"D"}) {
+		t.Errorf("a target that is opened by hand has %q of what a program does as it opens it", got)
+	}
 	if out := p.want(1, "apply", p.file); !strings.Contains(out, "tell") {
 		t.Errorf("a step after the flip failed and is not named:\n%s", out)
+	}
+	if got := p.list(p.targetURL, modes); !slices.Equal(got, []string{"O", "few"}) {
+		t.Errorf("after apply the target has %q of that", got)
 	}
 	if out := p.want(0, "status", p.file); !strings.HasPrefix(out, "The target takes writes") {
 		t.Errorf("with a step after the flip that failed status says:\n%s", out)
