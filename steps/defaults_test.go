@@ -14,8 +14,9 @@ import (
 func TestDefaultsOfAnExistingTarget(t *testing.T) {
 	source, target := testpg.Pair(t)
 	r := newRigOn(t, source, target, shopSetup+"CREATE TABLE shop.event_2027 PARTITION OF shop.event FOR VALUES FROM ('2027-01-01') TO ('2028-01-01'); CREATE SCHEMA aside; CREATE SEQUENCE aside.s", "schema {\n mode = \"existing\"\n on_ddl = \"carry\"\n}")
-	r.exec(r.target, strings.Split(shopSetup, "INSERT INTO")[0]+"CREATE TABLE shop.event_rest PARTITION OF shop.event DEFAULT; ALTER TABLE shop.event_2026 ALTER id SET DEFAULT 26")
+	r.exec(r.target, strings.Split(shopSetup, "INSERT INTO")[0]+"CREATE TABLE shop.event_2027 PARTITION OF shop.event FOR VALUES FROM ('2027-01-01') TO ('2028-01-01'); ALTER TABLE shop.event_2026 ALTER id SET DEFAULT 26")
 	r.must(r.walk(t.Context(), newSchema(r.env), newCapture(r.env), newCopy(r.env), newCatchUp(r.env)))
+	r.exec(r.target, "DROP TABLE shop.event_2027; CREATE TABLE shop.event_rest PARTITION OF shop.event DEFAULT") // a person did
 	want := func(def string) {
 		t.Helper()
 		if got := query(t, r.target, "SELECT pg_get_expr(adbin, adrelid) FROM pg_attrdef WHERE adrelid = 'shop.event_2026'::regclass"); got != def {
@@ -38,6 +39,12 @@ func TestDefaultsOfAnExistingTarget(t *testing.T) {
 	r.must(r.catchUp())
 	want("6")
 	r.same("shop.event")
+	r.exec(r.source, "TRUNCATE shop.event_2027; INSERT INTO shop.event VALUES ('2027-08-08', 2, 'n')")
+	r.must(r.catchUp())
+	r.same("shop.event")
+	if !r.heard("has no such partition: the table is loaded again") {
+		t.Error("nobody was told why the table is loaded again")
+	}
 }
 
 // A default of the side that takes writes concerns no row that goes back: it is named once, and the way back stays.

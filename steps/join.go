@@ -175,6 +175,11 @@ func prepareNew(ctx context.Context, env *Env, cp engine.Checkpoint, sides *side
 	one := *env.Scope
 	one.Tables = []scope.Table{t}
 	differences, err := dump.Differences(ctx, sides.target, &one, false)
+	if err == nil && env.Runbook.Schema.Mode == "existing" { // somebody else may have made it
+		var trees []string
+		trees, err = dump.TreeDifferences(ctx, sides.source, sides.target, &one)
+		differences = append(differences, trees...)
+	}
 	if err != nil || len(differences) == 0 {
 		return err
 	}

@@ -104,11 +104,21 @@ func (s *schemaStep) definitionsNow(ctx context.Context, source *pgx.Conn) (map[
 	return dump.Fingerprint(items), nil
 }
 
+// differences names what the target's tables have otherwise; of those that somebody else made, partitions and heirs as well.
+func (s *schemaStep) differences(ctx context.Context, sides *sideConns) ([]string, error) {
+	list, err := dump.Differences(ctx, sides.target, s.env.Scope, s.existing())
+	if err != nil || !s.existing() {
+		return list, err
+	}
+	trees, err := dump.TreeDifferences(ctx, sides.source, sides.target, s.env.Scope)
+	return append(list, trees...), err
+}
+
 // compare refuses a target whose tables are not the source's. What we restored differs only where the
 // source changed after the plan.
 func (s *schemaStep) compare(ctx context.Context, sides *sideConns, cp engine.Checkpoint) error {
 	hint := likeSource
-	differences, err := dump.Differences(ctx, sides.target, s.env.Scope, s.existing())
+	differences, err := s.differences(ctx, sides)
 	if err == nil && len(differences) > 0 && !s.existing() {
 		hint = "The source's tables changed since the plan was made: abort the run and plan again."
 		if s.env.Runbook.Schema.OnDDL != "carry" {

@@ -32,7 +32,7 @@ func (s *schemaStep) Plan(ctx context.Context) (engine.StepPlan, error) {
 	if s.existing() {
 		p.Estimate = lasting(connecting, triggerOne, len(s.env.Scope.Tables))
 		p.Title = fmt.Sprintf("compare %d tables of the target with the source's, and close its gate", len(s.env.Scope.Tables))
-		differences, err := dump.Differences(ctx, sides.target, s.env.Scope, true)
+		differences, err := s.differences(ctx, sides)
 		if err != nil {
 			return p, err
 		}

@@ -10,14 +10,18 @@ import (
 
 // UnfitError says that row images of a table without a key cannot be applied: they hold values that its columns
 // on the other side do not take, since they were written before its types changed, or by a label of an enum that
-// has another name now; or a partition was truncated, and they do not say which rows were in it. No
-// later pass can apply them; the table has to be loaded again, which leaves them out.
+// has another name now; or a partition was truncated, and they do not say which rows were in it. Or a partition of a
+// table with a key was, and the other side has none in its place. No later pass can apply that; the table has to be
+// loaded again, which leaves it out.
 type UnfitError struct {
 	Table scope.Table
 	Err   error
 }
 
 func (e *UnfitError) Error() string {
+	if keyed(e.Table) {
+		return fmt.Sprintf("a TRUNCATE of %s cannot be applied: %v", tableName(e.Table), e.Err)
+	}
 	if !unfit(e.Err) {
 		return fmt.Sprintf("row images of %s cannot be applied: %v", tableName(e.Table), e.Err)
 	}

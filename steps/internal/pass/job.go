@@ -22,6 +22,7 @@ type work struct {
 	table   scope.Table
 	span    span
 	backlog backlog
+	places  map[string]string // of the marked partitions on From
 
 	stage  *stage
 	staged int64
@@ -38,9 +39,10 @@ type job struct {
 	whole bool // all tables, not a piece of one
 	opts  Options
 
-	id  string
-	tx  pgx.Tx
-	res Result
+	id     string
+	tx     pgx.Tx
+	res    Result
+	astray error // of a mark
 }
 
 // do reads, applies and forgets. To commits before From: in between, the pass is repeated.
@@ -90,6 +92,9 @@ func (j *job) stageAll(ctx context.Context) error {
 			}
 			continue
 		}
+		if w.places, err = places(ctx, j.from.conn, w); err != nil {
+			return err
+		}
 		if w.backlog.keys == 0 {
 			continue
 		}
@@ -101,29 +106,6 @@ func (j *job) stageAll(ctx context.Context) error {
 	return run(ctx, j.from.conn, "ROLLBACK TO SAVEPOINT r; RELEASE SAVEPOINT r")
 }
 
-func (j *job) stageRows(ctx context.Context, w *work) error {
-	query := readRows(dialectOf(j.from.version), w.table, w.span)
-	most := w.backlog.keys > 10000 && w.backlog.keys*4 > w.table.Rows
-	if most { // a hash join over the whole table is cheaper than that many lookups
-		if err := run(ctx, j.from.conn, "SET LOCAL enable_hashjoin = on; SET LOCAL enable_mergejoin = on; SET LOCAL enable_seqscan = on"); err != nil {
-			return err
-		}
-	}
-	got, err := pg.Pipe(ctx, j.from.conn, j.p.to.conn, copyOut(query, w.stage.binary),
-		"COPY "+w.stage.name+" ("+w.stage.columns+") FROM STDIN"+format(w.stage.binary), nil)
-	w.stage.deadBytes += got.Bytes
-	if err != nil {
-		return err
-	}
-	w.staged = got.Rows
-	j.res.Keys += got.Rows
-	j.res.Bytes += got.Bytes
-	if most {
-		return run(ctx, j.from.conn, "SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off; SET LOCAL enable_seqscan = off")
-	}
-	return nil
-}
-
 // apply writes on To while From forgets and the fingerprint is compared once more.
 func (j *job) apply(ctx context.Context) error {
 	g, gctx := errgroup.WithContext(ctx)
@@ -132,7 +114,7 @@ func (j *job) apply(ctx context.Context) error {
 	g.Go(func() error {
 		if failpoint.Mutant("pass.marks_last") {
 			defer func() { _ = j.applyMarks(gctx) }()
-		} else if err := j.applyMarks(gctx); err != nil {
+		} else if err := j.applyMarks(gctx); err != nil || j.astray != nil {
 			return err
 		}
 		for i := range j.work {
@@ -152,7 +134,7 @@ func (j *job) apply(ctx context.Context) error {
 		}
 		return nil
 	})
-	if err := g.Wait(); err != nil {
+	if err := j.orAstray(g.Wait()); err != nil {
 		return err
 	}
 	if j.opts.InTarget != nil {

@@ -3,10 +3,12 @@ package pass
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/pgrunbook/pgrunbook/engine"
 	"github.com/pgrunbook/pgrunbook/internal/pg"
 	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
 )
@@ -39,42 +41,89 @@ func (j *job) applyMarks(ctx context.Context) error {
 			}
 		}
 	}
+	if j.astray != nil {
+		return nil
+	}
 	return j.empty(ctx, empty)
 }
 
-// strangersSQL gives those of $2 that are not below table $1.
-const strangersSQL = `
-SELECT m FROM unnest($2::text[]) m
- WHERE NOT EXISTS (
-   WITH RECURSIVE up (oid) AS (SELECT to_regclass(m)::oid UNION SELECT i.inhparent FROM up JOIN pg_inherits i ON i.inhrelid = up.oid)
-   SELECT FROM up WHERE oid = to_regclass($1))`
+// placesSQL gives those of $2 that are below table $1, with how each is cut out of the rows there. Which names a server
+// quotes depends on its major.
+const placesSQL = `
+WITH RECURSIVE up (member, oid, level) AS (
+  SELECT m, to_regclass(m)::oid, 0 FROM unnest($2::text[]) m
+  UNION ALL SELECT up.member, i.inhparent, up.level + 1 FROM up JOIN pg_inherits i ON i.inhrelid = up.oid WHERE up.oid <> to_regclass($1))
+SELECT up.member, string_agg(concat_ws(' ', n.nspname || '.' || c.relname, CASE WHEN up.oid <> to_regclass($1) THEN pg_get_expr(c.relpartbound, c.oid) END,
+         'PARTITION BY ' || replace(pg_get_partkeydef(c.oid), '"', '')), ', OF ' ORDER BY up.level)
+  FROM up JOIN pg_class c ON c.oid = up.oid JOIN pg_namespace n ON n.oid = c.relnamespace
+ GROUP BY up.member HAVING bool_or(up.oid = to_regclass($1))`
 
-// strangers gives the marked members of w's tree that are no members of it on To. A partition that was
-// detached keeps its triggers for a while, and its marks may wait long: by now it may be a table of its
-// own, loaded since, or gone. What left the tree makes its table be loaded again.
-func (j *job) strangers(ctx context.Context, w *work) (map[string]bool, error) {
+// places gives where a side has the marked members of w's tree. Those that are no members there are left out.
+func places(ctx context.Context, conn *pgx.Conn, w *work) (map[string]string, error) {
 	var members []string
 	for _, m := range w.backlog.marks {
-		if marked(w.table, m) != relation(w.table) {
+		if marked(w.table, m) != relation(w.table) && !slices.Contains(members, m.member) {
 			members = append(members, m.member)
 		}
 	}
 	if len(members) == 0 {
 		return nil, nil
 	}
-	rows, err := j.tx.Query(ctx, strangersSQL, tableName(w.table), members)
+	rows, err := conn.Query(ctx, placesSQL, tableName(w.table), members)
 	if err != nil {
 		return nil, fmt.Errorf("looking for the partitions of %s: %w", tableName(w.table), err)
 	}
-	names, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	list, member, at := map[string]string{}, "", ""
+	_, err = pgx.ForEachRow(rows, []any{&member, &at}, func() error { list[member] = at; return nil })
 	if err != nil {
 		return nil, fmt.Errorf("looking for the partitions of %s: %w", tableName(w.table), err)
+	}
+	return list, nil
+}
+
+// strangers gives the marked members of w's tree that are no members of it on either side. A partition that was
+// detached keeps its triggers for a while, and its marks may wait long: by now it may be a table of its
+// own, loaded since, or gone. What left the tree makes its table be loaded again. One that From has where To has none,
+// or another one, is not skipped: nothing else tells which rows went.
+func (j *job) strangers(ctx context.Context, w *work) (map[string]bool, error) {
+	there, err := places(ctx, j.p.to.conn, w)
+	if err != nil {
+		return nil, err
 	}
 	gone := map[string]bool{}
-	for _, name := range names {
-		gone[name] = true
+	for _, m := range w.backlog.marks {
+		from, to := w.places[m.member], there[m.member]
+		switch {
+		case marked(w.table, m) == relation(w.table) || from == to && to != "":
+		case from == "":
+			gone[m.member] = to == ""
+		default:
+			j.astray = j.strayed(w.table, m.member, from, to)
+		}
 	}
 	return gone, nil
+}
+
+// strayed is the error of a mark whose rows To holds elsewhere.
+func (j *job) strayed(t scope.Table, member, from, to string) error {
+	here, there := j.p.cfg.From.Side(), j.p.cfg.To.Side()
+	why := "which has no such partition"
+	if to != "" {
+		why = fmt.Sprintf("where it is %s; on the %s it is %s", to, here, from)
+	}
+	return &engine.Error{
+		Op: "following", Object: tableName(t),
+		Err:  &UnfitError{Table: t, Err: fmt.Errorf("its partition %s was truncated on the %s, and nothing tells these rows on the %s, %s", member, here, there, why)},
+		Hint: fmt.Sprintf("Make the partitions of %s on the %s like the %s's, then run the same command again.", tableName(t), there, here),
+	}
+}
+
+// orAstray gives a mark's error after those of what was done beside it: a change that the fingerprint shows is its reason.
+func (j *job) orAstray(err error) error {
+	if err == nil {
+		return j.astray
+	}
+	return err
 }
 
 // marked names what a mark empties. The members of a tree log their own marks; a mark of the root

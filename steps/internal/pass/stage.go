@@ -125,3 +125,26 @@ func (s *toSession) types(ctx context.Context, t scope.Table) (map[string]baseTy
 func versionsAgree(a, b int) bool {
 	return a >= 100000 && a < 190000 && b >= 100000 && b < 190000
 }
+
+func (j *job) stageRows(ctx context.Context, w *work) error {
+	query := readRows(dialectOf(j.from.version), w.table, w.span)
+	most := w.backlog.keys > 10000 && w.backlog.keys*4 > w.table.Rows
+	if most { // a hash join over the whole table is cheaper than that many lookups
+		if err := run(ctx, j.from.conn, "SET LOCAL enable_hashjoin = on; SET LOCAL enable_mergejoin = on; SET LOCAL enable_seqscan = on"); err != nil {
+			return err
+		}
+	}
+	got, err := pg.Pipe(ctx, j.from.conn, j.p.to.conn, copyOut(query, w.stage.binary),
+		"COPY "+w.stage.name+" ("+w.stage.columns+") FROM STDIN"+format(w.stage.binary), nil)
+	w.stage.deadBytes += got.Bytes
+	if err != nil {
+		return err
+	}
+	w.staged = got.Rows
+	j.res.Keys += got.Rows
+	j.res.Bytes += got.Bytes
+	if most {
+		return run(ctx, j.from.conn, "SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off; SET LOCAL enable_seqscan = off")
+	}
+	return nil
+}

@@ -1,0 +1,57 @@
+package steps
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/pgrunbook/pgrunbook/engine"
+	"github.com/pgrunbook/pgrunbook/internal/testpg"
+)
+
+// cutSetup are tables that a target may have, column by column, and cut otherwise.
+const cutSetup = shopSetup + `
+CREATE TABLE shop.tree (id int PRIMARY KEY, v text) PARTITION BY RANGE (id);
+CREATE TABLE shop.tree_1 PARTITION OF shop.tree FOR VALUES FROM (0) TO (100);
+CREATE TABLE shop.tree_2 PARTITION OF shop.tree FOR VALUES FROM (100) TO (200);
+CREATE TABLE shop.tree_3 PARTITION OF shop.tree FOR VALUES FROM (200) TO (300) PARTITION BY RANGE (id);
+CREATE TABLE shop.tree_3a PARTITION OF shop.tree_3 FOR VALUES FROM (200) TO (250);
+CREATE TABLE shop.parent (id int PRIMARY KEY);
+CREATE TABLE shop.child (PRIMARY KEY (id)) INHERITS (shop.parent);`
+
+// A TRUNCATE of a partition takes rows that the source has in it: a target whose partitions are others has them elsewhere.
+func TestF44ExistingTargetIsCutOtherwise(t *testing.T) {
+	source, target := testpg.Pair(t)
+	r := newRigOn(t, source, target, cutSetup, `schema { mode = "existing" }`)
+	alike := strings.Split(shopSetup, "INSERT INTO")[0] + strings.TrimPrefix(cutSetup, shopSetup)
+	r.exec(target, alike+`
+		DROP TABLE shop.tree_1; CREATE TABLE shop.tree_1 PARTITION OF shop.tree FOR VALUES FROM (0) TO (50);
+		DROP TABLE shop.tree_2; CREATE TABLE shop.tree_9 PARTITION OF shop.tree DEFAULT;
+		DROP TABLE shop.tree_3; CREATE TABLE shop.tree_3 PARTITION OF shop.tree FOR VALUES FROM (200) TO (300) PARTITION BY LIST (id); CREATE TABLE shop.tree_3a PARTITION OF shop.tree FOR VALUES FROM (300) TO (400);
+		ALTER TABLE shop.child NO INHERIT shop.parent; CREATE SCHEMA aside; CREATE TABLE aside.heir () INHERITS (shop.customer)`)
+	apply := func() error {
+		return newSchema(r.env).Apply(t.Context(), engine.StepPlan{}, r.cursor(newSchema(r.env)))
+	}
+	err := apply()
+	if engine.ClassOf(err) != engine.ClassPreflight || engine.HintOf(err) != likeSource {
+		t.Fatalf("got %v", err)
+	}
+	for _, want := range []string{
+		`"shop"."tree_1" is a partition of "shop"."tree" FOR VALUES FROM (0) TO (100) on the source and a partition of "shop"."tree" FOR VALUES FROM (0) TO (50) on the target`,
+		`"shop"."tree_2", a partition of "shop"."tree" FOR VALUES FROM (100) TO (200), is not on the target`,
+		`"shop"."tree_3" is partitioned by RANGE (id) on the source and partitioned by LIST (id) on the target`,
+		`"shop"."tree_3a" is a partition of "shop"."tree_3" FOR VALUES FROM (200) TO (250) on the source and a partition of "shop"."tree" FOR VALUES FROM (300) TO (400) on the target`,
+		`"shop"."tree_9", a partition of "shop"."tree" DEFAULT, is on the target only`,
+		`"shop"."child" is an heir of "shop"."parent" on the source and on its own on the target`,
+		`"aside"."heir" inherits from "shop"."customer" on the target only`,
+		"7 differences",
+	} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("not named: %s in %v", want, err)
+		}
+	}
+	if _, err := newSchema(r.env).Plan(t.Context()); engine.HintOf(err) != likeSource {
+		t.Errorf("the plan: %v", err)
+	}
+	r.exec(target, "DROP SCHEMA shop, aside CASCADE; "+alike)
+	r.must(apply())
+}
