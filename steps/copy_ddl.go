@@ -49,7 +49,7 @@ func (s *copyStep) changed(ctx context.Context, conn *pgx.Conn, t scope.Table, r
 	if err := strayed(ctx, s.env, changes); err != nil {
 		return err
 	}
-	again := slices.ContainsFunc(changes, loadedAgain)
+	again := slices.ContainsFunc(changes, capture.Change.Reloads)
 	carried := slices.DeleteFunc(slices.Clone(changes), func(c capture.Change) bool { return c.Rule != capture.Carry })
 	needed := refused && slices.ContainsFunc(carried, func(c capture.Change) bool {
 		return c.What == capture.ColumnDropped || c.What == capture.PartitionAdded && t.Identity != scope.ByKey // such a tree is read whole

@@ -60,7 +60,7 @@ func carryDDL(ctx context.Context, env *Env, cp engine.Checkpoint, c *carry) (ag
 		if err != nil {
 			return nil, err
 		}
-		if i := slices.IndexFunc(changes, loadedAgain); i >= 0 {
+		if i := slices.IndexFunc(changes, capture.Change.Reloads); i >= 0 {
 			again.tables, again.changes = append(again.tables, t), slices.Concat(again.changes, changes[i:i+1], slices.Delete(slices.Clone(changes), i, i+1))
 			continue // accepted when the table is read again
 		}
@@ -200,12 +200,6 @@ func runOn(ctx context.Context, conn *pgx.Conn, rel scope.Name, onWait capture.O
 		_, err := tx.Exec(ctx, sql)
 		return err
 	})
-}
-
-// loadedAgain reports whether a change takes a new load: rows changed that left no key, or old rows got
-// values that no statement makes on the target.
-func loadedAgain(c capture.Change) bool {
-	return c.Rule == capture.Recopy || c.What == capture.PartitionMoved || c.Unlike
 }
 
 // recapture makes a table's triggers on the source right. What was dropped since it was looked at, and may have

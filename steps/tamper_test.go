@@ -1,6 +1,7 @@
 package steps
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 
@@ -16,6 +17,9 @@ var tampering = []struct{ name, sql, stops, mend string }{
 	{"F45 ENABLE TRIGGER ALL", `ALTER TABLE shop.customer ENABLE TRIGGER ALL; SET session_replication_role = replica; UPDATE shop.customer SET name = 'd'`, "", ""},
 	{"F45 function replaced", `DO $$ DECLARE f regprocedure; BEGIN FOR f IN SELECT tgfoid FROM pg_trigger WHERE tgrelid = 'shop.customer'::regclass AND tgname LIKE 'pgrunbook_capture%' LOOP
 		EXECUTE format('CREATE OR REPLACE FUNCTION %s RETURNS trigger LANGUAGE plpgsql AS ''BEGIN RETURN NULL; END''', f); END LOOP; END $$; UPDATE shop.customer SET name = 'e'`, "", ""},
+	{"F45 function replaced, written, put back", replacedFor("shop.customer", "UPDATE shop.customer SET name = ''e2''", true), "", ""},
+	{"F45 function of a table that joined, replaced", replacedFor("shop.late", "UPDATE shop.late SET v = ''hidden''", false), "", ""},
+	{"F45 function of a table that joined, replaced, written, put back", replacedFor("shop.late", "UPDATE shop.late SET v = ''hidden, too''", true), "", ""},
 	{"F45 delta renamed and made anew", `DO $$ DECLARE d text; BEGIN FOR d IN SELECT relname FROM pg_class WHERE relname LIKE 'delta\_%' AND relkind = 'r' LOOP
 		EXECUTE format('ALTER TABLE pgrunbook.%I RENAME TO old_%s', d, d); EXECUTE format('CREATE TABLE pgrunbook.%I (LIKE pgrunbook.old_%s INCLUDING ALL)', d, d); END LOOP; END $$; UPDATE shop.customer SET name = 'f'`, "", ""},
 	{"F45 delta dropped", `UPDATE shop.customer SET name = 'g'; DO $$ DECLARE d text; BEGIN FOR d IN SELECT relname FROM pg_class WHERE relname LIKE 'delta\_%' AND relkind = 'r' LOOP EXECUTE format('DROP TABLE pgrunbook.%I', d); END LOOP; END $$`, "", ""},
@@ -24,10 +28,22 @@ var tampering = []struct{ name, sql, stops, mend string }{
 	{"F45 primary key dropped", `ALTER TABLE shop.invoice DROP CONSTRAINT invoice_pkey`, "no valid unique index", `ALTER TABLE shop.invoice ADD PRIMARY KEY (id)`},
 }
 
-// Tampering with our triggers is found before the next apply: what was hidden is read again, or the
-// run stops. A delta cannot be emptied.
+// replacedFor gives a table's capture function a body that does nothing, writes, and may put it back.
+func replacedFor(table, sql string, back bool) string {
+	undo := ""
+	if back {
+		undo = "EXECUTE def;"
+	}
+	return fmt.Sprintf(`DO $$ DECLARE f oid := (SELECT tgfoid FROM pg_trigger WHERE tgrelid = '%s'::regclass AND tgname = 'pgrunbook_capture_upd'); def text := pg_get_functiondef(f);
+		BEGIN EXECUTE format('CREATE OR REPLACE FUNCTION %%s RETURNS trigger LANGUAGE plpgsql AS ''BEGIN RETURN NULL; END''', f::regprocedure); EXECUTE '%s'; %s END $$`, table, sql, undo)
+}
+
+// Tampering with our triggers is found before the next apply, also on a table that joined the run: what was hidden is
+// read again, or the run stops. A delta cannot be emptied.
 func TestTampering(t *testing.T) {
-	r := following(t, "")
+	r := following(t, `schema { on_ddl = "carry" }`)
+	r.exec(r.source, "CREATE TABLE shop.late (id int PRIMARY KEY, v text); INSERT INTO shop.late SELECT g, 'seen' FROM generate_series(1, 20) g")
+	r.must(r.catchUp())
 	for _, c := range tampering {
 		t.Run(c.name, func(t *testing.T) {
 			for _, sql := range []string{c.sql} {

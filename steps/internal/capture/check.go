@@ -53,6 +53,10 @@ type Change struct {
 	seen fingerprint
 }
 
+// Reloads reports whether a change takes a new load: rows changed that left no key, or old rows got
+// values that no statement makes on the other side.
+func (c Change) Reloads() bool { return c.Rule == Recopy || c.What == PartitionMoved || c.Unlike }
+
 // Checked reports whether Check found the change in the catalog: Accept then compares with what it saw.
 func (c Change) Checked() bool { return len(c.seen.Relations) > 0 }
 
@@ -187,7 +191,8 @@ func checkDetails(ctx context.Context, conn *pgx.Conn, ids []int32, byID map[int
 // Accept records that a table's changes were handled: what is now is what later checks compare
 // with. seen are the changes that were handled; when the table changed further since Check saw
 // them, it is an error, and Check must look again. Our own triggers may differ: InstallOn may have
-// mended them in between. Call it before the rows are read again, never after.
+// mended them in between. So may our function, where the rows are read again or it became one for
+// row triggers. Call it before the rows are read again, never after.
 func Accept(ctx context.Context, conn *pgx.Conn, t scope.Table, seen ...Change) error {
 	rec, err := recorded(ctx, conn, t)
 	if err != nil {
@@ -208,17 +213,34 @@ func Accept(ctx context.Context, conn *pgx.Conn, t scope.Table, seen ...Change) 
 	if len(now.Relations) == 0 {
 		return fmt.Errorf("%s is gone", pg.Name(t.Schema, t.Name.Name))
 	}
+	renewed := slices.ContainsFunc(seen, func(c Change) bool { return c.ID == t.ID && (c.Reloads() || c.What == Inheritance) })
 	for _, c := range seen {
 		if c.ID != t.ID || len(c.seen.Relations) == 0 {
 			continue
 		}
 		for _, further := range compare(t, c.seen, now) {
 			if further.What != Tampered {
-				return &engine.Error{Op: "following", Object: pg.Name(t.Schema, t.Name.Name), Err: fmt.Errorf("it changed again meanwhile: %s", further.Text), Hint: "Run the same command again."}
+				return further.meanwhile()
 			}
+		}
+		if !renewed && !c.seen.written(now) {
+			return newChange(t, Tampered, Recopy, "our function or the table that it writes to was touched").meanwhile()
+		}
+	}
+	if !rec.print.written(now) { // InstallOn made it anew, or somebody did it again: one that does something else is not taken for ours
+		ours, err := wanted(ctx, conn, t, rec.Rel)
+		if err != nil {
+			return err
+		}
+		if !ours {
+			return newChange(t, Tampered, Recopy, "our function was replaced").meanwhile()
 		}
 	}
 	return put(ctx, conn, t, now, rec.raw)
+}
+
+func (c Change) meanwhile() error {
+	return &engine.Error{Op: "following", Object: pg.Name(c.Table.Schema, c.Table.Name), Err: fmt.Errorf("it changed again meanwhile: %s", c.Text), Hint: "Run the same command again."}
 }
 
 // FileNodes gives the file node of every member of a table that has rows, by quoted and qualified

@@ -30,7 +30,7 @@ var checkCases = []struct {
 	want      []string // rule and what, with SQL where carried
 }{
 	{"nothing", `SELECT 1`, nil},
-	{"maintenance", `VACUUM FULL public.plain; CLUSTER public.plain USING plain_pkey; REINDEX TABLE public.plain; ANALYZE public.plain; VACUUM FULL pg_attribute`, nil},
+	{"maintenance", `VACUUM FULL public.plain; CLUSTER public.plain USING plain_pkey; REINDEX TABLE public.plain; ANALYZE public.plain; VACUUM FULL pg_attribute; VACUUM FULL pg_proc; VACUUM FREEZE pg_proc`, nil},
 	{"set unlogged and logged", `ALTER TABLE public.plain SET UNLOGGED; ALTER TABLE public.plain SET LOGGED`, nil},
 	{"statistics and storage", `ALTER TABLE public.plain ALTER v SET STATISTICS 500; ALTER TABLE public.plain ALTER v SET STORAGE EXTERNAL`, nil},
 	{"grants and comments", `GRANT SELECT ON public.plain TO other_reader; GRANT SELECT (v) ON public.plain TO other_reader; COMMENT ON COLUMN public.plain.v IS 'x'`, nil},
@@ -74,6 +74,9 @@ var checkCases = []struct {
 	{"table replaced", `CREATE TABLE public.new (LIKE public.plain INCLUDING ALL); DROP TABLE public.plain; ALTER TABLE public.new RENAME TO plain`, []string{"leave dropped"}},
 	{"writes behind disabled triggers", `BEGIN; ALTER TABLE public.plain DISABLE TRIGGER USER; UPDATE public.plain SET v = 'hidden'; ALTER TABLE public.plain ENABLE ALWAYS TRIGGER pgrunbook_capture_upd; COMMIT`, []string{"recopy tampered"}},
 	{"ENABLE TRIGGER ALL", `ALTER TABLE public.plain ENABLE TRIGGER ALL`, []string{"recopy tampered"}},
+	{"function replaced", `CREATE OR REPLACE FUNCTION pgrunbook.capture_1() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$`, []string{"recopy tampered"}},
+	{"function replaced, written, put back", putBack("capture_2", "UPDATE public.part SET v = ''hidden''"), []string{"recopy tampered"}},
+	{"function with other settings, written, put back", `ALTER FUNCTION pgrunbook.capture_1() SET session_replication_role = replica; ALTER FUNCTION pgrunbook.capture_1() RESET ALL`, []string{"recopy tampered"}},
 	{"trigger dropped", `DROP TRIGGER pgrunbook_capture_del ON public.plain`, []string{"recopy tampered"}},
 	{"partition made", `CREATE TABLE public.part_3 PARTITION OF public.part FOR VALUES FROM (20) TO (30)`, []string{`carry partition_added: CREATE TABLE "public"."part_3" PARTITION OF "public"."part" FOR VALUES FROM (20) TO (30)`}},
 	{
@@ -114,6 +117,12 @@ var checkCases = []struct {
 	{"a default set to what it was", `ALTER TABLE public.ref ALTER p SET DEFAULT 5`, nil},
 	{"attached elsewhere (14)", `CREATE TABLE public.tree (id int NOT NULL, v varchar(10), n int) PARTITION BY LIST (n); ALTER TABLE public.tree ATTACH PARTITION public.plain DEFAULT`, []string{"stop inheritance"}},
 	{"schema replaced", `ALTER SCHEMA public RENAME TO live; CREATE SCHEMA public`, []string{"stop renamed", "stop renamed", "stop renamed"}},
+}
+
+// putBack gives a function of ours another body while something is written. Quotes in sql are doubled.
+func putBack(function, sql string) string {
+	return fmt.Sprintf(`DO $$ DECLARE def text := pg_get_functiondef('pgrunbook.%[1]s'::regproc); BEGIN
+  EXECUTE 'CREATE OR REPLACE FUNCTION pgrunbook.%[1]s() RETURNS trigger LANGUAGE plpgsql AS ''BEGIN RETURN NULL; END'''; EXECUTE '%[2]s'; EXECUTE def; END $$`, function, sql)
 }
 
 func describe(changes []Change) []string {
@@ -218,6 +227,66 @@ func TestAcceptTakesWhatWasSeenAndNoMore(t *testing.T) {
 	}
 	if seen, err = Check(d.ctx, d.ours, testRun, []scope.Table{table}); err != nil || len(seen) > 0 {
 		t.Errorf("after Accept: %v, %v", describe(seen), err)
+	}
+}
+
+// InstallOn mends a function that somebody replaced, and leaves it to Check to say so, also where the body was put back
+// before. What InstallOn itself makes of it, because the table's columns changed, is nobody's tampering.
+func TestF45InstallHidesNoReplacedFunction(t *testing.T) {
+	d := newDB(t, 15, `CREATE TABLE plain (id int PRIMARY KEY, v text); CREATE TABLE heap (v text); INSERT INTO plain VALUES (1, 'a'), (2, 'b')`)
+	plain, heap := d.table(1, "plain", scope.Statement, scope.ByKey), d.table(2, "heap", scope.Statement, scope.FullRow)
+	tables := []scope.Table{plain, heap}
+	look := func(after string, want ...string) []Change {
+		t.Helper()
+		changes, err := Check(d.ctx, d.ours, testRun, tables)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(want, describe(changes)); diff != "" {
+			t.Fatalf("after %s (-want +got):\n%s", after, diff)
+		}
+		return changes
+	}
+	d.install(tables...)
+	d.install(tables...)
+	look("a second InstallOn")
+	for _, sql := range []string{
+		`CREATE OR REPLACE FUNCTION pgrunbook.capture_1() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$; UPDATE public.plain SET v = 'hidden'`,
+		putBack("capture_1", "UPDATE public.plain SET v = ''hidden''"),
+	} {
+		d.run(d.ours, sql)
+		d.install(plain)
+		d.install(plain) // of a process that goes on after a death
+		seen := look(sql, "recopy tampered")
+		d.run(d.app, "UPDATE public.plain SET v = 'seen' WHERE id = 2")
+		if keys, _ := d.logged(plain); !slices.Contains(keys, "2") {
+			t.Errorf("after %s: keys %v are logged", sql, keys)
+		}
+		if err := Accept(d.ctx, d.ours, plain, seen...); err != nil {
+			t.Fatal(err)
+		}
+		look("Accept")
+	}
+
+	d.run(d.ours, "ALTER TABLE public.plain ADD COLUMN w int; ALTER TABLE public.heap ADD COLUMN w int")
+	heap = d.table(2, "heap", scope.Statement, scope.FullRow)
+	added := []string{`carry column_added: ALTER TABLE "public"."plain" ADD COLUMN "w" integer`, `carry column_added: ALTER TABLE "public"."heap" ADD COLUMN "w" integer`}
+	seen := look("ADD COLUMN", added...)
+	d.install(plain, heap)
+	look("a function with the new column", added...)
+	d.run(d.ours, putBack("capture_1", "UPDATE public.plain SET w = 1")+"; "+putBack("capture_2", "UPDATE public.heap SET w = 1"))
+	if err := Accept(d.ctx, d.ours, plain, seen...); err == nil || !strings.Contains(err.Error(), "changed again") {
+		t.Errorf("Accept of a table that changed unseen says %v", err)
+	}
+	if err := Accept(d.ctx, d.ours, heap, seen...); err != nil { // it is loaded again in any case
+		t.Error(err)
+	}
+	look("Accept", added[0], "recopy tampered")
+	d.run(d.ours, "ALTER TABLE public.heap ADD COLUMN x int")
+	seen = look("another column", added[0], "recopy tampered", `carry column_added: ALTER TABLE "public"."heap" ADD COLUMN "x" integer`)
+	d.run(d.ours, noopSQL("pgrunbook.capture_2"))
+	if err := Accept(d.ctx, d.ours, heap, seen...); err == nil || !strings.Contains(err.Error(), "changed again") {
+		t.Errorf("Accept of a function that does nothing says %v", err)
 	}
 }
 

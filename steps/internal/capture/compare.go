@@ -30,10 +30,15 @@ func compare(t scope.Table, was, now fingerprint) []Change {
 	changes = append(changes, members(t, was, now)...)
 	changes = append(changes, memberDefaults(t, was, now)...)
 	changes = append(changes, inherited(t, was, now, changes)...)
-	if was.Function != now.Function || was.Records != now.Records {
-		changes = append(changes, newChange(t, Tampered, Recopy, "our function or the table that it writes to was dropped, renamed or made anew: rows may have changed unseen"))
+	if !was.written(now) {
+		changes = append(changes, newChange(t, Tampered, Recopy, "our function or the table that it writes to was dropped, renamed, altered or made anew: rows may have changed unseen"))
 	}
 	return changes
+}
+
+// written reports whether the function and the table that it writes to are those of another print, untouched since.
+func (f fingerprint) written(now fingerprint) bool {
+	return f.Function == now.Function && (f.Written == 0 || f.Written == now.Written) && f.Records == now.Records
 }
 
 // columns compares the root's columns.

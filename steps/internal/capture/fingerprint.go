@@ -21,6 +21,7 @@ type fingerprint struct {
 	Uniques   int64      `json:"uniques"`   // sum of the oids of the root's unique indexes
 	Children  []link     `json:"children"`  // legacy inheritance children of a plain table
 	Function  int64      `json:"function"`  // hash of the capture function's body, 0 where it is gone
+	Written   int64      `json:"written"`   // oid and xmin of the function, added: one with another body for a while is seen. 0 in records of older builds
 	Records   int64      `json:"records"`   // oid of the delta or image table, 0 where it is gone
 	Parents   []link     `json:"parents"`   // of the root: legacy parents, or a tree that it was attached to
 }
@@ -106,6 +107,7 @@ SELECT r.id, json_build_object('relations', rels.list,
        FROM pg_inherits k JOIN pg_class p ON p.oid = k.inhparent AND p.relkind <> 'p' WHERE k.inhparent = r.oid),
     'parents', (SELECT json_agg(json_build_object('name', k.inhparent::regclass::text, 'kind', (SELECT p.relkind::text FROM pg_class p WHERE p.oid = k.inhparent), 'xmin', k.xmin::text::int8) ORDER BY k.inhparent) FROM pg_inherits k WHERE k.inhrelid = r.oid),
     'function', (SELECT coalesce(sum(hashtext(p.prosrc)), 0)::int8 FROM pg_proc p WHERE p.pronamespace = 'pgrunbook'::regnamespace AND p.proname = 'capture_' || r.id),
+    'written', (SELECT coalesce(sum(p.oid::int8 + p.xmin::text::int8), 0)::int8 FROM pg_proc p WHERE p.pronamespace = 'pgrunbook'::regnamespace AND p.proname = 'capture_' || r.id),
     'records', coalesce((SELECT to_regclass('pgrunbook.' || CASE c.shape WHEN '' THEN 'image_' || c.id ELSE 'delta_' || c.shape END)::oid::int8 FROM (VALUES (r.id, r.shape)) c (id, shape)), 0),
     'uniques', (SELECT coalesce(sum(x.indexrelid::int8), 0)::int8 FROM pg_index x WHERE x.indrelid = r.oid AND x.indisunique AND x.indisvalid AND x.indimmediate),
     'key_fits', r.cols = '' OR EXISTS (

@@ -59,10 +59,10 @@ func Install(ctx context.Context, srv *pg.Server, run scope.Run, t scope.Table, 
 //
 // It may be called again: triggers that are missing, wrong or not ENABLE ALWAYS are mended. The
 // recorded fingerprint of a table that is captured already stays, so that Check still reports what
-// happened; members that joined since then have all their keys logged (see Relog). Another table
-// under the name of one that is captured is ErrAnother, and nothing of it is touched: its rows from
-// before the triggers would be in no delta and in no load. Prepare comes first. A table with
-// NoCapture is left alone.
+// happened, to the function as well; members that joined since then have all their keys logged (see
+// Relog). Another table under the name of one that is captured is ErrAnother, and nothing of it is
+// touched: its rows from before the triggers would be in no delta and in no load. Prepare comes
+// first. A table with NoCapture is left alone.
 func InstallOn(ctx context.Context, conn *pgx.Conn, run scope.Run, t scope.Table, onWait OnWait) error {
 	if t.Capture == scope.NoCapture || t.Capture == "" {
 		return nil
@@ -84,7 +84,7 @@ func InstallOn(ctx context.Context, conn *pgx.Conn, run scope.Run, t scope.Table
 	// Where triggers of the other kind stand, the function becomes another one together with them.
 	swap := before != nil && before.Mode != mode(t)
 	if !swap {
-		if err := objects(ctx, conn, run, t, rels[0].OID); err != nil {
+		if err := objects(ctx, conn, run, t, rels[0].OID, before); err != nil {
 			return err
 		}
 	}
@@ -152,52 +152,6 @@ func fits(t scope.Table, rels []relation) error {
 				Hint: "Run plan again: it chooses row triggers for such tables.",
 			}
 		}
-	}
-	return nil
-}
-
-// objects makes the delta or image table and the function. A function that is there is replaced:
-// that takes no lock on the table.
-func objects(ctx context.Context, conn *pgx.Conn, run scope.Run, t scope.Table, root uint32) error {
-	major, err := majorOf(ctx, conn)
-	if err != nil {
-		return err
-	}
-	name, create := ImageName(t.ID), imageTableSQL(t.ID, major)
-	if t.Identity == scope.ByKey {
-		name, create = DeltaName(t.Key.Shape), deltaTableSQL(t.Key, major)
-	}
-	err = inTx(ctx, conn, func(tx pgx.Tx) error {
-		// Two workers may meet at one shape.
-		if _, err := tx.Exec(ctx, "SELECT pg_advisory_xact_lock(hashtext($1), 0)", "pgrunbook "+name); err != nil {
-			return err
-		}
-		var there bool
-		if err := tx.QueryRow(ctx, "SELECT to_regclass($1) IS NOT NULL", name).Scan(&there); err != nil {
-			return err
-		}
-		if !there {
-			if err := script(ctx, tx, create); err != nil {
-				return err
-			}
-			if err := guard(ctx, tx, name); err != nil {
-				return err
-			}
-			if err := remark(ctx, tx, "TABLE "+name, run); err != nil {
-				return err
-			}
-		}
-		if err := script(ctx, tx, functionSQL(t, root, major)); err != nil {
-			return err
-		}
-		function := FunctionName(t.ID) + "()"
-		if _, err := tx.Exec(ctx, "REVOKE ALL ON FUNCTION "+function+" FROM PUBLIC"); err != nil {
-			return err
-		}
-		return remark(ctx, tx, "FUNCTION "+function, run)
-	})
-	if err != nil {
-		return fmt.Errorf("capturing %s: %w", pg.Name(t.Schema, t.Name.Name), err)
 	}
 	return nil
 }
@@ -349,17 +303,4 @@ func imaged(ctx context.Context, conn *pgx.Conn, t scope.Table, rel scope.Name) 
 		}
 	}
 	return nil
-}
-
-// Neutralize makes a table's capture function do nothing, without a lock on the table: the way out
-// when an application's DDL makes its writes fail. The table must be loaded again afterwards.
-func Neutralize(ctx context.Context, conn *pgx.Conn, id int32) error {
-	if _, err := conn.Exec(ctx, noopSQL(FunctionName(id))); err != nil {
-		return fmt.Errorf("silencing capture of table %d: %w", id, err)
-	}
-	return nil
-}
-
-func noopSQL(function string) string {
-	return "CREATE OR REPLACE FUNCTION " + function + "() RETURNS pg_catalog.trigger LANGUAGE plpgsql SECURITY DEFINER AS $pgrunbook$ BEGIN RETURN NULL; END $pgrunbook$"
 }

@@ -39,11 +39,11 @@ func (f fingerprint) sums() []int64 {
 		s[9]++
 		s[10] += l.Xmin
 	}
-	s[11], s[12], s[13] = f.Uniques, f.Function, f.Records
+	s[11], s[12], s[13], s[14] = f.Uniques, f.Function, f.Records, f.Written
 	return s[:]
 }
 
-const sumParts = 14
+const sumParts = 15
 
 // nameHash ties the names of relation c to its oid: the sum over all tables would be the same after two
 // of them, or two schemas, had swapped names.
@@ -66,8 +66,10 @@ part (id, before, v) AS (
   UNION ALL SELECT m.id, 9, ARRAY[count(*), sum(i.xmin::text::int8)] FROM m JOIN pg_inherits i ON i.inhrelid = m.rel GROUP BY m.id
   UNION ALL SELECT m.id, 11, ARRAY[sum(x.indexrelid::int8)]
     FROM m JOIN pg_index x ON x.indrelid = m.rel AND m.root WHERE x.indisunique AND x.indisvalid AND x.indimmediate GROUP BY m.id
-  UNION ALL SELECT own.id, 12, ARRAY[sum(hashtext(p.prosrc))]
-    FROM own JOIN pg_proc p ON p.pronamespace = 'pgrunbook'::regnamespace AND p.proname = 'capture_' || own.own GROUP BY own.id
+  UNION ALL SELECT f.id, u.before, u.v
+    FROM (SELECT own.id, sum(hashtext(p.prosrc)) AS body, sum(p.oid::int8 + p.xmin::text::int8) AS written
+            FROM own JOIN pg_proc p ON p.pronamespace = 'pgrunbook'::regnamespace AND p.proname = 'capture_' || own.own GROUP BY own.id) f
+    CROSS JOIN LATERAL (VALUES (12, ARRAY[f.body]), (14, ARRAY[f.written])) AS u (before, v)
   UNION ALL SELECT own.id, 13, ARRAY[sum(t.oid::int8)]
     FROM own JOIN pg_class t ON t.relnamespace = 'pgrunbook'::regnamespace AND t.relname = CASE own.shape WHEN '' THEN 'image_' || own.own ELSE 'delta_' || own.shape END GROUP BY own.id)
 SELECT DISTINCT d.id FROM (
