@@ -22,7 +22,7 @@ type work struct {
 	table   scope.Table
 	span    span
 	backlog backlog
-	places  map[string]string // of the marked partitions on From
+	places  map[string]position // of the marked partitions on From
 
 	stage  *stage
 	staged int64

@@ -47,22 +47,38 @@ func (j *job) applyMarks(ctx context.Context) error {
 	return j.empty(ctx, empty)
 }
 
-// placesSQL gives those of $2 that are below table $1, with how each is cut out of the rows there. Which names a server
-// quotes depends on its major.
+// position is where a side has a partition, and how it is cut out of its table's rows there.
+type position struct {
+	at string
+	// scattered says that its bounds do not tell its rows: they are hashed by the oids of an enum's labels, which each
+	// database has its own of.
+	scattered bool
+}
+
+// placesSQL gives those of $2 that are below table $1. Which names a server quotes depends on its major. The hash of a
+// text is that of its bytes.
 const placesSQL = `
 WITH RECURSIVE up (member, oid, level) AS (
   SELECT m, to_regclass(m)::oid, 0 FROM unnest($2::text[]) m
-  UNION ALL SELECT up.member, i.inhparent, up.level + 1 FROM up JOIN pg_inherits i ON i.inhrelid = up.oid WHERE up.oid <> to_regclass($1))
+  UNION ALL SELECT up.member, i.inhparent, up.level + 1 FROM up JOIN pg_inherits i ON i.inhrelid = up.oid WHERE up.oid <> to_regclass($1)),
+cut (oid, scattered, encoding) AS (
+  SELECT k.partrelid, EXISTS (SELECT FROM pg_opclass o WHERE o.oid = ANY (k.partclass::oid[]) AND o.opcintype = ANY ('{anyenum,anyarray,record,anyrange}'::regtype[])),
+         CASE WHEN EXISTS (SELECT FROM unnest(k.partcollation::oid[]) c WHERE c <> 0) THEN 'IN ' || getdatabaseencoding() END
+    FROM pg_partitioned_table k WHERE k.partstrat = 'h')
 SELECT up.member, string_agg(concat_ws(' ', n.nspname || '.' || c.relname, CASE WHEN up.oid <> to_regclass($1) THEN pg_get_expr(c.relpartbound, c.oid) END,
-         'PARTITION BY ' || replace(pg_get_partkeydef(c.oid), '"', '')), ', OF ' ORDER BY up.level)
-  FROM up JOIN pg_class c ON c.oid = up.oid JOIN pg_namespace n ON n.oid = c.relnamespace
+         'PARTITION BY ' || replace(pg_get_partkeydef(c.oid), '"', ''), cut.encoding), ', OF ' ORDER BY up.level),
+       coalesce(bool_or(cut.scattered), false)
+  FROM up JOIN pg_class c ON c.oid = up.oid JOIN pg_namespace n ON n.oid = c.relnamespace LEFT JOIN cut ON cut.oid = up.oid
  GROUP BY up.member HAVING bool_or(up.oid = to_regclass($1))`
 
 // places gives where a side has the marked members of w's tree. Those that are no members there are left out.
-func places(ctx context.Context, conn *pgx.Conn, w *work) (map[string]string, error) {
+func places(ctx context.Context, conn *pgx.Conn, w *work) (map[string]position, error) {
 	var members []string
 	for _, m := range w.backlog.marks {
-		if marked(w.table, m) != relation(w.table) && !slices.Contains(members, m.member) {
+		if marked(w.table, m) == relation(w.table) {
+			return nil, nil // all of them are emptied with their root
+		}
+		if !slices.Contains(members, m.member) {
 			members = append(members, m.member)
 		}
 	}
@@ -73,8 +89,8 @@ func places(ctx context.Context, conn *pgx.Conn, w *work) (map[string]string, er
 	if err != nil {
 		return nil, fmt.Errorf("looking for the partitions of %s: %w", tableName(w.table), err)
 	}
-	list, member, at := map[string]string{}, "", ""
-	_, err = pgx.ForEachRow(rows, []any{&member, &at}, func() error { list[member] = at; return nil })
+	list, member, p := map[string]position{}, "", position{}
+	_, err = pgx.ForEachRow(rows, []any{&member, &p.at, &p.scattered}, func() error { list[member] = p; return nil })
 	if err != nil {
 		return nil, fmt.Errorf("looking for the partitions of %s: %w", tableName(w.table), err)
 	}
@@ -84,19 +100,23 @@ func places(ctx context.Context, conn *pgx.Conn, w *work) (map[string]string, er
 // strangers gives the marked members of w's tree that are no members of it on either side. A partition that was
 // detached keeps its triggers for a while, and its marks may wait long: by now it may be a table of its
 // own, loaded since, or gone. What left the tree makes its table be loaded again. One that From has where To has none,
-// or another one, is not skipped: nothing else tells which rows went.
+// or another one, is not skipped: nothing else tells which rows went. A mark of the root is one of each of them, and
+// theirs say no more: rows that came after it have their keys in the delta.
 func (j *job) strangers(ctx context.Context, w *work) (map[string]bool, error) {
 	there, err := places(ctx, j.p.to.conn, w)
 	if err != nil {
 		return nil, err
 	}
 	gone := map[string]bool{}
+	root := slices.ContainsFunc(w.backlog.marks, func(m mark) bool { return marked(w.table, m) == relation(w.table) })
 	for _, m := range w.backlog.marks {
 		from, to := w.places[m.member], there[m.member]
 		switch {
-		case marked(w.table, m) == relation(w.table) || from == to && to != "":
-		case from == "":
-			gone[m.member] = to == ""
+		case root:
+			gone[m.member] = marked(w.table, m) != relation(w.table)
+		case from == to && to.at != "" && !to.scattered:
+		case from.at == "":
+			gone[m.member] = to.at == ""
 		default:
 			j.astray = j.strayed(w.table, m.member, from, to)
 		}
@@ -105,16 +125,20 @@ func (j *job) strangers(ctx context.Context, w *work) (map[string]bool, error) {
 }
 
 // strayed is the error of a mark whose rows To holds elsewhere.
-func (j *job) strayed(t scope.Table, member, from, to string) error {
+func (j *job) strayed(t scope.Table, member string, from, to position) error {
 	here, there := j.p.cfg.From.Side(), j.p.cfg.To.Side()
 	why := "which has no such partition"
-	if to != "" {
-		why = fmt.Sprintf("where it is %s; on the %s it is %s", to, here, from)
+	hint := fmt.Sprintf("Make the partitions of %s on the %s like the %s's, then run the same command again.", tableName(t), there, here)
+	switch {
+	case from == to:
+		why = "since it is cut by the hash of an enum's label, which each database has its own of"
+		hint = "Where the table can be loaded again, run the same command again. Truncate the whole table, or DELETE from the partition, instead."
+	case to.at != "":
+		why = fmt.Sprintf("where it is %s; on the %s it is %s", to.at, here, from.at)
 	}
 	return &engine.Error{
-		Op: "following", Object: tableName(t),
-		Err:  &UnfitError{Table: t, Err: fmt.Errorf("its partition %s was truncated on the %s, and nothing tells these rows on the %s, %s", member, here, there, why)},
-		Hint: fmt.Sprintf("Make the partitions of %s on the %s like the %s's, then run the same command again.", tableName(t), there, here),
+		Op: "following", Object: tableName(t), Hint: hint,
+		Err: &UnfitError{Table: t, Err: fmt.Errorf("its partition %s was truncated on the %s, and nothing tells these rows on the %s, %s", member, here, there, why)},
 	}
 }
 
