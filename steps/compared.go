@@ -23,6 +23,7 @@ const (
 	foundUnlike  = "CMP001"
 	foundEqual   = "CMP002"
 	acceptedAs   = "CMP003" // differences that a person goes back with
+	mayBeUnlike  = "CMP004" // rows may have changed on the target since
 )
 
 // compareFact is what commands decide by.
@@ -33,6 +34,7 @@ type compareFact struct {
 	Equal    bool         `json:"equal"`
 	Tables   []int32      `json:"tables,omitempty"`   // that differ
 	Triggers string       `json:"triggers,omitempty"` // what our triggers on the source were before it
+	Touched  string       `json:"touched,omitempty"`  // no comparison: what was done to the target since
 }
 
 // remember keeps how a comparison ended, for commands that must not trust a side that is known to differ.
@@ -63,8 +65,30 @@ func (s *verifyStep) remember(ctx context.Context, res compare.Result, triggers 
 	return s.env.Journal.Keep(ctx, engine.Event{Kind: engine.EventDiagnosed, At: time.Now().UTC(), Level: level, Mark: comparedMark, Message: found.Text, Finding: &found}, fact)
 }
 
-// text says in what both sides differ.
+// mayDiffer records that rows of the target may have changed unseen. Until their comparison finds both sides equal, numbers
+// of rows prove nothing, whatever dies meanwhile.
+func mayDiffer(ctx context.Context, env *Env, why string) error {
+	owner, err := env.Journal.Owner(ctx)
+	if err != nil {
+		return err
+	}
+	if last, err := lastCompared(ctx, env.Journal, owner); err != nil || last != nil && !last.Equal {
+		return err
+	}
+	flip, err := env.Journal.LastDone(ctx)
+	if err != nil {
+		return err
+	}
+	found := engine.Finding{Code: mayBeUnlike, Severity: engine.SeverityWarning, Side: engine.Target, Text: "rows may have changed unseen: " + why}
+	return env.Journal.Keep(ctx, engine.Event{Kind: engine.EventDiagnosed, At: time.Now().UTC(), Level: "warn", Mark: comparedMark, Message: found.Text, Finding: &found},
+		compareFact{Writes: owner.Side, Flip: flip, Touched: found.Text})
+}
+
+// text says in what both sides differ, or why they may.
 func (c compareFact) text(s *scope.Scope) string {
+	if c.Touched != "" {
+		return c.Touched
+	}
 	var names []string
 	for _, t := range s.Tables {
 		if slices.Contains(c.Tables, t.ID) {
@@ -200,5 +224,5 @@ func tampered(ctx context.Context, env *Env, source *pgx.Conn) ([]string, error)
 // unlikeNow reports whether the newest comparison found both sides different.
 func unlikeNow(ctx context.Context, run *journal.Run, owner journal.Ownership) (bool, error) {
 	last, err := lastCompared(ctx, run, owner)
-	return last != nil && !last.Equal, err
+	return last != nil && !last.Equal && last.Touched == "", err
 }

@@ -90,7 +90,7 @@ func TestMendsByIdentity(t *testing.T) {
 	for identity, keyed := range map[scope.Identity]bool{scope.ByKey: true, scope.FullRow: false, scope.AppendOnly: false} {
 		for _, from := range []engine.Side{engine.Source, engine.Target} {
 			s := &verifyStep{from: from, env: &Env{Scope: &scope.Scope{Tables: []scope.Table{{Name: name, Identity: identity}}}}}
-			text := s.mends([]compare.TableResult{{Name: name}})
+			text := s.mending([]compare.TableResult{{Name: name}})
 			if strings.Contains(text, "UPDATE") != keyed || strings.Contains(text, "pgrunbook.mark") == keyed || strings.Contains(text, "pgrunbook abort") != (from == engine.Source) {
 				t.Errorf("%s from the %s: %s", identity, from, text)
 			}

@@ -43,17 +43,20 @@ func (f *flipper) backReady(ctx context.Context) error {
 		return err
 	}
 	why, _ := changedTarget(changes)
+	compare := f.env.Runbook.Verify.Enabled && slices.ContainsFunc(changes, unseenRows)
+	if compare { // also where a person goes without the way back, after which nobody looks at these tables
+		if err := f.compareAgain(ctx, "the target was touched, and rows may have changed there"); err != nil {
+			return err
+		}
+	}
 	if len(forPerson(f.env, changes)) > 0 {
 		return &engine.Error{
 			Op: "cutting over", Err: fmt.Errorf("%w: %s", errOneWay, why),
 			Hint: "Undo that on the target, then run the same command again; or go without a way back: rollback { enabled = false }.",
 		}
 	}
-	if !f.env.Runbook.Verify.Enabled || !slices.ContainsFunc(changes, unseenRows) {
+	if !compare {
 		return recaptureTarget(ctx, f.env, f.looks.target, f.cp)
-	}
-	if err := f.env.Journal.Reopen(ctx, verifyID, false, "the target was touched, and rows may have changed there"); err != nil {
-		return err
 	}
 	return &engine.Error{
 		Op: "cutting over", Err: fmt.Errorf("%w: %s", errMended, why),
@@ -108,6 +111,9 @@ func recaptureTarget(ctx context.Context, env *Env, target *pgx.Conn, cp engine.
 	}
 	if slices.ContainsFunc(changes, unseenRows) { // else the run itself carried it
 		why, _ := changedTarget(changes)
+		if err := mayDiffer(ctx, env, why); err != nil {
+			return err
+		}
 		cp.Emit(engine.Event{Kind: engine.EventDiagnosed, Level: "warn", Message: "mending the way back: " + why, Finding: &engine.Finding{
 			Code: "CUT005", Severity: engine.SeverityWarning, Side: engine.Target, Text: why, Fix: "Find out who alters tables or triggers there (ENABLE TRIGGER ALL does).",
 		}})
@@ -130,32 +136,45 @@ func recaptureTarget(ctx context.Context, env *Env, target *pgx.Conn, cp engine.
 	return nil
 }
 
-// unseenRows reports whether rows may have changed with a change.
-func unseenRows(c capture.Change) bool { return c.Rule == capture.Recopy }
+// unseenRows reports whether rows may have changed with a change, or through it past the gate. What the run itself carries
+// of that to the target is accepted as it does.
+func unseenRows(c capture.Change) bool {
+	through := []capture.What{capture.ColumnDropped, capture.PartitionAdded, capture.PartitionMoved, capture.Inheritance}
+	return c.Rule == capture.Recopy || slices.Contains(through, c.What)
+}
 
 // forPerson gives the changes of the target that a person has to undo: those that leave a table there with other columns
 // than the source's, or without what it was. Columns that the run itself carried there are the source's.
 func forPerson(env *Env, changes []capture.Change) []capture.Change {
 	return slices.DeleteFunc(slices.Clone(changes), func(c capture.Change) bool {
 		at := slices.IndexFunc(env.Scope.Tables, func(t scope.Table) bool { return t.ID == c.ID })
-		return at >= 0 && c.Rule != capture.Stop && c.Rule != capture.Leave && asSource(env.Scope.Tables[at], c)
+		return at >= 0 && c.Rule != capture.Stop && c.Rule != capture.Leave && asSource(env.Scope.Tables[at], c, changes)
 	})
 }
 
-// asSource reports whether a change of the target's columns left the column that it is about as the source has it.
-func asSource(t scope.Table, c capture.Change) bool {
+// asSource reports whether a change of the target left what it is about as the source has it, with the others of that look.
+func asSource(t scope.Table, c capture.Change, all []capture.Change) bool {
 	at := slices.IndexFunc(t.Columns, func(col scope.Column) bool { return col.Name == c.Column })
 	switch {
 	case c.What == capture.ColumnAdded:
 		return at >= 0
-	case c.What == capture.ColumnDropped:
-		return at < 0
+	case c.What == capture.ColumnDropped: // a column that is made anew is a new one to the catalog
+		return at < 0 || t.Identity == scope.ByKey && slices.ContainsFunc(all, func(o capture.Change) bool {
+			return o.ID == c.ID && o.What == capture.ColumnAdded && o.Column == c.Column && ofType(o.Type, t.Columns[at])
+		})
 	case c.What == capture.ColumnType:
-		return at >= 0 && (c.Type == t.Columns[at].Type || strings.HasPrefix(c.Type, t.Columns[at].Type+" COLLATE "))
+		return at >= 0 && ofType(c.Type, t.Columns[at])
 	case c.What == capture.ColumnGenerated:
 		return at >= 0 && !t.Columns[at].Generated
+	case c.What == capture.Inheritance && c.Rule == capture.Carry: // what inherits on the source has row triggers
+		return t.Capture == scope.Row
 	}
 	return true
+}
+
+// ofType compares a change's type, which may name a collation, with a column's.
+func ofType(of string, col scope.Column) bool {
+	return of == col.Type || strings.HasPrefix(of, col.Type+" COLLATE ")
 }
 
 // of gives the changes of one table.

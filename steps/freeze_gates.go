@@ -49,6 +49,14 @@ func (f *flipper) stillGated(ctx context.Context) error {
 	}
 }
 
+// compareAgain has the next command compare both sides, row by row, before anything is frozen.
+func (f *flipper) compareAgain(ctx context.Context, why string) error {
+	if err := mayDiffer(ctx, f.env, why); err != nil {
+		return err
+	}
+	return f.env.Journal.Reopen(ctx, verifyID, false, why)
+}
+
 // gated makes sure that every table of a side has its gate, and mends what somebody took away. On
 // the side that takes writes nothing is lost by that: capture has what was written. On the other
 // one rows may have been written past the gate, so the comparison is made again first.
@@ -61,14 +69,14 @@ func (f *flipper) gated(ctx context.Context, side engine.Side) (mended bool, err
 	f.cp.Emit(engine.Event{Kind: engine.EventDiagnosed, Level: "warn", Message: fmt.Sprintf("mending the %s's gate: %v", side, missing), Finding: &engine.Finding{
 		Code: "CUT002", Severity: engine.SeverityWarning, Side: side, Text: missing.Error(), Fix: "Find out who disables triggers there.",
 	}})
-	if err := gate.InstallOn(ctx, conn, f.env.runAt(side), f.env.Scope.Tables, waiting(f.cp, side, "mend the gate")); err != nil {
-		return false, err
+	compare := side == f.to && side == engine.Target && f.env.Runbook.Verify.Enabled
+	if compare { // first: a death after the gate was mended would leave nothing to be seen
+		if err := f.compareAgain(ctx, "the target's gate was off, and rows may have been written past it"); err != nil {
+			return false, err
+		}
 	}
-	if side == f.from || f.to == engine.Source || !f.env.Runbook.Verify.Enabled {
-		return true, nil
-	}
-	if err := f.env.Journal.Reopen(ctx, "verify", false, "the target's gate was off, and rows may have been written past it"); err != nil {
-		return false, err
+	if err := gate.InstallOn(ctx, conn, f.env.runAt(side), f.env.Scope.Tables, waiting(f.cp, side, "mend the gate")); err != nil || !compare {
+		return err == nil, err
 	}
 	return true, &engine.Error{
 		Op: "cutting over", Err: fmt.Errorf("%w on the %s: %w", errMended, side, missing),

@@ -21,9 +21,13 @@ type verifyStep struct {
 	from engine.Side // the side that takes writes
 	as   bool        // compared as it is: no pass carries anything
 	mode compare.Mode
+	// mends accepts what was touched on the target. Only the step does: it stays to be made until its comparison has ended.
+	mends bool
 }
 
-func newVerify(env *Env) engine.Step { return &verifyStep{env: env, from: engine.Source} }
+func newVerify(env *Env) engine.Step {
+	return &verifyStep{env: env, from: engine.Source, mends: true}
+}
 
 // verifyID is the step's name.
 const verifyID engine.StepID = "verify"
@@ -84,9 +88,6 @@ func (s *verifyStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Che
 	var triggers string
 	s.mode = compare.Mode(s.env.Runbook.Verify.Mode)
 	if !s.as {
-		if err := s.doubted(ctx); err != nil {
-			return err
-		}
 		var err error
 		if triggers, err = ourTriggers(ctx, s.env); err != nil {
 			return err
@@ -95,9 +96,14 @@ func (s *verifyStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Che
 			if err := s.env.silentTarget(ctx); err != nil {
 				return err
 			}
+		}
+		if s.mends {
 			if err := s.wayBackRight(ctx, cp); err != nil {
 				return err
 			}
+		}
+		if err := s.doubted(ctx); err != nil {
+			return err
 		}
 		passer = newPasser(s.env, s.env.Server(s.from), s.env.Server(s.from.Other()), cp)
 		defer func() { _ = passer.Close(context.WithoutCancel(ctx)) }()
@@ -248,12 +254,12 @@ func (s *verifyStep) differences(res compare.Result) error {
 	return &engine.Error{
 		Class: engine.ClassDifferences, Op: "comparing both sides", Object: bad[0].Display(),
 		Err:  fmt.Errorf("%d of %d tables differ: %s", len(bad), len(res.Tables), strings.Join(cut(texts, 10), "\n")),
-		Hint: s.mends(bad),
+		Hint: s.mending(bad),
 	}
 }
 
-// mends says what helps against differences in tables.
-func (s *verifyStep) mends(bad []compare.TableResult) string {
+// mending says what helps against differences in tables.
+func (s *verifyStep) mending(bad []compare.TableResult) string {
 	other := s.from.Other()
 	if s.as {
 		return fmt.Sprintf("Nothing was carried from side to side. What only the %[1]s has may have been written there after the flip: write what is needed of it on the %[2]s by hand, then stay there.", other, s.from)

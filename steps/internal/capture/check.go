@@ -33,7 +33,7 @@ type Change struct {
 	Member scope.Name // the partition, where it is about one
 	OID    uint32     // of a partition that was removed
 	Column string
-	Type   string // that ColumnType asks for, with its collation
+	Type   string // of ColumnAdded and ColumnType, with its collation
 	Rule   Rule
 	Text   string // a sentence
 	Hint   string // what to type or change next

@@ -71,7 +71,7 @@ func columns(t scope.Table, before, after fingerprint) []Change {
 func addedColumn(t scope.Table, was, now fingerprint, c colPrint) Change {
 	r := now.Relations[0]
 	ch := newChange(t, ColumnAdded, Carry, fmt.Sprintf("it has a new column %q", c.Name))
-	ch.Column = c.Name
+	ch.Column, ch.Type = c.Name, c.Type+collate(c)
 	table, column := pg.Name(r.Schema, r.Name), pgx.Identifier{c.Name}.Sanitize()
 	if c.Generated {
 		ch.SQL = fmt.Sprintf("ALTER TABLE %s ADD COLUMN IF NOT EXISTS %s %s%s GENERATED ALWAYS AS (%s) %s", table, column, c.Type, collate(c), c.Default, map[bool]string{true: "VIRTUAL", false: "STORED"}[c.Kept == "v"])
