@@ -50,9 +50,11 @@ var checkCases = []struct {
 	{"default of a tree", `ALTER TABLE public.part ALTER v SET DEFAULT 'all'`, []string{`carry column_default: ALTER TABLE "public"."part" ALTER COLUMN "v" SET DEFAULT 'all'::text`}},
 	{"default of a partition", `ALTER TABLE public.part_1 ALTER v SET DEFAULT 'own'`, []string{`carry column_default: ALTER TABLE ONLY "public"."part_1" ALTER COLUMN "v" SET DEFAULT 'own'::text`}},
 	{"default of a tree, and another one of a partition", `ALTER TABLE public.part ALTER v SET DEFAULT 'all'; ALTER TABLE public.part_1 ALTER v SET DEFAULT 'own'`, []string{
-		`carry column_default: ALTER TABLE "public"."part" ALTER COLUMN "v" SET DEFAULT 'all'::text`,
+		`carry column_default: ALTER TABLE ONLY "public"."part" ALTER COLUMN "v" SET DEFAULT 'all'::text`,
 		`carry column_default: ALTER TABLE ONLY "public"."part_1" ALTER COLUMN "v" SET DEFAULT 'own'::text`,
+		`carry column_default: ALTER TABLE ONLY "public"."part_2" ALTER COLUMN "v" SET DEFAULT 'all'::text`,
 	}},
+	{"default of a root alone", `ALTER TABLE ONLY public.part ALTER v SET DEFAULT 'root'`, []string{`carry column_default: ALTER TABLE ONLY "public"."part" ALTER COLUMN "v" SET DEFAULT 'root'::text`}},
 	{"column dropped", `ALTER TABLE public.plain DROP COLUMN v`, []string{`carry column_dropped: ALTER TABLE "public"."plain" DROP COLUMN IF EXISTS "v" CASCADE`}},
 	{"column of the key dropped", `ALTER TABLE public.plain DROP COLUMN id CASCADE`, []string{"stop column_dropped", "stop key_changed"}},
 	{"column renamed", `ALTER TABLE public.plain RENAME v TO w`, []string{"stop column_renamed"}},

@@ -28,7 +28,7 @@ func compare(t scope.Table, was, now fingerprint) []Change {
 	}
 	changes = append(changes, inheritance(t, was, now)...)
 	changes = append(changes, members(t, was, now)...)
-	changes = append(changes, memberDefaults(t, was, now)...)
+	changes = append(changes, memberDefaults(t, was, now, rootDefaults(was, now, changes))...)
 	changes = append(changes, inherited(t, was, now, changes)...)
 	if !was.written(now) {
 		changes = append(changes, newChange(t, Tampered, Recopy, "our function or the table that it writes to was dropped, renamed, altered or made anew: rows may have changed unseen"))
