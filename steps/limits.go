@@ -58,7 +58,7 @@ func watchLimits(ctx context.Context, env *Env, cp engine.Checkpoint) (context.C
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	l := &limits{env: env, cp: cp, cancel: cancel, done: make(chan struct{}), rate: load.NewRate(0), values: map[string]float64{}}
-	l.measure = measurer{conn: conn, to: env.Target, rate: l.rate}
+	l.measure = measurer{conn: conn, to: env.Target, rate: l.rate, low: map[int32]uint64{}}
 	if err := l.look(ctx); err != nil {
 		cancel(err)
 		l.measure.close()
@@ -100,7 +100,7 @@ func (l *limits) watch(ctx context.Context) {
 		}
 		if l.measure.conn.IsClosed() {
 			if conn, err := l.env.Source.Connect(ctx, limitsSession); err == nil {
-				l.measure.conn = conn
+				l.measure.conn, l.measure.low = conn, map[int32]uint64{} // it may be another server
 			}
 		}
 		// The load's own sessions find a lost server.

@@ -61,6 +61,8 @@ type measurer struct {
 	to     *pg.Server
 	rate   *load.Rate
 	logs   [2]walLog // of the source and the target
+	// low is for each table the id below which no captured change of it is left.
+	low map[int32]uint64
 }
 
 func (m *measurer) close() {
@@ -173,11 +175,5 @@ func (l *limits) shrinks(ctx context.Context) (bool, error) {
 	if err != nil || len(tables) == len(captured(l.env)) {
 		return false, err // nothing loads any more
 	}
-	counts, err := capture.Pending(ctx, l.measure.conn, nil)
-	for _, t := range tables {
-		if counts[t.ID].All() > 0 {
-			return true, err
-		}
-	}
-	return false, err
+	return capture.Waits(ctx, l.measure.conn, tables, l.measure.low)
 }
