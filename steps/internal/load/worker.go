@@ -20,8 +20,6 @@ const (
 	// lockTimeout is below deadlock_timeout: a chunk never makes the application a deadlock's victim.
 	lockTimeout = 500 * time.Millisecond
 	idlePoll    = 200 * time.Millisecond
-	worstWait   = 5 * time.Second
-	giveUpAfter = 5 * time.Minute // of failures without a chunk in between
 )
 
 // plainScans keeps a chunk to one process on the source; that nothing is compiled, package pg sees to.
@@ -75,7 +73,7 @@ func (w *worker) connect(ctx context.Context) error {
 // run takes chunks until copied says that there are none to come.
 func (w *worker) run(ctx context.Context, copied <-chan struct{}) error {
 	defer w.close()
-	wait, failing := 100*time.Millisecond, time.Time{}
+	var failed setbacks
 	for {
 		if err := w.l.gate.admit(ctx, w.n); err != nil {
 			return err
@@ -85,22 +83,19 @@ func (w *worker) run(ctx context.Context, copied <-chan struct{}) error {
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
 		case err != nil && (pg.Retryable(err) || pg.Canceled(err)):
-			if failing.IsZero() {
-				failing = time.Now()
-			}
-			if time.Since(failing) > giveUpAfter {
+			wait, again := failed.again(time.Now())
+			if !again {
 				return err
 			}
 			w.l.cfg.Emit(engine.Event{Kind: engine.EventRetry, At: time.Now(), Message: "a chunk is read again: " + err.Error(), SQLState: pg.SQLState(err)})
 			if err := sleep(ctx, wait); err != nil {
 				return err
 			}
-			wait = min(wait*2, worstWait)
 			continue
 		case err != nil:
 			return err
 		}
-		wait, failing = 100*time.Millisecond, time.Time{}
+		failed = setbacks{}
 		if took {
 			continue
 		}
