@@ -122,7 +122,7 @@ func (s *constraintsStep) Apply(ctx context.Context, _ engine.StepPlan, cp engin
 	defer limits.close()
 	// Building takes hours where tables are large: meanwhile exact passes go on, as nothing less may be
 	// on the target while a key is validated.
-	defer followLoaded(ctx, s.env, limits, cp)()
+	defer followLoaded(ctx, s.env, limits, cp, false)()
 	if err := s.build(ctx, cp); err != nil {
 		return cmp.Or(context.Cause(ctx), err) // a limit that said stop
 	}

@@ -94,7 +94,7 @@ func (s *copyStep) load(ctx context.Context, limits *limits, cp engine.Checkpoin
 	if err != nil {
 		return err
 	}
-	defer followLoaded(ctx, s.env, limits, cp)()
+	defer followLoaded(ctx, s.env, limits, cp, true)()
 	return loader.Run(ctx)
 }
 

@@ -23,6 +23,7 @@ import (
 var (
 	followEvery    = 2 * time.Second
 	followPatience = time.Minute // for locks, and for a server that is away
+	pieceRows      int64         // captured changes that one pass carries at most; 0 is what package pass says
 )
 
 // loaded are the tables whose load is over: passes may touch them.
@@ -43,8 +44,9 @@ func loaded(ctx context.Context, env *Env) ([]scope.Table, error) {
 // followLoaded makes passes over the tables that are loaded while others still load or indexes are
 // built, so that days of that do not leave days of changes in the deltas. What a pass cannot do here
 // is left to later passes, which repeat it and name it: a pass that fails is tried again and again, as
-// the load itself is none the worse for it. The function that it returns ends it and waits.
-func followLoaded(ctx context.Context, env *Env, limits *limits, cp engine.Checkpoint) (stop func()) {
+// the load itself is none the worse for it. A large backlog goes in pieces where nobody minds that the target is between two
+// snapshots of the source meanwhile. The function that it returns ends it and waits.
+func followLoaded(ctx context.Context, env *Env, limits *limits, cp engine.Checkpoint, pieces bool) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	done := make(chan struct{})
 	said := map[string]bool{} // what lasts for days is said once
@@ -57,7 +59,7 @@ func followLoaded(ctx context.Context, env *Env, limits *limits, cp engine.Check
 	go func() {
 		defer close(done)
 		for {
-			err := follow(ctx, env, limits, cp, say)
+			err := follow(ctx, env, limits, cp, pieces, say)
 			if err == nil || ctx.Err() != nil {
 				return
 			}
@@ -82,11 +84,16 @@ func (c *changed) Error() string {
 	return strings.Join(slices.Sorted(maps.Values(c.why)), "; ")
 }
 
-func follow(ctx context.Context, env *Env, limits *limits, cp engine.Checkpoint, say func(object, text string)) error {
+func follow(ctx context.Context, env *Env, limits *limits, cp engine.Checkpoint, pieces bool, say func(object, text string)) error {
 	var tables []scope.Table
 	unfit := map[int32]bool{} // no later pass can apply what was captured of them
 	passer := pass.New(pass.Config{
-		From: env.Source, To: env.Target, Run: env.Run, Log: env.Log, Emit: cp.Emit, Fence: env.fence(env.Target),
+		From: env.Source, To: env.Target, Run: env.Run, Log: env.Log, Fence: env.fence(env.Target),
+		Emit: func(e engine.Event) {
+			if e.Kind != engine.EventProgress { // that of the load is shown
+				cp.Emit(e)
+			}
+		},
 		Check: func(ctx context.Context, conn *pgx.Conn) error {
 			changes, err := capture.Check(ctx, conn, env.Run, tables)
 			if err != nil || len(changes) == 0 {
@@ -100,6 +107,17 @@ func follow(ctx context.Context, env *Env, limits *limits, cp engine.Checkpoint,
 		},
 	})
 	defer func() { _ = passer.Close(context.WithoutCancel(ctx)) }()
+	how := pass.FollowOptions{Options: pass.Options{Patience: followPatience}}
+	if pieces {
+		how.Pieces = &pass.DrainOptions{
+			PieceRows: pieceRows, Patience: followPatience, Spent: limits.rate.Spent,
+			Control: func() pass.Control {
+				c := limits.passes()
+				c.Workers = 1 // beside all of the load's
+				return c
+			},
+		}
+	}
 	for {
 		select {
 		case <-ctx.Done():
@@ -113,7 +131,7 @@ func follow(ctx context.Context, env *Env, limits *limits, cp engine.Checkpoint,
 		tables = slices.DeleteFunc(tables, func(t scope.Table) bool { return unfit[t.ID] })
 		for again := true; again && len(tables) > 0 && !limits.passes().Paused; {
 			passer.SetTables(tables)
-			res, err := passer.Exact(ctx, pass.Options{Patience: followPatience})
+			res, err := passer.Follow(ctx, how)
 			var images *pass.UnfitError
 			if errors.As(err, &images) {
 				unfit[images.Table.ID] = true

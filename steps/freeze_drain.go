@@ -66,12 +66,13 @@ func (f *flipper) predict(ctx context.Context) engine.Prediction {
 	return budgeted(f.env, f.from, c.predict(f.shown))
 }
 
-// pass makes one exact pass with patience for locks and lost connections, once nobody says pause.
+// pass makes one exact pass with patience for locks and lost connections, once nobody says pause. It takes all at once, as the
+// final one does: what it costs tells what that will.
 func (f *flipper) pass(ctx context.Context) error {
 	if err := f.unpaused(ctx); err != nil {
 		return err
 	}
-	res, err := f.passer.Exact(ctx, pass.Options{Patience: time.Minute, Prove: proveRows})
+	res, err := f.passer.Follow(ctx, pass.FollowOptions{Options: pass.Options{Patience: time.Minute, Prove: proveRows}})
 	if err != nil {
 		return fmt.Errorf("pass before the freeze: %w", err)
 	}

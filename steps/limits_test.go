@@ -23,6 +23,47 @@ func TestDeltaLimitDoesNotStandInItsOwnWay(t *testing.T) {
 	}
 }
 
+// What a load or a wait has left in the deltas goes in pieces to a target that nothing is proved of yet, with passes over what is loaded
+// and with those before a comparison; exact passes take it at once where keys are validated meanwhile.
+func TestLargeBacklogsGoInPieces(t *testing.T) {
+	r := following(t, "")
+	every, rows := followEvery, pieceRows
+	followEvery, pieceRows = 20*time.Millisecond, 300
+	defer func() { followEvery, pieceRows = every, rows }()
+	const said = "captured changes are being applied"
+	backlog := func(value string) {
+		t.Helper()
+		r.exec(r.source, "INSERT INTO shop.customer SELECT g, 'new' FROM generate_series(1000, 1399) g ON CONFLICT (id) DO UPDATE SET name = '"+value+"'")
+		r.mu.Lock()
+		r.events = nil
+		r.mu.Unlock()
+	}
+	beside := func(value string, pieces bool) {
+		t.Helper()
+		backlog(value)
+		cp := r.cursor(newCopy(r.env))
+		ctx, limits, err := watchLimits(t.Context(), r.env, cp)
+		r.must(err)
+		defer limits.close()
+		stop := followLoaded(ctx, r.env, limits, cp, pieces)
+		defer stop()
+		r.until(nil, "SELECT count(*)::text FROM shop.customer WHERE name = '"+value+"'", "400")
+		if r.heard(said) != pieces {
+			t.Errorf("beside a load: pieces were made: %v, want %v", !pieces, pieces)
+		}
+	}
+	backlog("first")
+	r.must(r.catchUp())
+	beside("second", true)
+	beside("third", false)
+	backlog("fourth")
+	r.must(r.walk(t.Context(), newVerify(r.env)))
+	if !r.heard(said) {
+		t.Error("no pieces were made before a comparison")
+	}
+	r.same("shop.customer", "shop.invoice")
+}
+
 // Small tables take far more room on disk than in COPY: what is done tells how much is left.
 func TestExpectedLearnsFromWhatIsDone(t *testing.T) {
 	for _, c := range []struct{ all, doneBytes, doneSize, want int64 }{

@@ -111,7 +111,8 @@ func Follow(ctx context.Context, env *Env, cp engine.Checkpoint) error {
 		if stray.Why != "" {
 			return stray.refuse()
 		}
-		res, err := passer.Exact(ctx, pass.Options{Patience: time.Minute})
+		// In one piece, of any size: should the target be lost, the source opens as it is.
+		res, err := passer.Follow(ctx, pass.FollowOptions{Options: pass.Options{Patience: time.Minute}})
 		if err != nil {
 			if ctx.Err() != nil {
 				break

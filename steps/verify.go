@@ -166,12 +166,20 @@ func (s *verifyStep) compare(ctx context.Context, passer *pass.Passer, emit func
 		},
 	}
 	if passer != nil {
+		how := pass.FollowOptions{Options: pass.Options{Snapshot: true, Patience: passPatience}}
+		if s.from == engine.Source { // the way back is opened as it is, should the target be lost
+			parts := s.env.betweenParts(emit)
+			how.Pieces = &pass.DrainOptions{
+				Workers: s.env.Runbook.Copy.Workers, PieceRows: pieceRows, Patience: passPatience,
+				Spent: func(ctx context.Context, _ int64) error { return parts(ctx) },
+			}
+		}
 		cfg.Paused = s.env.paused
 		cfg.Pass = func(ctx context.Context) (compare.Snapshot, error) {
 			if err := s.env.unpaused(ctx, emit); err != nil {
 				return compare.Snapshot{}, err
 			}
-			res, err := passer.Exact(ctx, pass.Options{Snapshot: true, Patience: passPatience})
+			res, err := passer.Follow(ctx, how)
 			if err != nil {
 				return compare.Snapshot{}, err
 			}

@@ -66,29 +66,12 @@ func (p *Passer) Drain(ctx context.Context, opts DrainOptions) (Result, error) {
 			return Result{}, err
 		}
 		rate.paused(waited)
-		backlog, err := p.Pending(ctx)
+		backlog, pieces, err := p.round(ctx, opts, rate, good > 0)
 		if err != nil {
-			if err = p.patiently(ctx, opts.Patience, func() error { backlog, err = p.Pending(ctx); return err }); err != nil {
-				return Result{}, err
-			}
-		}
-		rate.observe(time.Now(), backlog.Rows)
-		pieces := backlog.Rows > opts.PieceRows
-		if good == 0 || pieces {
-			p.judge(rate, backlog)
-			if rate.hopeless(opts.GiveUp) {
-				return Result{}, rate.err()
-			}
+			return Result{}, err
 		}
 		if pieces {
-			good, rate.lag = 0, 0
-			p.cfg.Emit(engine.Event{
-				Kind: engine.EventLag, At: time.Now(), Pending: backlog.Rows, Lag: time.Since(backlog.At),
-				Message: fmt.Sprintf("%d captured changes are being applied", backlog.Rows),
-			})
-			if err := p.pieces(ctx, opts, backlog, rate); err != nil {
-				return Result{}, err
-			}
+			good = 0
 			continue
 		}
 		start := time.Now()
@@ -110,6 +93,32 @@ func (p *Passer) Drain(ctx context.Context, opts DrainOptions) (Result, error) {
 		}
 		good, rate.lag = 0, lag
 	}
+}
+
+// round counts a backlog and, where it is more than one pass should carry, takes it out for a while. fine
+// leaves out what is said of one that is not.
+func (p *Passer) round(ctx context.Context, opts DrainOptions, rate *rates, fine bool) (b Backlog, pieces bool, err error) {
+	err = p.patiently(ctx, opts.Patience, func() error { b, err = p.Pending(ctx); return err })
+	if err != nil {
+		return b, false, err
+	}
+	rate.observe(time.Now(), b.Rows)
+	pieces = b.Rows > opts.PieceRows
+	if !fine || pieces {
+		p.judge(rate, b)
+		if rate.hopeless(opts.GiveUp) {
+			return b, pieces, rate.err()
+		}
+	}
+	if !pieces {
+		return b, false, nil
+	}
+	rate.lag = 0
+	p.cfg.Emit(engine.Event{
+		Kind: engine.EventLag, At: time.Now(), Pending: b.Rows, Lag: time.Since(b.At),
+		Message: fmt.Sprintf("%d captured changes are being applied", b.Rows),
+	})
+	return b, true, p.pieces(ctx, opts, b, rate)
 }
 
 // Backlog is what the captures hold.

@@ -46,6 +46,9 @@ func (p *Passer) exact(ctx context.Context, opts Options) (Result, error) {
 	if err != nil {
 		return Result{}, err
 	}
+	if rows := found.rows(); opts.most > 0 && rows > opts.most {
+		return Result{}, &large{rows}
+	}
 	if len(found.tables) == 0 && opts.InTarget == nil && !opts.Snapshot && time.Since(p.marked) < markEvery {
 		if err := p.check(ctx); err != nil {
 			return Result{}, err
@@ -240,7 +243,7 @@ func (o *Open) run(ctx context.Context, opts Options) (Result, error) {
 	for id := range o.tables {
 		o.from.low[id] = found.xmin
 	}
-	result.Took = time.Since(started)
+	result.Took, result.Taken = time.Since(started), found.rows()
 	result.Empty = len(job.work) == 0
 	o.p.lastPass, o.p.marked = result.PassID, time.Now()
 	return result, nil

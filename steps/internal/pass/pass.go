@@ -47,11 +47,14 @@ type Options struct {
 	// InTarget runs in the pass's transaction on To after its rows are in. From is in the pass's
 	// snapshot, with no table locked any more.
 	InTarget func(ctx context.Context, tx pgx.Tx, from *pgx.Conn) error
+
+	most int64 // captured changes that it takes; over that it fails as *large. 0 takes any number
 }
 
 // Result of one pass.
 type Result struct {
 	PassID     string
+	Taken      int64 // captured changes; one key may be there many times
 	Keys       int64 // distinct keys and images taken
 	Rows       int64 // written on To
 	Deleted    int64 // deleted on To
@@ -93,7 +96,9 @@ type Passer struct {
 	lastPass  string    // id in To's watermark
 	marked    time.Time // when the watermark was written last
 	permanent map[int32]bool
-	worker    int // which one of a drain's
+	worker    int     // which one of a drain's
+	pace      rates   // of the passes of a loop
+	paced     []int32 // the tables that they are of
 }
 
 // New prepares a Passer; it does not connect.

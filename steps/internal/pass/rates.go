@@ -18,6 +18,9 @@ const (
 // faster is what helps against an application that writes faster than rows are applied.
 const faster = "slow the writers, give more workers (pgrunbook set workers=N), or wait for a quieter time"
 
+// alone is what helps where one pass takes all.
+const alone = "slow the writers, or wait for a quieter time"
+
 // round is what came in and what was taken out between two looks at a backlog.
 type round struct {
 	took, busy time.Duration
@@ -37,6 +40,8 @@ type rates struct {
 	since  time.Time
 	losing int  // rounds, in all
 	told   bool // that it will not converge, and not yet taken back
+	rests  bool // a loop rests between passes: what comes in then is no sign that they are too slow
+	alone  bool // one pass takes all
 }
 
 // observe closes a round: what came in is what is there now, less what was there, plus what was
@@ -76,24 +81,35 @@ func (r *rates) sum() (all round, losing int) {
 		all.busy += one.busy
 		all.came += one.came
 		all.done += one.done
-		if one.gain() <= leastGain {
+		if r.gain(one) <= leastGain {
 			losing++
 		}
 	}
 	return all, losing
 }
 
-// gain is the share of what was applied by which the backlog fell.
-func (r round) gain() float64 {
-	if r.done == 0 {
+// gain is the share of what was applied by which the backlog fell, or would have fallen without rests.
+func (r *rates) gain(one round) float64 {
+	if one.done == 0 {
 		return 0
 	}
-	return 1 - float64(r.came)/float64(r.done)
+	came := float64(one.came)
+	if r.rests && one.took > 0 {
+		came *= min(1, one.busy.Seconds()/one.took.Seconds())
+	}
+	return 1 - came/float64(one.done)
+}
+
+func (r *rates) hint() string {
+	if r.alone {
+		return alone
+	}
+	return faster
 }
 
 func (r *rates) converges() bool {
 	all, losing := r.sum()
-	return len(r.seen) < roundsSeen || losing < roundsLosing || all.gain() > leastGain
+	return len(r.seen) < roundsSeen || losing < roundsLosing || r.gain(all) > leastGain
 }
 
 func (r *rates) hopeless(giveUp time.Duration) bool {
@@ -111,26 +127,24 @@ func (r *rates) text() string {
 }
 
 func (r *rates) err() error {
-	return &engine.Error{Op: "catching up", Err: errors.New(r.text()), Hint: "To catch up, " + faster + "; then run the same command again."}
+	return &engine.Error{Op: "catching up", Err: errors.New(r.text()), Hint: "To catch up, " + r.hint() + "; then run the same command again."}
 }
 
 // judge says that a backlog does not fall, ever more seldom, and takes it back when it does.
 func (p *Passer) judge(r *rates, b Backlog) {
-	e := engine.Event{At: time.Now(), Pending: b.Rows}
 	all, _ := r.sum()
 	switch {
 	case !r.converges():
-		r.losing++
-		if r.losing&(r.losing-1) != 0 {
+		if r.losing++; r.losing&(r.losing-1) != 0 {
 			return
 		}
 		r.told = true
-		e.Kind, e.Level, e.Message, e.Reason, e.Hint = engine.EventWaiting, "warn", r.text(), "the application writes faster than rows are applied", faster
-	case r.told && all.gain() > clearGain:
+		p.cfg.Emit(engine.Event{
+			Kind: engine.EventWaiting, Level: "warn", At: time.Now(), Pending: b.Rows, Message: r.text(),
+			Reason: "the application writes faster than rows are applied", Hint: r.hint(),
+		})
+	case r.told && r.gain(all) > clearGain:
 		r.told = false
-		e.Kind, e.Message = engine.EventNote, "the backlog falls again"
-	default:
-		return
+		p.falls(b.Rows)
 	}
-	p.cfg.Emit(e)
 }

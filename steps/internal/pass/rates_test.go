@@ -3,6 +3,7 @@ package pass
 import (
 	"context"
 	"errors"
+	"fmt"
 	"runtime"
 	"strings"
 	"sync"
@@ -123,4 +124,93 @@ func TestWritersThatAreTooFast(t *testing.T) {
 func bothRates(text string) bool {
 	return strings.Contains(text, "will not converge: the application changes ") && strings.Contains(text, " rows/s are applied") &&
 		!strings.Contains(text, " 0 rows/s")
+}
+
+// A loop rests between its passes. What comes in meanwhile is no sign that it falls behind, however long its passes
+// take; an application that writes more in a pass's time than the pass takes is.
+func TestRatesOfALoopThatRests(t *testing.T) {
+	const rest, applied = 2 * time.Second, 1000 // rows/s
+	for came, follows := range map[int64]bool{400: true, 800: true, 1200: false, 3000: false} {
+		r, now, waits := &rates{rests: true}, time.Unix(0, 0), 3*came
+		for range 8 {
+			took := time.Duration(waits) * time.Second / applied
+			r.observe(now, waits)
+			r.applied(waits, took)
+			now, waits = now.Add(took+rest), int64((took+rest).Seconds()*float64(came))
+		}
+		if r.converges() != follows {
+			t.Errorf("%d rows/s come, %d are applied: it follows: %v", came, applied, !follows)
+		}
+	}
+}
+
+// A loop of exact passes says that the application is faster than they are, and that it no longer is.
+func TestLoopThatFallsBehind(t *testing.T) {
+	p := newPair(t, plainTable)
+	p.app(`INSERT INTO t SELECT g FROM generate_series(1, 15000) g`)
+	p.synced()
+	app, rows, calls := p.connect(p.source), 20, 0
+	check := p.passer.cfg.Check
+	p.passer.cfg.Check = func(ctx context.Context, conn *pgx.Conn) error {
+		if calls++; calls%2 == 0 && rows < 15000 { // in the pass, not before it
+			rows *= 3
+			if _, err := app.Exec(ctx, `UPDATE t SET v = 'x' WHERE id <= $1`, rows); err != nil {
+				return err
+			}
+		}
+		return check(ctx, conn)
+	}
+	said := func() (list []engine.Event) {
+		for _, e := range p.events {
+			if e.Kind == engine.EventWaiting || e.Kind == engine.EventNote {
+				list = append(list, e)
+			}
+		}
+		return list
+	}
+	p.app(`UPDATE t SET v = 'x' WHERE id <= 20`)
+	for range 7 {
+		if _, err := p.passer.Follow(p.ctx, FollowOptions{Until: time.Nanosecond}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if list := said(); len(list) == 0 || list[0].Level != "warn" || !bothRates(list[0].Message) || strings.Contains(list[0].Hint, "workers") || list[0].Pending == 0 {
+		t.Fatalf("the loop said %+v", list)
+	}
+	p.passer.cfg.Check = check
+	p.synced()
+	if _, err := p.passer.Follow(p.ctx, FollowOptions{Until: time.Hour}); err != nil {
+		t.Fatal(err)
+	}
+	if list := said(); list[len(list)-1].Message != "the backlog falls again" {
+		t.Errorf("when nobody writes the loop said %+v", list[len(list)-1])
+	}
+	p.equal()
+}
+
+// A large backlog goes in pieces where a loop wants that, with one exact pass at its end, and in one pass where it does not.
+func TestLoopTakesPieces(t *testing.T) {
+	p := newPair(t, plainTable)
+	for i := range 12 {
+		p.app(fmt.Sprintf(`INSERT INTO t SELECT g FROM generate_series(%d, %d) g`, i*1000+1, i*1000+1000))
+	}
+	pieces := func() (n int) {
+		for _, e := range p.events {
+			if e.Kind == engine.EventProgress && e.Message == "applying captured changes" {
+				n++
+			}
+		}
+		return n
+	}
+	res, err := p.passer.Follow(p.ctx, FollowOptions{Pieces: &DrainOptions{Workers: 1, PieceRows: 2000}})
+	if err != nil || res.Taken > 2000 || pieces() < 5 {
+		t.Errorf("%d pieces, and %d changes in the pass: %v", pieces(), res.Taken, err)
+	}
+	p.equal()
+	p.app(`UPDATE t SET v = 'x'`)
+	before := pieces()
+	if res, err = p.passer.Follow(p.ctx, FollowOptions{}); err != nil || res.Taken != 12000 || pieces() != before {
+		t.Errorf("%d pieces, and %d changes in the pass: %v", pieces()-before, res.Taken, err)
+	}
+	p.equal()
 }
