@@ -352,7 +352,7 @@ func (w *world) begins(e Event) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.touched = append(w.touched, strings.Trim(e.Table, `"`))
-	if e.Undo != nil {
+	if slices.Contains(renames, e.Kind) {
 		w.keyRenamed.Store(true)
 	}
 }

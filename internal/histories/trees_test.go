@@ -253,12 +253,17 @@ func quietEvents(g *gen, t *Table, n string) []Event {
 	return []Event{list[g.IntN(min(len(list), 3))]}
 }
 
+// renames are events after which our triggers' functions ask for a column that is not there, until it is undone.
+var renames = []string{renameColumn, renameKey}
+
+const renameColumn, renameKey = "rename column", "rename key"
+
 // commonEvents are changes of a table with a key.
 func commonEvents(g *gen, t *Table, n, key string) []Event {
 	v := cond(strings.Contains(t.Kind, "parent and child") || t.Kind == "self reference", "v", cond(t.Kind == "toast", "big", "v"))
-	rename := event(t, "rename column", f("ALTER TABLE %s RENAME COLUMN %s TO renamed", n, v))
+	rename := event(t, renameColumn, f("ALTER TABLE %s RENAME COLUMN %s TO renamed", n, v))
 	rename.Undo = []string{f("ALTER TABLE %s RENAME COLUMN renamed TO %s", n, v)}
-	rekey := event(t, "rename key", f("ALTER TABLE %s RENAME COLUMN %s TO renamed", n, key))
+	rekey := event(t, renameKey, f("ALTER TABLE %s RENAME COLUMN %s TO renamed", n, key))
 	rekey.Undo = []string{f("ALTER TABLE %s RENAME COLUMN renamed TO %s", n, key)}
 	if strings.Contains(t.Kind, "hash partitions") { // of a partition: its columns are the root's
 		return quietEvents(g, t, n)
