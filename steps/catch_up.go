@@ -73,7 +73,7 @@ func (s *catchUpStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Ch
 		return err
 	}
 	reloaded := map[int32]bool{} // because of images that do not fit
-	failed := ""
+	failed, ddls := "", &churn{}
 	for recopies := 0; recopies < recopiesMax; {
 		err := s.definitions(ctx, cp)
 		switch {
@@ -86,11 +86,17 @@ func (s *catchUpStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Ch
 		var ddl *carry
 		var redefined *errRedefined
 		if errors.As(err, &redefined) {
+			if err := ddls.round(ctx, cp.Emit, redefined.Error()); err != nil {
+				return err
+			}
 			continue
 		}
 		if errors.As(err, &ddl) {
 			again, err = carryDDL(ctx, s.env, cp, ddl)
 			if errors.As(err, &redefined) || err == nil && len(again.tables) == 0 {
+				if err := ddls.round(ctx, cp.Emit, ddl.Error()); err != nil {
+					return err
+				}
 				continue
 			}
 			if err != nil {
