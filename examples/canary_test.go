@@ -50,7 +50,7 @@ func TestPasswordsShowNowhere(t *testing.T) {
 			admin := withPassword(t, source.URL("postgres", source.Superuser), canary)
 			script(t, admin, "CREATE DATABASE "+db)
 			script(t, target.ConnString(), "CREATE DATABASE "+db)
-			sourceURL := withPassword(t, source.URL(db, source.Superuser), canary)
+			sourceURL := withPassword(t, testpg.Adopt(t, source, db), canary)
 			script(t, sourceURL, "CREATE TABLE public.item (id int PRIMARY KEY); INSERT INTO public.item SELECT generate_series(1, 100)")
 			u, err := url.Parse(sourceURL)
 			if err != nil {
@@ -65,7 +65,7 @@ func TestPasswordsShowNowhere(t *testing.T) {
 				}
 			}
 			text := fmt.Sprintf("runbook \"canary\" {}\nvariable \"source_url\" {\n  sensitive = true\n  default   = env(\"SOURCE_URL\")\n}\nsource {\n  %s\n}\ntarget { url = %q }\ntables { include = [\"public.*\"] }\n",
-				channel.source, target.URL(db, target.Superuser))
+				channel.source, testpg.Adopt(t, target, db))
 			if err := os.WriteFile(filepath.Join(dir, "canary.runbook.hcl"), []byte(text), 0o600); err != nil {
 				t.Fatal(err)
 			}
@@ -78,6 +78,7 @@ func TestPasswordsShowNowhere(t *testing.T) {
 			secretAbsent(t, p, canary, "the journal", contents(t, target.URL(db, target.Superuser), "pgrunbook")+contents(t, sourceURL, "pgrunbook"))
 			script(t, admin, "ALTER DATABASE "+db+" RENAME TO gone_"+db) // every error, too
 			p.want(1, "verify", "RUNBOOK", "--json")
+			script(t, admin, "ALTER DATABASE gone_"+db+" RENAME TO "+db)
 			secretAbsent(t, p, canary, "the output", p.output.String())
 			for _, file := range files(t, dir) {
 				text, err := os.ReadFile(file)

@@ -33,14 +33,14 @@ func TestToManagedCloud(t *testing.T) {
 	script(t, source.ConnString(), `CREATE ROLE shop_owner; CREATE ROLE shop_app LOGIN IN ROLE shop_owner; CREATE ROLE migrator LOGIN IN ROLE shop_owner;
 		GRANT SET ON PARAMETER session_replication_role TO migrator`)
 	script(t, source.ConnString(), "CREATE DATABASE shop OWNER shop_owner")
-	admin := source.URL("shop", source.Superuser)
+	admin := testpg.Adopt(t, source, "shop")
 	scriptFile(t, admin, "to-managed-cloud/source.sql")
 
 	canary := "canary-" + random()
 	target := testpg.StartT(t, testpg.Options{Major: newest, Auth: "scram", Password: "admin-" + random()})
-	cloudAdmin := target.URL("shop", target.Superuser)
 	script(t, target.ConnString(), "CREATE ROLE app; CREATE ROLE migrator LOGIN PASSWORD '"+canary+"' IN ROLE app")
 	script(t, target.ConnString(), "CREATE DATABASE shop TEMPLATE template0 OWNER migrator")
+	cloudAdmin := testpg.Adopt(t, target, "shop")
 	script(t, cloudAdmin, helperFunction)
 	if err := target.Configure(t.Context(), map[string]string{"log_statement": "all"}); err != nil {
 		t.Fatal(err)

@@ -21,7 +21,7 @@ func TestInplaceUpgrade(t *testing.T) {
 	for _, c := range []*testpg.Cluster{source, target} {
 		script(t, c.ConnString(), "CREATE DATABASE alpha")
 	}
-	sourceURL, targetURL := source.URL("alpha", source.Superuser), target.URL("alpha", target.Superuser)
+	sourceURL, targetURL := testpg.Adopt(t, source, "alpha"), testpg.Adopt(t, target, "alpha")
 	initPgbench(t, sourceURL, "1")
 	script(t, sourceURL, "CREATE ROLE teller; GRANT SELECT, UPDATE ON pgbench_tellers TO teller")
 	w := startWriters(t, sourceURL, "UPDATE pgbench_accounts SET filler = $1::int::text WHERE aid = 1 + $1 % 100000",

@@ -42,7 +42,7 @@ func majorUpgrade(t *testing.T, major int) {
 	for _, c := range []*testpg.Cluster{source, target} {
 		script(t, c.ConnString(), "CREATE DATABASE erp")
 	}
-	sourceURL, targetURL := source.URL("erp", source.Superuser), target.URL("erp", target.Superuser)
+	sourceURL, targetURL := testpg.Adopt(t, source, "erp"), testpg.Adopt(t, target, "erp")
 	scriptFile(t, sourceURL, "major-upgrade/source.sql")
 	w := startWriters(t, sourceURL, erpTraffic...)
 	structure := schemaDump(t, sourceURL)

@@ -75,7 +75,7 @@ func TestPgbouncerCutover(t *testing.T) {
 	for _, c := range []*testpg.Cluster{source, target} {
 		script(t, c.ConnString(), "CREATE DATABASE bank")
 	}
-	sourceURL, targetURL := source.URL("bank", source.Superuser), target.URL("bank", target.Superuser)
+	sourceURL, targetURL := testpg.Adopt(t, source, "bank"), testpg.Adopt(t, target, "bank")
 	initPgbench(t, sourceURL, "1")
 	script(t, sourceURL, "ALTER TABLE pgbench_history ADD COLUMN id bigserial PRIMARY KEY")
 	bouncer := testpg.StartBouncerT(t, testpg.BouncerOptions{Databases: map[string]string{"bank": sourceURL}})

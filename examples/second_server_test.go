@@ -26,7 +26,7 @@ func TestSecondServer(t *testing.T) {
 	for _, c := range []*testpg.Cluster{source, target} {
 		script(t, c.ConnString(), "CREATE DATABASE shop")
 	}
-	sourceURL, targetURL := source.URL("shop", source.Superuser), target.URL("shop", target.Superuser)
+	sourceURL, targetURL := testpg.Adopt(t, source, "shop"), testpg.Adopt(t, target, "shop")
 	scriptFile(t, sourceURL, "second-server/source.sql")
 	w := startWriters(t, sourceURL, stockTraffic...)
 	structure := schemaDump(t, sourceURL)

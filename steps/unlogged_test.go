@@ -23,7 +23,7 @@ func TestF11W5CrashThatEmptiesUnloggedTables(t *testing.T) {
 	if err := source.Exec(t.Context(), "postgres", "CREATE DATABASE shop"); err != nil {
 		t.Fatal(err)
 	}
-	r.source = source.URL("shop", source.Superuser)
+	r.source = testpg.Adopt(t, source, "shop")
 	r.exec(r.source, shopSetup+"CREATE UNLOGGED TABLE shop.session (id int PRIMARY KEY, data text); INSERT INTO shop.session SELECT g, 's' FROM generate_series(1, 50) g")
 	r.again(t)
 	r.must(r.walk(t.Context(), newSchema(r.env), newCapture(r.env), newCopy(r.env), newCatchUp(r.env)))

@@ -85,7 +85,7 @@ func newPair(t *testing.T, build func() (string, error), replace ...string) *pai
 	for _, c := range []*testpg.Cluster{p.source, p.target} {
 		p.sql(c.ConnString(), "CREATE DATABASE shop")
 	}
-	p.sourceURL, p.targetURL = p.source.URL("shop", p.source.Superuser), p.target.URL("shop", p.target.Superuser)
+	p.sourceURL, p.targetURL = testpg.Adopt(t, p.source, "shop"), testpg.Adopt(t, p.target, "shop")
 	p.sql(p.sourceURL, read(t, "testdata/shop.sql"))
 	text := strings.NewReplacer(replace...).Replace(read(t, "testdata/shop.runbook.hcl"))
 	if err := os.WriteFile(filepath.Join(p.dir, p.file), []byte(text), 0o600); err != nil {

@@ -44,6 +44,14 @@ var planted = map[string]struct {
 		_, err := pgx.Connect(context.Background(), testpg.NewDB(t, testpg.Shared(t, 18))+"&application_name=pgrunbook-planted")
 		return err
 	}, "left behind in database t1_testplants"},
+	"adopted": {func(t *testing.T) error {
+		c := testpg.Shared(t, 18)
+		if err := c.Exec(t.Context(), "postgres", "CREATE DATABASE planted"); err != nil {
+			return err
+		}
+		_, err := pgx.Connect(context.Background(), testpg.Adopt(t, c, "planted")+"&application_name=pgrunbook-planted")
+		return err
+	}, "left behind in database planted"},
 	"server": {func(*testing.T) error {
 		_, err := testpg.Start(context.Background(), testpg.Options{Major: 18})
 		return err

@@ -160,6 +160,13 @@ func NewDBWith(t TB, c *Cluster, script string) string {
 	return c.until(t, name)
 }
 
+// Adopt gives the superuser's URL of a database that the test has made itself, by a name or for an owner that it needs.
+// It ends as one of NewDB does.
+func Adopt(t TB, c *Cluster, name string) string {
+	t.Helper()
+	return c.until(t, name)
+}
+
 // until gives a database's URL and drops it when the test ends.
 func (c *Cluster) until(t TB, name string) string {
 	t.Helper()
