@@ -43,6 +43,15 @@ func (f *flipper) backReady(ctx context.Context) error {
 		return err
 	}
 	why, _ := changedTarget(changes)
+	back, err := wayBack(ctx, f.env, f.looks.target)
+	if err != nil {
+		return err
+	}
+	if !back {
+		if err := f.env.Journal.Reopen(ctx, reverseID, false, "nothing is captured on the target"); err != nil {
+			return err
+		}
+	}
 	compare := f.env.Runbook.Verify.Enabled && slices.ContainsFunc(changes, unseenRows)
 	if compare { // also where a person goes without the way back, after which nobody looks at these tables
 		if err := f.compareAgain(ctx, "the target was touched, and rows may have changed there"); err != nil {
@@ -55,7 +64,7 @@ func (f *flipper) backReady(ctx context.Context) error {
 			Hint: "Undo that on the target, then run the same command again; or go without a way back: rollback { enabled = false }.",
 		}
 	}
-	if !compare {
+	if !compare && back {
 		return recaptureTarget(ctx, f.env, f.looks.target, f.cp)
 	}
 	return &engine.Error{

@@ -67,7 +67,7 @@ func TestF48Names(t *testing.T) {
 // the flip from happening, named.
 func TestF80WritesAfterTheFreeze(t *testing.T) {
 	r := following(t, "cutover {\n max_write_block = \"60s\"\n attempts = 1\n retry_every = \"100ms\"\n}")
-	r.must(r.walk(t.Context(), newConstraints(r.env), newArm(r.env)))
+	r.must(r.walk(t.Context(), newConstraints(r.env), newReverse(r.env), newArm(r.env)))
 	r.exec(r.source, "BEGIN; UPDATE shop.customer SET name = 'prepared' WHERE id = 1; PREPARE TRANSACTION 'left'")
 	err := r.walk(t.Context(), newFreeze(r.env, nil))
 	if engine.ClassOf(err) != engine.ClassNoCutover || !strings.Contains(err.Error(), "'left'") {
@@ -121,7 +121,7 @@ func TestF81VerifyMismatch(t *testing.T) {
 	// A trigger on the target, which turns up after every look before the freeze, changes what the pass in
 	// the freeze writes: the freeze is undone.
 	r.exec(r.source, "UPDATE shop.customer SET name = 'equal again' WHERE id = 13")
-	r.must(r.walk(t.Context(), newVerify(r.env), newArm(r.env)))
+	r.must(r.walk(t.Context(), newVerify(r.env), newReverse(r.env), newArm(r.env)))
 	var once sync.Once
 	r.onEvent = func(e engine.Event) {
 		if strings.HasPrefix(e.Message, "freeze attempt 1") {

@@ -21,7 +21,10 @@ type reverseStep struct{ env *Env }
 
 func newReverse(env *Env) engine.Step { return &reverseStep{env} }
 
-func (s *reverseStep) ID() engine.StepID   { return "reverse" }
+// reverseID is the step's name.
+const reverseID engine.StepID = "reverse"
+
+func (s *reverseStep) ID() engine.StepID   { return reverseID }
 func (s *reverseStep) Phase() engine.Phase { return engine.PhaseCutover }
 
 // Fingerprint covers the tables that the way back carries, but for those that joined meanwhile.
@@ -78,7 +81,7 @@ func (s *reverseStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Ch
 	if err := s.env.whileSourceWrites(ctx, s.ID()); err != nil {
 		return err
 	}
-	sides, err := openSides(ctx, s.env, "reverse")
+	sides, err := openSides(ctx, s.env, string(reverseID))
 	if err != nil {
 		return err
 	}

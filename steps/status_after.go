@@ -83,7 +83,7 @@ func (st *Status) readAfter(ctx context.Context, run *journal.Run, owner journal
 	if st.Shut != "" {
 		return
 	}
-	_, env.Runbook.Rollback.Enabled = env.Plan.Step("reverse")
+	_, env.Runbook.Rollback.Enabled = env.Plan.Step(reverseID)
 	if owner.Side == engine.Source && (owner.Flip == nil || owner.Flip.Outcome != journal.FlipDone) {
 		back, err := WayBack(ctx, env)
 		note("the way back cannot be looked at", err)
