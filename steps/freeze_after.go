@@ -1,6 +1,7 @@
 package steps
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -173,12 +174,11 @@ func (f *flipper) openedByHand(ctx context.Context) error {
 
 // modeBesideWriters runs one of the statements of an opening on a target that takes writes already.
 func (f *flipper) modeBesideWriters(ctx context.Context, sql string) error {
-	names, mode := locksOf(f.env.Scope, sql)
-	oids, err := oidsOf(ctx, f.looks.target, trees(f.env.Scope, names))
+	_, e, err := f.modeLock(ctx, sql, "set a mode")
 	if err != nil {
 		return err
 	}
-	e := pg.Etiquette{Object: sql, Relations: oids, Mode: mode, GiveUp: modesPatience, Report: waiting(f.cp, f.to, "set a mode")}
+	e.Object = cmp.Or(e.Object, sql) // an event trigger is on no table
 	return pg.WithLock(ctx, f.looks.target, e, func(ctx context.Context, tx pgx.Tx) error {
 		_, err := tx.Exec(ctx, sql)
 		return err

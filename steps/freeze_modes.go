@@ -29,23 +29,17 @@ func (f *flipper) clearWay(ctx context.Context) error {
 		return fmt.Errorf("%w: %w", freeze.ErrNotNow, err)
 	}
 	for _, sql := range f.atOpen {
-		names, mode := locksOf(f.env.Scope, sql)
-		if len(names) == 0 {
-			continue
-		}
-		oids, err := oidsOf(ctx, f.looks.of(f.to), trees(f.env.Scope, names))
+		names, e, err := f.modeLock(ctx, sql, "set a mode at the flip")
 		if err != nil {
 			return notNow(err)
 		}
-		list := make([]string, len(names))
-		for i, n := range names {
-			list[i] = pg.Name(n.Schema, n.Name)
+		if len(names) == 0 {
+			continue
 		}
-		lock := "LOCK TABLE " + strings.Join(list, ", ") + " IN SHARE ROW EXCLUSIVE MODE"
-		if mode == pg.AccessExclusive {
-			lock = "LOCK TABLE " + strings.Join(list, ", ") + " IN ACCESS EXCLUSIVE MODE"
+		lock := "LOCK TABLE " + e.Object + " IN SHARE ROW EXCLUSIVE MODE"
+		if e.Mode == pg.AccessExclusive {
+			lock = "LOCK TABLE " + e.Object + " IN ACCESS EXCLUSIVE MODE"
 		}
-		e := pg.Etiquette{Object: strings.Join(list, ", "), Relations: oids, Mode: mode, GiveUp: modesPatience, Report: waiting(f.cp, f.to, "set a mode at the flip")}
 		err = pg.WithLock(ctx, f.looks.of(f.to), e, func(ctx context.Context, tx pgx.Tx) error {
 			_, err := tx.Exec(ctx, lock)
 			return err
@@ -59,6 +53,17 @@ func (f *flipper) clearWay(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// modeLock gives the tables that a statement of the opening locks, and how their lock is asked for.
+func (f *flipper) modeLock(ctx context.Context, sql, doing string) (names []scope.Name, e pg.Etiquette, err error) {
+	names, mode := locksOf(f.env.Scope, sql)
+	oids, err := oidsOf(ctx, f.looks.of(f.to), trees(f.env.Scope, names))
+	list := make([]string, len(names))
+	for i, n := range names {
+		list[i] = pg.Name(n.Schema, n.Name)
+	}
+	return names, pg.Etiquette{Object: strings.Join(list, ", "), Relations: oids, Mode: mode, GiveUp: modesPatience, Report: waiting(f.cp, f.to, doing)}, err
 }
 
 // notNow makes a session that was lost a reason to try again: the next attempt opens another.
