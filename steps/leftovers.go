@@ -4,11 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
 	"github.com/pgrunbook/pgrunbook/engine"
 	"github.com/pgrunbook/pgrunbook/engine/journal"
+	"github.com/pgrunbook/pgrunbook/internal/failpoint"
 	"github.com/pgrunbook/pgrunbook/internal/pg"
 )
 
@@ -145,26 +149,49 @@ func afterWayBack(ctx context.Context, env *Env, built []engine.Step) error {
 	if err != nil || !wentBack(owner) {
 		return err
 	}
-	records, err := env.Journal.Steps(ctx)
-	if err != nil {
+	if err := openAgain(ctx, env, built); err != nil {
 		return err
-	}
-	done := map[engine.StepID]bool{}
-	for _, r := range records {
-		done[r.ID] = r.State == engine.StepDone
-	}
-	for _, s := range built {
-		if s.Phase() == engine.PhaseCutover && done[s.ID()] && done["freeze"] {
-			if err := env.Journal.Reopen(ctx, s.ID(), false, wentBackWords); err != nil {
-				return err
-			}
-		}
 	}
 	stray, err := strayOnTarget(ctx, env, owner)
 	if err != nil || stray.Why == "" {
 		return err
 	}
 	return &engine.Error{Class: engine.ClassAmbiguous, Op: "going on", Err: fmt.Errorf("%s", stray.Why), Hint: stray.Hint}
+}
+
+// openedAgain marks that the steps of the cutover and its comparison are open again after a way back.
+const openedAgain = "opened again"
+
+// openAgain sets back the comparison and the steps of the cutover, those of the plan and of built, once for each way back:
+// a proof from before it proves nothing of what was carried back since. Until all of them are set back none is made again, so
+// whoever comes after a death begins anew.
+func openAgain(ctx context.Context, env *Env, built []engine.Step) error {
+	flip, err := env.Journal.LastDone(ctx)
+	if err != nil {
+		return err
+	}
+	var last struct{ Flip int64 }
+	if found, err := env.Journal.Kept(ctx, openedAgain, &last); err != nil || found && last.Flip == flip {
+		return err
+	}
+	ids := map[engine.StepID]bool{verifyID: true}
+	for _, s := range built {
+		ids[s.ID()] = s.ID() == verifyID || s.Phase() == engine.PhaseCutover
+	}
+	for _, s := range env.Plan.Steps {
+		ids[s.ID] = ids[s.ID] || s.Phase == engine.PhaseCutover
+	}
+	for _, id := range slices.Sorted(maps.Keys(ids)) {
+		if !ids[id] {
+			continue
+		}
+		if err := env.Journal.Reopen(ctx, id, false, wentBackWords); err != nil {
+			return err
+		}
+		failpoint.Hit("rollback.reopened")
+	}
+	last.Flip = flip
+	return env.Journal.Keep(ctx, engine.Event{Kind: engine.EventNote, At: time.Now().UTC(), Level: "info", Mark: openedAgain, Message: wentBackWords + ": a cutover begins with a new comparison"}, last)
 }
 
 // strayOnTarget looks for changes that the target took after a way back: its final pass left none,

@@ -60,16 +60,7 @@ func (s *rollbackStep) Apply(ctx context.Context, p engine.StepPlan, cp engine.C
 		return err
 	}
 	failpoint.Hit("rollback.flipped")
-	for _, sp := range s.env.Plan.Steps {
-		if sp.Phase != engine.PhaseCutover && sp.ID != verifyID {
-			continue
-		}
-		if err := s.env.Journal.Reopen(ctx, sp.ID, false, wentBackWords); err != nil {
-			return err
-		}
-		failpoint.Hit("rollback.reopened")
-	}
-	return nil
+	return openAgain(ctx, s.env, nil)
 }
 
 // placeEvery is how old the sessions of reverse passes to the source get. A failover that leaves the old primary

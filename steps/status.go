@@ -313,10 +313,10 @@ func (st *Status) next() string {
 		return "nothing: it goes on by itself when that is over. pgrunbook status --watch follows it"
 	case st.running():
 		return "nothing: it is running. pgrunbook status --watch follows it"
-	case st.Step == "":
-		return "pgrunbook finish, once the way back is no longer needed"
 	case st.wentBack:
 		return "pgrunbook apply, which cuts over again; or pgrunbook abort, to give the run up"
+	case st.Step == "":
+		return "pgrunbook finish, once the way back is no longer needed"
 	default:
 		return "pgrunbook apply"
 	}

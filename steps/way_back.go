@@ -14,6 +14,7 @@ import (
 	"github.com/pgrunbook/pgrunbook/internal/pg"
 	"github.com/pgrunbook/pgrunbook/steps/internal/capture"
 	"github.com/pgrunbook/pgrunbook/steps/internal/gate"
+	"github.com/pgrunbook/pgrunbook/steps/internal/pass"
 )
 
 // Back says whether writes can go back to the source.
@@ -131,11 +132,16 @@ func targetBack(ctx context.Context, env *Env, target *pgx.Conn, b Back) (Back, 
 		b.Why, b.Hint = changedTarget(changes)
 		return b, nil
 	}
-	var large *engine.Error
-	if err := noLargeObjects(ctx, env, target, engine.Target); errors.As(err, &large) { // as each reverse pass asks
-		b.Why, b.Hint = large.Object+": "+large.Err.Error(), large.Hint
+	err = noLargeObjects(ctx, env, target, engine.Target) // as each reverse pass asks
+	if err == nil {
+		err = pass.Untold(ctx, target, engine.Target, captured(env))
+	}
+	var told *engine.Error
+	if errors.As(err, &told) {
+		b.Why, b.Hint = told.Object+": "+told.Err.Error(), told.Hint
 		return b, nil
-	} else if err != nil {
+	}
+	if err != nil {
 		return Back{}, err
 	}
 	if b.Pending, err = pendingRows(ctx, target, nil); err != nil {

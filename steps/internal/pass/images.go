@@ -40,24 +40,10 @@ func (j *job) stageImages(ctx context.Context, w *work) error {
 	if err != nil {
 		return err
 	}
-	var ops string
-	var last, part int64 // newest TRUNCATE of the table, and of a partition alone
-	var member string
-	err = j.from.conn.QueryRow(ctx, `SELECT coalesce(string_agg(DISTINCT e.op::text, ''), ''), coalesce(max(e.n) FILTER (WHERE e.op = 't' AND coalesce(e.img, '') = ''), 0),
- coalesce(max(e.n) FILTER (WHERE e.op = 't' AND e.img <> ''), 0), coalesce(max(e.img) FILTER (WHERE e.op = 't'), '') FROM `+
-		imageTable(t)+" e WHERE "+where).Scan(&ops, &last, &part, &member)
+	from := engine.Side(j.p.cfg.From.Side())
+	last, err := fitImages(ctx, j.from.conn, t, where, from)
 	if err != nil {
-		return fmt.Errorf("reading the row images of %s: %w", tableName(t), err)
-	}
-	if t.Identity == scope.AppendOnly && ops != "i" && ops != "" {
-		return appendOnlyBroken(t, ops, engine.Side(j.p.cfg.From.Side()))
-	}
-	if part > last {
-		return &engine.Error{
-			Op: "following", Object: tableName(t),
-			Err:  &UnfitError{Table: t, Err: fmt.Errorf("its partition %s was truncated, and images do not say which partition a row was in", member)},
-			Hint: "Run the same command again: catch_up loads the table again.",
-		}
+		return err
 	}
 	w.images.truncated = last > 0
 	query := fmt.Sprintf("SELECT e.n, e.op, e.img FROM %s e WHERE %s AND e.n > %d AND e.op <> 't'", imageTable(t), where, last)
@@ -75,20 +61,6 @@ func (j *job) stageImages(ctx context.Context, w *work) error {
 
 // PastTheGate writes rows on a closed side by hand, unseen by triggers of ours.
 const PastTheGate = "BEGIN READ WRITE; SELECT set_config('pgrunbook.mark', mark, true) FROM pgrunbook.side; INSERT or DELETE ...; COMMIT"
-
-func appendOnlyBroken(t scope.Table, ops string, from engine.Side) error {
-	what := "a row was deleted or updated"
-	for _, op := range ops {
-		if op == 't' {
-			what = "it was truncated"
-		}
-	}
-	hint := `Begin again with identity = "full_row" or data = "at_freeze" for this table: pgrunbook abort, then plan and apply.`
-	if from == engine.Target { // there is no abort any more
-		hint = "Nothing carries that back. Stay on the target: pgrunbook finish"
-	}
-	return &engine.Error{Op: "following", Object: tableName(t), Err: fmt.Errorf(`its identity is "append_only", but %s`, what), Hint: hint}
-}
 
 // images are the staged images, taken apart into a record r.
 func images(st *stage) string {
@@ -137,10 +109,11 @@ func (j *job) applyImages(ctx context.Context, w *work) error {
 		return refused
 	}
 	if unfit(err) {
-		return &engine.Error{
-			Op: "following", Object: tableName(w.table), Err: &UnfitError{Table: w.table, Err: err},
-			Hint: "Make its types alike on both sides, then run the same command again: catch_up loads the table again.",
+		hint := "Make its types alike on both sides, then run the same command again"
+		if j.p.cfg.From.Side() == string(engine.Source) {
+			hint += ": catch_up loads the table again"
 		}
+		return &engine.Error{Op: "following", Object: tableName(w.table), Err: &UnfitError{Table: w.table, Err: err}, Hint: hint + "."}
 	}
 	return err
 }

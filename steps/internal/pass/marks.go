@@ -127,17 +127,15 @@ func (j *job) strangers(ctx context.Context, w *work) (map[string]bool, error) {
 // strayed is the error of a mark whose rows To holds elsewhere.
 func (j *job) strayed(t scope.Table, member string, from, to position) error {
 	here, there := j.p.cfg.From.Side(), j.p.cfg.To.Side()
+	if from == to {
+		return hashedByLabel(t, member, engine.Side(here))
+	}
 	why := "which has no such partition"
-	hint := fmt.Sprintf("Make the partitions of %s on the %s like the %s's, then run the same command again.", tableName(t), there, here)
-	switch {
-	case from == to:
-		why = "since it is cut by the hash of an enum's label, which each database has its own of"
-		hint = "Where the table can be loaded again, run the same command again. Truncate the whole table, or DELETE from the partition, instead."
-	case to.at != "":
+	if to.at != "" {
 		why = fmt.Sprintf("where it is %s; on the %s it is %s", to.at, here, from.at)
 	}
 	return &engine.Error{
-		Op: "following", Object: tableName(t), Hint: hint,
+		Op: "following", Object: tableName(t), Hint: fmt.Sprintf("Make the partitions of %s on the %s like the %s's, then run the same command again.", tableName(t), there, here),
 		Err: &UnfitError{Table: t, Err: fmt.Errorf("its partition %s was truncated on the %s, and nothing tells these rows on the %s, %s", member, here, there, why)},
 	}
 }

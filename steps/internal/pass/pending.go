@@ -26,6 +26,8 @@ type mark struct {
 	n      int64
 }
 
+const marksSQL = "SELECT rel, coalesce(member, ''), n FROM pgrunbook.truncated ORDER BY n"
+
 // pending is one look at all captures.
 type pending struct {
 	snapshot string // text of the snapshot
@@ -72,7 +74,7 @@ func (s *fromSession) look(ctx context.Context, tables map[int32]scope.Table) (p
 			return err
 		})
 	}
-	batch.Queue("SELECT rel, coalesce(member, ''), n FROM pgrunbook.truncated ORDER BY n").Query(func(rows pgx.Rows) error {
+	batch.Queue(marksSQL).Query(func(rows pgx.Rows) error {
 		var id int32
 		var m mark
 		_, err := pgx.ForEachRow(rows, []any{&id, &m.member, &m.n}, func() error {
