@@ -33,6 +33,10 @@ func carryDDL(ctx context.Context, env *Env, cp engine.Checkpoint, c *carry) (ag
 		return nil, err
 	}
 	defer sides.close(context.WithoutCancel(ctx))
+	back, err := lookBack(ctx, env, sides.target, c.changes)
+	if err != nil {
+		return nil, err
+	}
 	emptied, err := makeAlike(ctx, env, cp, sides, c.changes)
 	if err != nil {
 		return nil, err
@@ -54,6 +58,12 @@ func carryDDL(ctx context.Context, env *Env, cp engine.Checkpoint, c *carry) (ag
 			continue
 		}
 		err := rearm(ctx, env, cp, sides, t)
+		if err == nil || errors.Is(err, capture.ErrUnseen) {
+			err = cmp.Or(gateMade(ctx, env, cp, sides, changes), err)
+		}
+		if err == nil && !slices.ContainsFunc(changes, capture.Change.Reloads) { // else accepted when the target's table is empty
+			err = back.accept(ctx, env, cp, sides, t)
+		}
 		if errors.Is(err, capture.ErrUnseen) {
 			changes, err = append([]capture.Change{unseen(t, changes[0])}, changes...), nil
 		}
@@ -212,35 +222,14 @@ func recapture(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sideC
 	return err
 }
 
-// rearm puts our triggers on what is new: tables and partitions, on both sides. Where capture.ErrUnseen is all that is
+// rearm puts our triggers on what is new on the source: tables and partitions. Where capture.ErrUnseen is all that is
 // wrong, everything stands and the table must be loaded again.
 func rearm(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sideConns, t scope.Table) error {
 	unseen := recapture(ctx, env, cp, sides, t)
 	if unseen != nil && !errors.Is(unseen, capture.ErrUnseen) {
 		return unseen
 	}
-	if err := gateNew(ctx, env, cp, sides, t); err != nil {
-		return err
-	}
-	back, err := wayBack(ctx, env, sides.target)
-	if err != nil || !back || t.Data != scope.Live {
-		return cmp.Or(err, unseen)
-	}
-	changes, err := capture.Check(ctx, sides.target, env.Run, []scope.Table{t})
-	if err != nil {
-		return err
-	}
-	if err := capture.InstallOn(ctx, sides.target, env.Run, t, waiting(cp, engine.Target, "install capture on the target")); err != nil {
-		return err
-	}
-	carried := slices.ContainsFunc(changes, func(c capture.Change) bool { return c.Column != "" }) // which may have rewritten the table
-	touched := func(c capture.Change) bool {
-		return c.What == capture.Tampered || c.What == capture.Rewritten && !carried
-	}
-	if slices.ContainsFunc(changes, touched) || len(forPerson(env, changes)) > 0 {
-		return unseen // what somebody else did there is not accepted with what was carried: verify and the freeze see it
-	}
-	return cmp.Or(capture.Accept(ctx, sides.target, t, changes...), unseen)
+	return cmp.Or(gateSource(ctx, env, cp, sides, t), unseen)
 }
 
 // unseen is why a table without a key is loaded again that got a partition with rows.

@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/pgrunbook/pgrunbook/engine"
+	"github.com/pgrunbook/pgrunbook/engine/journal"
 	"github.com/pgrunbook/pgrunbook/internal/failpoint"
 	"github.com/pgrunbook/pgrunbook/internal/pg"
 	"github.com/pgrunbook/pgrunbook/steps/internal/capture"
@@ -238,8 +239,13 @@ func (n news) leave(ctx context.Context, env *Env, cp engine.Checkpoint, sides *
 }
 
 // armJoined gates and captures every table that joined this run, so far as it is not done. What was dropped or
-// became a partition since leaves the run instead.
+// became a partition since leaves the run instead. Once a table's rows are there, the target's is left to the freeze: what
+// is missing there by then, or is another one, somebody has touched, and the rows must be compared.
 func armJoined(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sideConns) error {
+	states, err := env.Journal.TableStates(ctx, nil)
+	if err != nil {
+		return err
+	}
 	for _, t := range env.Scope.Tables {
 		if !t.Joined {
 			continue
@@ -258,6 +264,11 @@ func armJoined(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sideC
 		if err != nil && !errors.Is(err, capture.ErrUnseen) { // the check finds the partition as well
 			return err
 		}
+		if states[t.ID].State != journal.Following {
+			if err := armNew(ctx, env, cp, sides, t); err != nil {
+				return err
+			}
+		}
 		failpoint.Hit("join.armed")
 	}
 	return nil
@@ -269,16 +280,27 @@ func wayBack(ctx context.Context, env *Env, target *pgx.Conn) (bool, error) {
 	return len(shapes) > 0, err
 }
 
-// gateNew gates a table on both sides; on the source only where others are gated.
-func gateNew(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sideConns, t scope.Table) error {
-	at, err := gate.State(ctx, sides.source, env.Run)
-	if err != nil {
+// armNew gates a table that joined on the target, and captures it there where others are.
+func armNew(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sideConns, t scope.Table) error {
+	if err := gate.InstallOn(ctx, sides.target, env.runAt(engine.Target), []scope.Table{t}, waiting(cp, engine.Target, "gate a table of the target")); err != nil {
 		return err
 	}
-	if at != gate.Absent {
-		if err := gate.InstallOn(ctx, sides.source, env.runAt(engine.Source), []scope.Table{t}, waiting(cp, engine.Source, "gate a table of the source")); err != nil {
-			return err
-		}
+	back, err := wayBack(ctx, env, sides.target)
+	if err != nil || !back || !isCaptured(t) {
+		return err
 	}
-	return gate.InstallOn(ctx, sides.target, env.runAt(engine.Target), []scope.Table{t}, waiting(cp, engine.Target, "gate a table of the target"))
+	shapes, err := capture.Shapes(ctx, sides.target, []scope.Table{t})
+	if err != nil || len(shapes) > 0 {
+		return err
+	}
+	return capture.InstallOn(ctx, sides.target, env.Run, t, waiting(cp, engine.Target, "install capture on the target"))
+}
+
+// gateSource gates a table on the source where others are gated.
+func gateSource(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sideConns, t scope.Table) error {
+	at, err := gate.State(ctx, sides.source, env.Run)
+	if err != nil || at == gate.Absent {
+		return err
+	}
+	return gate.InstallOn(ctx, sides.source, env.runAt(engine.Source), []scope.Table{t}, waiting(cp, engine.Source, "gate a table of the source"))
 }
