@@ -59,6 +59,7 @@ var checks = []Check{
 	{"PRE154", "collations", collations},
 	{"PRE155", "keys of the target", stricterKeys},
 	{"PRE156", "generated columns of children", generatedApart},
+	{"PRE157", "NOT NULL constraints", unprovedNotNull},
 
 	{"PRE160", "publications", publications},
 	{"PRE161", "subscriptions", subscriptions},

@@ -103,6 +103,44 @@ func collations(_ context.Context, f *Facts) ([]engine.Finding, error) {
 		"The databases sort differently: %s and %s on the source, %s and %s on the target.", f.From.Collate, f.From.CType, f.To.Collate, f.To.CType)), nil
 }
 
+// unprovedSQL gives NOT NULL constraints that were made NOT VALID, which servers have from 18 on, each with its table.
+const unprovedSQL = `
+SELECT concat_ws(E'\n', n.nspname, c.relname, k.conname, a.attname)
+  FROM pg_constraint k JOIN pg_class c ON c.oid = k.conrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+  JOIN pg_attribute a ON a.attrelid = k.conrelid AND a.attnum = k.conkey[1]
+ WHERE k.contype = 'n' AND NOT k.convalidated ORDER BY 1`
+
+// unprovedNotNull: the catalog calls such a column NOT NULL, and it may hold nulls that a copy's column refuses.
+func unprovedNotNull(ctx context.Context, f *Facts) ([]engine.Finding, error) {
+	if f.moved {
+		return nil, nil
+	}
+	list, err := f.From.list(ctx, unprovedSQL)
+	if err != nil {
+		return nil, err
+	}
+	carried := map[scope.Name]bool{}
+	for i := range f.Scope.Tables {
+		t := &f.Scope.Tables[i]
+		carried[t.Name] = true
+		for _, m := range t.Members {
+			carried[m.Name] = true
+		}
+	}
+	var out []engine.Finding
+	for _, one := range list {
+		at := strings.Split(one, "\n")
+		if len(at) != 4 || !carried[scope.Name{Schema: at[0], Name: at[1]}] {
+			continue
+		}
+		table := pg.Name(at[0], at[1])
+		out = append(out, finding(engine.SeverityError, engine.Source, pg.Display(at[0], at[1]),
+			fmt.Sprintf("ALTER TABLE %[1]s VALIDATE CONSTRAINT %[2]s; -- once no row has a null there, or: ALTER TABLE %[1]s DROP CONSTRAINT %[2]s;", table, ident(at[2])),
+			"Its column %s is NOT NULL by a constraint that is NOT VALID: rows may have nulls that the target refuses.", ident(at[3])))
+	}
+	return out, nil
+}
+
 func largeObjects(ctx context.Context, f *Facts) ([]engine.Finding, error) {
 	if f.Runbook.Cutover.LargeObjects == "ignore" {
 		return nil, nil

@@ -39,6 +39,24 @@ func TestF59GeneratedColumnsOfChildren(t *testing.T) {
 	p.want()
 }
 
+// A NOT NULL that no row was asked about, which servers have from 18 on, may be broken by rows.
+func TestNotNullThatIsNotValid(t *testing.T) {
+	servers := testpg.Shared(t, 18)
+	p := &pair{t: t, from: testpg.NewDB(t, servers), to: testpg.NewDB(t, servers)}
+	p.source(schema, "ALTER TABLE public.t ALTER v DROP NOT NULL", "CREATE TABLE public.left_out (a int)", "INSERT INTO public.t (id, v) VALUES (4711, NULL)")
+	p.blocks = "tables { exclude = [\"public.left_out\"] }\n"
+	before := p.found()
+	p.source("ALTER TABLE public.t ADD CONSTRAINT \"Not V\" NOT NULL v NOT VALID", "ALTER TABLE public.left_out ADD CONSTRAINT nn NOT NULL a NOT VALID")
+	p.want(append(slices.Clone(before), "PRE157 error source")...)
+	p.source("DELETE FROM public.t WHERE v IS NULL")
+	for _, f := range p.findings() {
+		if f.Code == "PRE157" {
+			p.source(f.Fix)
+		}
+	}
+	p.want(before...)
+}
+
 // What is created empty is neither loaded nor followed: policies of it hold for nobody of ours.
 func TestRowSecurityOfTablesWithoutRows(t *testing.T) {
 	p := newPair(t)
