@@ -1,6 +1,7 @@
 package steps
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -70,7 +71,7 @@ func (s *catchUpStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Ch
 	}
 	defer limits.close()
 	if err := s.env.silentTarget(ctx); err != nil {
-		return err
+		return cmp.Or(context.Cause(ctx), err)
 	}
 	reloaded := map[int32]bool{} // because of images that do not fit
 	failed, ddls := "", &churn{}
@@ -149,8 +150,8 @@ func (s *catchUpStep) follow(ctx context.Context, limits *limits, cp engine.Chec
 	return afterRows(ctx, s.env, cp)
 }
 
-// loadLeft ends the load of tables that a dead runner had begun to load again: the copy step is done
-// and does not come back for them.
+// loadLeft loads the tables that joined, start over, or were left so by a dead runner: the copy step is done
+// and does not come back for them. Passes over all others go on meanwhile, as beside the first load.
 func (s *catchUpStep) loadLeft(ctx context.Context, limits *limits, cp engine.Checkpoint) error {
 	left, err := stillLoading(ctx, s.env)
 	if err != nil || len(left) == 0 {
@@ -160,6 +161,7 @@ func (s *catchUpStep) loadLeft(ctx context.Context, limits *limits, cp engine.Ch
 	if err != nil {
 		return err
 	}
+	defer followLoaded(ctx, s.env, limits, cp, true)()
 	return loader.Run(ctx)
 }
 
