@@ -29,7 +29,7 @@ LONGEST_FIRST := awk '/\/(faults|examples)$$/ {print; next} {rest = rest $$0 "\n
 # Whole migrations, and tests of the harness, that make test leaves to PGRUNBOOK_FULL=1, the form of
 # continuous integration: with them, the two cores of a small machine need an hour.
 FULL_TESTS := TestApproval|TestThereAndBack|TestTampering|TestDDLStopsByDefault|TestF02SettledByAnyCommand|TestToManagedCloud|TestSecondServer|TestR16FailoverOfTheSource|TestAbortDropsWhatWasMadeOnTheTarget|TestAbortWithoutTheSource|TestAbortRefusesAfterTheFlip|$\
-  TestDDLInTheMiddle|TestF40BeforeCaptureAndAtFreeze|TestF40WhileLoading|TestF15SwitchAfterLostCommit|TestStates|TestLimits|TestLockMatrix|TestCITwoJobs|TestClustersOfSeveralMajors|TestStandbyFollowsAndIsPromoted|TestRehearse|TestR14PgbenchThroughTheCutover|$\
+  TestDDLInTheMiddle|TestDeltaLimitWhileCatchingUp|TestDeltaLimitForgetsWhatWasTaken|TestDeltaLimitHoldsALoad|TestF40BeforeCaptureAndAtFreeze|TestF40WhileLoading|TestF15SwitchAfterLostCommit|TestStates|TestLimits|TestLockMatrix|TestCITwoJobs|TestClustersOfSeveralMajors|TestStandbyFollowsAndIsPromoted|TestRehearse|TestR14PgbenchThroughTheCutover|$\
   TestF02KilledInTheFreeze|TestF05Signals|TestF15LostFlip|TestF19SnapshotError|TestF01ChainOfKills|TestF01DeathAfterRewrite|TestF01DeathInConcurrentBuild|TestF03StoppedRunner|TestF06LocalDisk|TestF06JournalThatLostRows|TestF08ClocksThatJump|$\
   TestF10F11Servers|TestF12F13Failover|TestF14CutInCopy|TestF14Network|TestF15LostAnswers|TestF16SourceDiskFull|TestF16TargetDiskFull|$\
   TestF17Limits|TestF18F50HostileSettings|TestF20Poolers|TestF21Access|TestF21TLS|TestF22ReplicaLag|TestF22CheckpointStorm|TestF31Blockers|TestF41DeathsBeforeADroppedTableJoined|$\

@@ -58,11 +58,13 @@ func followLoaded(ctx context.Context, env *Env, limits *limits, cp engine.Check
 	}
 	go func() {
 		defer close(done)
+		defer limits.nobodyFollows()
 		for {
 			err := follow(ctx, env, limits, cp, pieces, say)
 			if err == nil || ctx.Err() != nil {
 				return
 			}
+			limits.passFailed(err)
 			say("", fmt.Sprintf("a pass over the loaded tables ended, and is tried again: %v", err))
 			select {
 			case <-ctx.Done():
@@ -128,7 +130,9 @@ func follow(ctx context.Context, env *Env, limits *limits, cp engine.Checkpoint,
 		if tables, err = loaded(ctx, env); err != nil {
 			return err
 		}
+		all := slices.Clone(tables)
 		tables = slices.DeleteFunc(tables, func(t scope.Table) bool { return unfit[t.ID] })
+		limits.passBegins(all)
 		for again := true; again && len(tables) > 0 && !limits.passes().Paused; {
 			passer.SetTables(tables)
 			res, err := passer.Follow(ctx, how)
@@ -138,11 +142,13 @@ func follow(ctx context.Context, env *Env, limits *limits, cp engine.Checkpoint,
 				err = &changed{map[int32]string{images.Table.ID: images.Error()}}
 			}
 			if tables, again = followable(tables, err, say); again {
+				limits.passLeaves(all, tables)
 				continue
 			}
 			if err != nil {
 				return err
 			}
+			limits.passTook(all, tables)
 			if err := limits.rate.Spent(ctx, res.Bytes); err != nil {
 				return err
 			}

@@ -1,6 +1,7 @@
 package steps
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -43,10 +44,11 @@ type limits struct {
 	measure measurer
 	values  map[string]float64 // of every limit, as measured last
 
-	mu   sync.Mutex
-	now  allowance
-	said string // what was reported last, without figures
-	told time.Time
+	mu    sync.Mutex
+	now   allowance
+	said  string // what was reported last, without figures
+	told  time.Time
+	taken taken
 }
 
 // watchLimits begins to measure. The context that it returns ends with the cause when a limit says
@@ -58,8 +60,9 @@ func watchLimits(ctx context.Context, env *Env, cp engine.Checkpoint) (context.C
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	l := &limits{env: env, cp: cp, cancel: cancel, done: make(chan struct{}), rate: load.NewRate(0), values: map[string]float64{}}
-	l.measure = measurer{conn: conn, to: env.Target, rate: l.rate, low: map[int32]uint64{}}
-	if err := l.look(ctx); err != nil {
+	l.measure = measurer{conn: conn, to: env.Target, rate: l.rate}
+	err = l.look(ctx)
+	if err = cmp.Or(context.Cause(ctx), err); err != nil { // a limit that says stop at once
 		cancel(err)
 		l.measure.close()
 		return ctx, nil, err
@@ -100,7 +103,7 @@ func (l *limits) watch(ctx context.Context) {
 		}
 		if l.measure.conn.IsClosed() {
 			if conn, err := l.env.Source.Connect(ctx, limitsSession); err == nil {
-				l.measure.conn, l.measure.low = conn, map[int32]uint64{} // it may be another server
+				l.measure.conn, l.measure.deltas = conn, deltaGauge{} // it may be another server
 			}
 		}
 		// The load's own sessions find a lost server.
@@ -150,7 +153,7 @@ func (l *limits) over(ctx context.Context, next *allowance, why *reasons, limit 
 	deltas := limit.Kind == limitDelta
 	if deltas && limit.Then != "stop" {
 		// Only passes shrink the deltas: nothing may wait that they wait for.
-		shrinks, err := l.shrinks(ctx)
+		shrinks, err := l.shrinks(ctx, limit)
 		if err != nil {
 			return err
 		}
@@ -194,9 +197,14 @@ func (r *reasons) String() string {
 }
 
 func overLimit(limit runbook.Limit, value float64) error {
+	hint := "Wait until it has fallen, or raise the limit (in the runbook, or pgrunbook set " + limit.Kind + "=VALUE); the same command goes on where this one stopped."
+	if limit.Kind == limitDelta { // capture goes on, and nothing makes passes now
+		hint = fmt.Sprintf("Only passes make it smaller, and they need the run to go on. Raise the limit: pgrunbook set %[1]s=%[2]s (or in the runbook; %[3]s is none), then run the same command again: it goes on where this one stopped. Afterwards pgrunbook set %[1]s=off is the runbook's again.",
+			limit.Kind, runbook.FormatSize(2*value), Unlimited)
+	}
 	return &engine.Error{
 		Op: "holding limit", Object: limit.Kind, Err: fmt.Errorf("it is %s, over %s", limitText(limit.Kind, value), limit.Max),
-		Hint: "Wait until it has fallen, or raise the limit (in the runbook, or pgrunbook set " + limit.Kind + "=VALUE); the same command goes on where this one stopped.",
+		Hint: hint,
 	}
 }
 

@@ -10,7 +10,6 @@ import (
 
 	"github.com/pgrunbook/pgrunbook/internal/pg"
 	"github.com/pgrunbook/pgrunbook/runbook"
-	"github.com/pgrunbook/pgrunbook/steps/internal/capture"
 	"github.com/pgrunbook/pgrunbook/steps/internal/load"
 )
 
@@ -61,8 +60,7 @@ type measurer struct {
 	to     *pg.Server
 	rate   *load.Rate
 	logs   [2]walLog // of the source and the target
-	// low is for each table the id below which no captured change of it is left.
-	low map[int32]uint64
+	deltas deltaGauge
 }
 
 func (m *measurer) close() {
@@ -88,8 +86,7 @@ func (m *measurer) value(ctx context.Context, limit runbook.Limit) (value float6
 	case limitRate:
 		return m.rate.Average(limit.Value), nil
 	case limitDelta:
-		size, err := capture.Size(ctx, m.conn)
-		return float64(size), err
+		return m.deltas.value(ctx, m.conn, limit)
 	case "replica_lag":
 		value, err = m.replicaLag(ctx)
 	case "sessions":
@@ -166,14 +163,4 @@ func limitText(kind string, value float64) string {
 	default:
 		return strconv.FormatFloat(value, 'f', 0, 64)
 	}
-}
-
-// shrinks reports whether changes of loaded tables wait, which passes work off while a load pauses.
-// What waits for a table that is still loading goes only when its load is over.
-func (l *limits) shrinks(ctx context.Context) (bool, error) {
-	tables, err := loaded(ctx, l.env)
-	if err != nil || len(tables) == len(captured(l.env)) {
-		return false, err // nothing loads any more
-	}
-	return capture.Waits(ctx, l.measure.conn, tables, l.measure.low)
 }

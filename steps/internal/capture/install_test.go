@@ -132,8 +132,8 @@ func TestRemoveLeavesTheDatabaseAsFound(t *testing.T) {
 			tables := []scope.Table{d.table(1, "plain", mode, scope.ByKey), d.table(2, "part", mode, scope.ByKey), d.table(3, "multi", mode, scope.ByKey), d.table(4, "log", mode, scope.FullRow)}
 			d.install(tables...)
 			d.run(d.app, "INSERT INTO log VALUES ('x'); UPDATE plain SET v = 'x'")
-			if size, err := Size(d.ctx, d.ours); err != nil || size == 0 {
-				t.Errorf("size %d, %v", size, err)
+			if d.size() == 0 {
+				t.Error("what was captured takes no room")
 			}
 			for range 2 {
 				if err := Remove(d.ctx, d.srv, testRun, nil); err != nil {

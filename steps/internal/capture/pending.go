@@ -124,14 +124,3 @@ func pendingSQL(deltas []delta, images []string, low map[int32]uint64, major int
 }
 
 var imageID = regexp.MustCompile(`^image_([0-9]+)$`)
-
-// Size gives the bytes that captured changes take on this side, indexes included.
-func Size(ctx context.Context, conn *pgx.Conn) (int64, error) {
-	var size int64
-	err := conn.QueryRow(ctx, `SELECT coalesce(sum(pg_total_relation_size(c.oid)), 0)::int8 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
- WHERE n.nspname = 'pgrunbook' AND c.relkind = 'r' AND (c.relname LIKE 'delta\_%' OR c.relname ~ '^image_[0-9]+$' OR c.relname = 'truncated')`).Scan(&size)
-	if err != nil {
-		return 0, fmt.Errorf("measuring the deltas: %w", err)
-	}
-	return size, nil
-}

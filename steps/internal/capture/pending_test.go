@@ -51,60 +51,6 @@ func TestC1PendingReadsNoDeadRows(t *testing.T) {
 	}
 }
 
-// TestWaitsCountsNothing: whether anything waits is asked every second while a limit on the deltas is exceeded. It
-// reads next to nothing of a big delta, be it full or full of dead rows that an old snapshot keeps, and finds what is there.
-func TestWaitsCountsNothing(t *testing.T) {
-	for _, major := range []int{12, 18} {
-		t.Run(strconv.Itoa(major), func(t *testing.T) {
-			d := newDB(t, major, "CREATE TABLE plain (id int PRIMARY KEY, v text); CREATE TABLE other (id int PRIMARY KEY, v text); CREATE TABLE log (v text)")
-			plain, other, log := d.table(1, "plain", scope.Statement, scope.ByKey), d.table(2, "other", scope.Statement, scope.ByKey), d.table(3, "log", scope.Statement, scope.FullRow)
-			d.install(plain, other, log)
-			low := map[int32]uint64{}
-			waits := func(what string, want bool, tables ...scope.Table) {
-				t.Helper()
-				if got, err := Waits(d.ctx, d.ours, tables, low); err != nil || got != want {
-					t.Errorf("%s: something waits: %v (%v), want %v", what, got, err, want)
-				}
-			}
-			waits("nothing was written", false, plain, other, log)
-			early := d.connect(d.appURL()) // has an older id than what is seen meanwhile
-			d.run(early, "BEGIN; INSERT INTO other VALUES (1)")
-			report := d.connect(d.url)
-			d.run(report, "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM plain")
-			d.run(d.app, "INSERT INTO plain SELECT g FROM generate_series(1, 200000) g")
-			d.run(d.app, "INSERT INTO plain SELECT g FROM generate_series(200001, 400000) g")
-			waits("a full delta", true, plain, other, log)
-			waits("others of its shape", false, other, log)
-			deltas, images, err := recordTables(d.ctx, d.ours)
-			if err != nil {
-				t.Fatal(err)
-			}
-			there := map[string]bool{DeltaName(plain.Key.Shape): true}
-			few := func(what string) {
-				t.Helper()
-				all, asked := d.pages(pendingSQL(deltas, images, nil, major)), d.pages(waitsSQL([]scope.Table{plain, other}, there, low, major))
-				if all < 1000 || asked*10 > all {
-					t.Errorf("%s: asking reads %d pages, all of them are %d", what, asked, all)
-				}
-			}
-			few("a full delta")
-			d.run(early, "COMMIT")
-			waits("one that began earlier and came later", true, other)
-			d.forget(plain, other)
-			waits("dead rows", false, plain, other, log)
-			few("dead rows")
-			d.run(d.app, "INSERT INTO log VALUES ('x')")
-			waits("a row image", true, log)
-			waits("others than the image's table", false, plain, other)
-			d.run(d.ours, "DELETE FROM "+ImageName(3))
-			d.run(report, "ROLLBACK")
-			d.run(d.app, "TRUNCATE plain")
-			waits("a truncation", true, plain)
-			waits("others than the truncated table", false, other, log)
-		})
-	}
-}
-
 var pagesTouched = regexp.MustCompile(`shared hit=(\d+)(?: read=(\d+))?|shared read=(\d+)`)
 
 // pages are those that a query touches, of its plan's top node.

@@ -1,6 +1,7 @@
 package capture
 
 import (
+	"math"
 	"testing"
 
 	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
@@ -41,9 +42,9 @@ INSERT INTO plain SELECT g, 'v' FROM generate_series(1, 20000) g; INSERT INTO ba
 
 func (d *db) size() int64 {
 	d.t.Helper()
-	size, err := Size(d.ctx, d.ours)
+	w, err := Measure(d.ctx, d.ours, math.MaxInt64, 0)
 	if err != nil {
 		d.t.Fatal(err)
 	}
-	return size
+	return w.Files
 }
