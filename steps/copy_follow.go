@@ -132,7 +132,7 @@ func follow(ctx context.Context, env *Env, limits *limits, cp engine.Checkpoint,
 		}
 		all := slices.Clone(tables)
 		tables = slices.DeleteFunc(tables, func(t scope.Table) bool { return unfit[t.ID] })
-		limits.passBegins(all)
+		limits.passBegins(all, len(all) < len(captured(env)))
 		for again := true; again && len(tables) > 0 && !limits.passes().Paused; {
 			passer.SetTables(tables)
 			res, err := passer.Follow(ctx, how)

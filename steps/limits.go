@@ -140,7 +140,7 @@ func (l *limits) look(ctx context.Context) error {
 		}
 		errs = append(errs, err)
 		if value = l.values[limit.Kind+limit.Then]; value > limit.Value {
-			errs = append(errs, l.over(ctx, &next, &why, limit, value))
+			l.over(&next, &why, limit, value)
 		}
 	}
 	l.rate.Set(next.rate)
@@ -149,18 +149,11 @@ func (l *limits) look(ctx context.Context) error {
 }
 
 // over puts down what a limit that is exceeded asks for.
-func (l *limits) over(ctx context.Context, next *allowance, why *reasons, limit runbook.Limit, value float64) error {
+func (l *limits) over(next *allowance, why *reasons, limit runbook.Limit, value float64) {
 	deltas := limit.Kind == limitDelta
-	if deltas && limit.Then != "stop" {
-		// Only passes shrink the deltas: nothing may wait that they wait for.
-		shrinks, err := l.shrinks(ctx, limit)
-		if err != nil {
-			return err
-		}
-		if !shrinks {
-			why.add(fmt.Sprintf("limit delta_size is over %s: only going on shrinks the deltas", limit.Max), limitText(limit.Kind, value))
-			return nil
-		}
+	if deltas && limit.Then != "stop" && !l.shrinks(limit) { // only passes shrink the deltas: nothing may wait that they wait for
+		why.add(fmt.Sprintf("limit delta_size is over %s: only going on shrinks the deltas", limit.Max), limitText(limit.Kind, value))
+		return
 	}
 	why.add(fmt.Sprintf("limit %s is over %s: %s", limit.Kind, limit.Max, limit.Then), limitText(limit.Kind, value))
 	switch limit.Then {
@@ -173,7 +166,6 @@ func (l *limits) over(ctx context.Context, next *allowance, why *reasons, limit 
 	case "stop":
 		l.cancel(overLimit(limit, value))
 	}
-	return nil
 }
 
 // reasons are what holds a load, in words; figures change with every look and are left out where

@@ -61,15 +61,18 @@ func (g *deltaGauge) value(ctx context.Context, conn *pgx.Conn, limit runbook.Li
 
 // taken is what passes over loaded tables take while others load.
 type taken struct {
-	tables map[int32]bool
-	out    map[int32]bool // those that they leave out
-	failed bool           // the latest one, for a reason that time alone does not end
+	tables  map[int32]bool
+	out     map[int32]bool // those that they leave out
+	loading bool           // some table
+	failed  bool           // the latest pass, for a reason that time alone does not end
 }
 
-// passBegins says which tables are loaded. What the latest pass left out counts as left out until one has taken it.
-func (l *limits) passBegins(loaded []scope.Table) {
+// passBegins says which tables are loaded, and whether others still load. What the latest pass left out counts as left out
+// until one has taken it.
+func (l *limits) passBegins(loaded []scope.Table, loading bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.taken.loading = loading
 	l.taken.set(loaded, l.taken.out)
 }
 
@@ -126,18 +129,17 @@ func without(all, some []scope.Table) map[int32]bool {
 // shrinks reports whether a load that waits lets passes bring the deltas down: where much of what waits belongs to
 // tables that passes take, and they do not keep up with it. All else goes only when the load has ended: changes of tables that are
 // still loading, and of those that passes leave out. And what comes in between two passes is there at any time.
-func (l *limits) shrinks(ctx context.Context, limit runbook.Limit) (bool, error) {
-	tables, err := loaded(ctx, l.env)
-	if err != nil || len(tables) == len(captured(l.env)) {
-		return false, err // nothing loads any more
-	}
+func (l *limits) shrinks(limit runbook.Limit) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if !l.taken.loading {
+		return false
+	}
 	var late int64
 	for id, bytes := range l.measure.deltas.last.Late {
 		if l.taken.tables[id] {
 			late += bytes
 		}
 	}
-	return float64(late) > lateShare*limit.Value, nil
+	return float64(late) > lateShare*limit.Value
 }
