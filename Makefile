@@ -28,7 +28,7 @@ WALKS := TestModel
 LONGEST_FIRST := awk '/\/(faults|examples)$$/ {print; next} {rest = rest $$0 "\n"} END {printf "%s", rest}'
 # Whole migrations, and tests of the harness, that make test leaves to PGRUNBOOK_FULL=1, the form of
 # continuous integration: with them, the two cores of a small machine need an hour.
-FULL_TESTS := TestApproval|TestThereAndBack|TestTampering|TestDDLStopsByDefault|TestF02SettledByAnyCommand|TestToManagedCloud|TestSecondServer|TestR16FailoverOfTheSource|TestAbortDropsWhatWasMadeOnTheTarget|TestAbortWithoutTheSource|TestAbortRefusesAfterTheFlip|$\
+FULL_TESTS := TestApproval|TestThereAndBack|TestTampering|TestCapturedAgainAfterAWayBack|TestDDLStopsByDefault|TestF02SettledByAnyCommand|TestToManagedCloud|TestSecondServer|TestR16FailoverOfTheSource|TestAbortDropsWhatWasMadeOnTheTarget|TestAbortWithoutTheSource|TestAbortRefusesAfterTheFlip|$\
   TestDDLInTheMiddle|TestDeltaLimitWhileCatchingUp|TestDeltaLimitForgetsWhatWasTaken|TestDeltaLimitHoldsALoad|TestF40BeforeCaptureAndAtFreeze|TestF40WhileLoading|TestF15SwitchAfterLostCommit|TestStates|TestLimits|TestLockMatrix|TestCITwoJobs|TestClustersOfSeveralMajors|TestStandbyFollowsAndIsPromoted|TestRehearse|TestR14PgbenchThroughTheCutover|$\
   TestF02KilledInTheFreeze|TestF05Signals|TestF15LostFlip|TestF19SnapshotError|TestF01ChainOfKills|TestF01DeathAfterRewrite|TestF01DeathInConcurrentBuild|TestF03StoppedRunner|TestF06LocalDisk|TestF06JournalThatLostRows|TestF08ClocksThatJump|$\
   TestF10F11Servers|TestF12F13Failover|TestF14CutInCopy|TestF14Network|TestF15LostAnswers|TestF16SourceDiskFull|TestF16TargetDiskFull|$\

@@ -102,7 +102,7 @@ func acceptEmptied(ctx context.Context, env *Env, cp engine.Checkpoint, sides *s
 	if err != nil || !back || t.Data != scope.Live {
 		return err
 	}
-	if err := capture.InstallOn(ctx, sides.target, env.Run, t, waiting(cp, engine.Target, "install capture on the target")); err != nil && !errors.Is(err, capture.ErrUnseen) {
+	if err := capture.InstallClosed(ctx, sides.target, env.Run, t, waiting(cp, engine.Target, "install capture on the target")); err != nil {
 		return err
 	}
 	changes, err := capture.Check(ctx, sides.target, env.Run, []scope.Table{t})

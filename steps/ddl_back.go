@@ -69,7 +69,7 @@ func (b *carriedBack) accept(ctx context.Context, env *Env, cp engine.Checkpoint
 	if err != nil {
 		return err
 	}
-	if err := capture.InstallOn(ctx, sides.target, env.Run, t, waiting(cp, engine.Target, "install capture on the target")); err != nil {
+	if err := capture.InstallClosed(ctx, sides.target, env.Run, t, waiting(cp, engine.Target, "install capture on the target")); err != nil {
 		return err
 	}
 	rewrites := slices.ContainsFunc(of(b.carried, t.ID), func(c capture.Change) bool { return c.Column != "" })

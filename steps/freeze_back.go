@@ -128,8 +128,7 @@ func recaptureTarget(ctx context.Context, env *Env, target *pgx.Conn, cp engine.
 		}})
 	}
 	for _, t := range touched {
-		err := capture.InstallOn(ctx, target, env.Run, t, waiting(cp, engine.Target, "install capture on the target"))
-		if err != nil && !errors.Is(err, capture.ErrUnseen) { // the comparison sees all rows
+		if err := capture.InstallClosed(ctx, target, env.Run, t, waiting(cp, engine.Target, "install capture on the target")); err != nil {
 			return err
 		}
 	}

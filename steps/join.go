@@ -293,7 +293,7 @@ func armNew(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sideConn
 	if err != nil || len(shapes) > 0 {
 		return err
 	}
-	return capture.InstallOn(ctx, sides.target, env.Run, t, waiting(cp, engine.Target, "install capture on the target"))
+	return capture.InstallClosed(ctx, sides.target, env.Run, t, waiting(cp, engine.Target, "install capture on the target"))
 }
 
 // gateSource gates a table on the source where others are gated.

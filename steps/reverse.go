@@ -98,7 +98,7 @@ func (s *reverseStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Ch
 		if err := unpaused(ctx); err != nil {
 			return err
 		}
-		if err := capture.InstallOn(ctx, sides.target, s.env.Run, t, waiting(cp, engine.Target, "install capture on the target")); err != nil {
+		if err := capture.InstallClosed(ctx, sides.target, s.env.Run, t, waiting(cp, engine.Target, "install capture on the target")); err != nil {
 			return err
 		}
 	}

@@ -60,48 +60,69 @@ func Install(ctx context.Context, srv *pg.Server, run scope.Run, t scope.Table, 
 // It may be called again: triggers that are missing, wrong or not ENABLE ALWAYS are mended. The
 // recorded fingerprint of a table that is captured already stays, so that Check still reports what
 // happened, to the function as well; members that joined since then have all their keys logged (see
-// Relog). Another table under the name of one that is captured is ErrAnother, and nothing of it is
-// touched: its rows from before the triggers would be in no delta and in no load. Prepare comes
-// first. A table with NoCapture is left alone.
+// Relog; InstallClosed leaves that out). Another table under the name of one that is captured is
+// ErrAnother, and nothing of it is touched: its rows from before the triggers would be in no delta and
+// in no load. Prepare comes first. A table with NoCapture is left alone.
 func InstallOn(ctx context.Context, conn *pgx.Conn, run scope.Run, t scope.Table, onWait OnWait) error {
+	joined, err := install(ctx, conn, run, t, onWait)
+	if err != nil {
+		return err
+	}
+	for _, m := range joined {
+		if err := Relog(ctx, conn, t, m); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// InstallClosed is InstallOn on a side that takes no writes. The rows of members that joined came there with passes: logged,
+// they would look like somebody's writes, and wait for a pass in the other direction.
+func InstallClosed(ctx context.Context, conn *pgx.Conn, run scope.Run, t scope.Table, onWait OnWait) error {
+	_, err := install(ctx, conn, run, t, onWait)
+	return err
+}
+
+// install gives the members with rows that joined a captured table.
+func install(ctx context.Context, conn *pgx.Conn, run scope.Run, t scope.Table, onWait OnWait) (joined []scope.Name, err error) {
 	if t.Capture == scope.NoCapture || t.Capture == "" {
-		return nil
+		return nil, nil
 	}
 	before, err := recorded(ctx, conn, t)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	rels, err := tree(ctx, conn, t.Name)
 	switch {
 	case before != nil && (errors.Is(err, errNoTable) || err == nil && before.Rel != rels[0].OID):
-		return another(t)
+		return nil, another(t)
 	case err != nil:
-		return err
+		return nil, err
 	}
 	if err := fits(t, rels); err != nil {
-		return err
+		return nil, err
 	}
 	// Where triggers of the other kind stand, the function becomes another one together with them.
 	swap := before != nil && before.Mode != mode(t)
 	if !swap {
 		if err := objects(ctx, conn, run, t, rels[0].OID, before); err != nil {
-			return err
+			return nil, err
 		}
 	}
 	failpoint.Hit("capture.objects")
 	for range 10 { // a member may join while we install
 		for _, r := range rels {
 			if err := ensure(ctx, conn, run, t, r, before == nil, swap, onWait); err != nil {
-				return err
+				return nil, err
 			}
 			failpoint.Hit("capture.triggers")
 		}
 		again, err := tree(ctx, conn, t.Name)
 		if errors.Is(err, errNoTable) || err == nil && again[0].OID != rels[0].OID {
-			return another(t)
+			return nil, another(t)
 		}
 		if err != nil {
-			return err
+			return nil, err
 		}
 		failpoint.Hit("capture.captured")
 		if slices.Equal(again, rels) {
@@ -109,7 +130,7 @@ func InstallOn(ctx context.Context, conn *pgx.Conn, run scope.Run, t scope.Table
 		}
 		rels = again
 	}
-	return &engine.Error{Op: "capturing", Object: pg.Name(t.Schema, t.Name.Name), Err: errors.New("its partitions keep changing"), Hint: "Run the same command again."}
+	return nil, &engine.Error{Op: "capturing", Object: pg.Name(t.Schema, t.Name.Name), Err: errors.New("its partitions keep changing"), Hint: "Run the same command again."}
 }
 
 // ErrAnother says that a table was dropped since its capture began; it may have been made again, with
@@ -225,26 +246,22 @@ func dropSQL(rel scope.Name, name string) string {
 	return fmt.Sprintf("DROP TRIGGER IF EXISTS %s ON %s", pgx.Identifier{name}.Sanitize(), pg.Name(rel.Schema, rel.Name))
 }
 
-// settle records a table that is captured for the first time, or logs the keys of members that
-// joined a captured one.
-func settle(ctx context.Context, conn *pgx.Conn, t scope.Table, rels []relation, before *record) error {
+// settle records a table that is captured for the first time, or gives the members with rows that joined a captured one.
+func settle(ctx context.Context, conn *pgx.Conn, t scope.Table, rels []relation, before *record) (joined []scope.Name, err error) {
 	if before == nil || before.Shape != shape(t) {
-		return store(ctx, conn, t, rels[0].OID)
+		return nil, store(ctx, conn, t, rels[0].OID)
 	}
 	if before.Mode != mode(t) { // what happened to it is still to be seen
 		if _, err := conn.Exec(ctx, "UPDATE pgrunbook.captured SET mode = $2 WHERE id = $1", t.ID, mode(t)); err != nil {
-			return fmt.Errorf("recording %s as captured: %w", pg.Name(t.Schema, t.Name.Name), err)
+			return nil, fmt.Errorf("recording %s as captured: %w", pg.Name(t.Schema, t.Name.Name), err)
 		}
 	}
 	for _, r := range rels {
-		if slices.Contains(before.Members, r.OID) || r.Kind != "r" {
-			continue
-		}
-		if err := Relog(ctx, conn, t, r.Name); err != nil {
-			return err
+		if r.Kind == "r" && !slices.Contains(before.Members, r.OID) {
+			joined = append(joined, r.Name)
 		}
 	}
-	return nil
+	return joined, nil
 }
 
 // mode is what pgrunbook.captured calls a table's capture: "statement key", "row full_row".
