@@ -21,13 +21,17 @@ import (
 var errOneWay = errors.New("there would be no way back")
 
 // readyTo makes the side that is to open right while nobody waits, neither at a gate nor at a paused pooler: its gate, and
-// capture there. What was found at either is compared anew before the next attempt, once for both.
+// capture there. What was found at either, or was captured there, is compared anew before the next attempt, once for all.
 func (f *flipper) readyTo(ctx context.Context) error {
 	_, gate := f.gated(ctx, f.to)
 	if gate != nil && !errors.Is(gate, errMended) {
 		return fmt.Errorf("%w: %w", freeze.ErrNotNow, gate)
 	}
-	if err := errors.Join(gate, f.backReady(ctx)); err != nil {
+	err := errors.Join(gate, f.backReady(ctx))
+	if err == nil {
+		err = f.unwritten(ctx)
+	}
+	if err != nil {
 		return fmt.Errorf("%w: %w", freeze.ErrNotNow, err)
 	}
 	return nil

@@ -152,6 +152,11 @@ func afterWayBack(ctx context.Context, env *Env, built []engine.Step) error {
 	if err := openAgain(ctx, env, built); err != nil {
 		return err
 	}
+	return unstrayed(ctx, env, owner)
+}
+
+// unstrayed refuses to go on towards a target that took changes after a way back.
+func unstrayed(ctx context.Context, env *Env, owner journal.Ownership) error {
 	stray, err := strayOnTarget(ctx, env, owner)
 	if err != nil || stray.Why == "" {
 		return err

@@ -23,6 +23,7 @@ type verifyStep struct {
 	mode compare.Mode
 	// mends accepts what was touched on the target. Only the step does: it stays to be made until its comparison has ended.
 	mends bool
+	seen  string // the target's snapshot from before the comparison, where captured changes wait there
 }
 
 func newVerify(env *Env) engine.Step {
@@ -119,18 +120,24 @@ func (s *verifyStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Che
 			return err
 		}
 	}
-	return s.differences(res)
+	if err := s.differences(res); err != nil {
+		return err
+	}
+	return s.forget(ctx)
 }
 
-// wayBackRight makes the way back right, where it was made ready before, and somebody touched the target since: what comes
-// next compares the rows of that.
+// wayBackRight makes the way back right, where it was made ready before, and somebody touched the target or wrote there
+// since: what comes next compares the rows of that.
 func (s *verifyStep) wayBackRight(ctx context.Context, cp engine.Checkpoint) error {
 	sides, err := openSides(ctx, s.env, "verify")
 	if err != nil {
 		return err
 	}
 	defer sides.close(context.WithoutCancel(ctx))
-	return recaptureTarget(ctx, s.env, sides.target, cp)
+	if err := recaptureTarget(ctx, s.env, sides.target, cp); err != nil {
+		return err
+	}
+	return s.note(ctx, sides.target)
 }
 
 // doubted compares by hash where both sides are known to differ, or may: equal numbers of rows take nothing of
