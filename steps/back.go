@@ -154,8 +154,22 @@ func gated(ctx context.Context, env *Env) error {
 	return nil
 }
 
+// unrehearsed says what to do about a rehearsal that did not come to its end.
+func unrehearsed(err error) error {
+	hint := "A cutover would have failed for the same reason. Run it again when what is named is gone."
+	switch {
+	case errors.Is(err, errMended):
+		hint = "pgrunbook apply --until arm makes the target right, compares both sides, and cuts nothing over. Then rehearse again."
+	case errors.Is(err, errOneWay):
+		hint = engine.HintOf(err)
+	case engine.ClassOf(err) == engine.ClassAmbiguous:
+		return err
+	}
+	return &engine.Error{Class: engine.ClassNoCutover, Op: "rehearsing", Err: err, Hint: hint}
+}
+
 // Rehearse makes the freeze on the live pair up to the switch steps, and lets it go. The sides stay
-// as they are, but for sequences of the target that stand further ahead.
+// as they are, but for sequences of the target that stand further ahead, and triggers of ours there that somebody touched.
 func Rehearse(ctx context.Context, env *Env, show engine.Sink) (Rehearsal, error) {
 	env.report(show)
 	ctx, cancel := env.Journal.Context(ctx)
@@ -188,10 +202,13 @@ func Rehearse(ctx context.Context, env *Env, show engine.Sink) (Rehearsal, error
 	}
 	var cert *freeze.Certificate
 	if err = f.clearWay(ctx); err == nil {
+		err = f.readyTo(ctx)
+	}
+	if err == nil {
 		cert, err = f.Attempt(ctx, 1)
 	}
 	if errors.Is(err, freeze.ErrNotNow) {
-		return Rehearsal{}, &engine.Error{Class: engine.ClassNoCutover, Op: "rehearsing", Err: err, Hint: "A cutover would have failed for the same reason. Run it again when what is named is gone."}
+		return Rehearsal{}, withCause(ctx, unrehearsed(err))
 	}
 	if err != nil {
 		return Rehearsal{}, withCause(ctx, err)

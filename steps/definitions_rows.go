@@ -79,6 +79,10 @@ func afterRows(ctx context.Context, env *Env, cp engine.Checkpoint) error {
 		return err
 	}
 	defer sides.close(context.WithoutCancel(ctx))
+	before, err := madeReady(ctx, env, sides.target)
+	if err != nil {
+		return err
+	}
 	byName := map[string]scope.Name{}
 	var names []string
 	for _, t := range captured(env) {
@@ -102,7 +106,38 @@ func afterRows(ctx context.Context, env *Env, cp engine.Checkpoint) error {
 			return sided(engine.Target, fmt.Errorf("%s: %w", d.sql(), err))
 		}
 	}
-	return alignIdentities(ctx, cp, sides, names, byName)
+	if err := alignIdentities(ctx, cp, sides, names, byName); err != nil {
+		return err
+	}
+	return acceptDemands(ctx, env, sides.target, before)
+}
+
+// madeReady gives the changes of the target's tables, where the way back is made ready, that were there before ours.
+func madeReady(ctx context.Context, env *Env, target *pgx.Conn) ([]capture.Change, error) {
+	if back, err := wayBack(ctx, env, target); err != nil || !back {
+		return nil, err
+	}
+	return capture.Check(ctx, target, env.Run, captured(env))
+}
+
+// acceptDemands records what tables demand on the target now: what the run itself carried there must not look like somebody's
+// change. Tables that somebody changed as well stay to be seen.
+func acceptDemands(ctx context.Context, env *Env, target *pgx.Conn, before []capture.Change) error {
+	changes, err := madeReady(ctx, env, target)
+	if err != nil {
+		return err
+	}
+	others := slices.Concat(before, forPerson(env, changes), slices.DeleteFunc(slices.Clone(changes), func(c capture.Change) bool { return !unseenRows(c) }))
+	for _, t := range captured(env) {
+		made := of(changes, t.ID)
+		if len(made) == 0 || len(of(others, t.ID)) > 0 {
+			continue
+		}
+		if err := capture.Accept(ctx, target, t, made...); err != nil {
+			return fmt.Errorf("accepting %s on the target: %w", pg.Name(t.Schema, t.Name.Name), err)
+		}
+	}
+	return nil
 }
 
 // alignIdentities makes columns of captured tables the identities on the target that they are on the source. One whose

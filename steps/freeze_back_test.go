@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/pgrunbook/pgrunbook/engine"
+	"github.com/pgrunbook/pgrunbook/steps/internal/capture"
 )
 
 // Between the steps that make the way back ready and the freeze, somebody alters the target. Capture there is made right and
@@ -96,14 +97,38 @@ func TestWayBackOutlivesWhatIsCarried(t *testing.T) {
 		"ALTER TABLE shop.event DETACH PARTITION shop.event_2026; DROP TABLE shop.event_2026",
 		"ALTER TABLE shop.customer ADD COLUMN late int DEFAULT 3",
 		"ALTER TABLE shop.customer DISABLE TRIGGER ALL; UPDATE shop.customer SET late = 4 WHERE id = 3; ALTER TABLE shop.customer ENABLE TRIGGER ALL",
+		"ALTER TABLE shop.customer ADD COLUMN n int; UPDATE shop.customer SET n = 1; ALTER TABLE shop.customer ALTER n SET NOT NULL", // made on the target after its rows
 	} {
 		r.exec(r.source, ddl)
 		r.must(r.catchUp())
 	}
-	r.must(r.walk(t.Context(), newConstraints(r.env), newVerify(r.env), newFreeze(r.env, nil)))
+	r.untouchedTarget("what the run carried")
+	_, err := Rehearse(t.Context(), r.env, engine.SinkFunc(r.emit))
+	r.must(err)
+	r.exec(r.target, "ALTER TABLE shop.customer ENABLE TRIGGER pgrunbook_capture_ins") // its gate stays
+	if _, err := Rehearse(t.Context(), r.env, engine.SinkFunc(r.emit)); engine.ClassOf(err) != engine.ClassNoCutover || !strings.Contains(engine.HintOf(err), "pgrunbook apply --until arm") {
+		t.Errorf("a rehearsal with a touched target: %v, hint %q", err, engine.HintOf(err))
+	}
+	r.must(r.walk(t.Context(), newConstraints(r.env), newVerify(r.env)))
+	_, err = Rehearse(t.Context(), r.env, engine.SinkFunc(r.emit))
+	r.must(err)
+	r.must(r.walk(t.Context(), newFreeze(r.env, nil)))
 	back, err := WayBack(t.Context(), r.env)
 	r.must(err)
 	if !back.Possible {
 		t.Errorf("after the flip the way back is %+v", back)
+	}
+}
+
+// untouchedTarget fails where a table of the target, or a trigger of ours there, looks like touched.
+func (r *rig) untouchedTarget(after string) {
+	r.t.Helper()
+	sides, err := openSides(r.t.Context(), r.env, "verify")
+	r.must(err)
+	defer sides.close(r.t.Context())
+	changes, err := capture.Check(r.t.Context(), sides.target, r.env.Run, captured(r.env))
+	r.must(err)
+	for _, c := range changes {
+		r.t.Errorf("after %s the target looks touched: %s", after, c.Text)
 	}
 }
