@@ -76,7 +76,7 @@ func (b *carriedBack) accept(ctx context.Context, env *Env, cp engine.Checkpoint
 	theirs := func(c capture.Change) bool {
 		return unseenRows(c) && !b.names(c) && !(c.What == capture.Rewritten && rewrites)
 	}
-	if b.touched[t.ID] || slices.ContainsFunc(changes, theirs) || len(forPerson(env, changes)) > 0 {
+	if len(changes) == 0 || b.touched[t.ID] || slices.ContainsFunc(changes, theirs) || len(forPerson(env, changes)) > 0 {
 		return nil
 	}
 	return capture.Accept(ctx, sides.target, t, changes...)

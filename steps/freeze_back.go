@@ -31,6 +31,9 @@ func (f *flipper) readyTo(ctx context.Context) error {
 	if err == nil {
 		err = f.unwritten(ctx)
 	}
+	if err == nil { // last: what was made right above may have been more than what was looked at
+		err = f.doubted(ctx)
+	}
 	if err != nil {
 		return fmt.Errorf("%w: %w", freeze.ErrNotNow, err)
 	}

@@ -57,6 +57,30 @@ func (f *flipper) compareAgain(ctx context.Context, why string) error {
 	return f.env.Journal.Reopen(ctx, verifyID, false, why)
 }
 
+// doubted has both sides compared where rows may have changed on the target since the newest comparison: whoever accepted
+// what was touched there and died, or met more than it had looked at, has recorded that.
+func (f *flipper) doubted(ctx context.Context) error {
+	if f.to != engine.Target || !f.env.Runbook.Verify.Enabled {
+		return nil
+	}
+	owner, err := f.env.Journal.Owner(ctx)
+	if err != nil {
+		return err
+	}
+	last, err := lastCompared(ctx, f.env.Journal, owner)
+	if err != nil || last == nil || last.Equal {
+		return err
+	}
+	why := last.text(f.env.Scope)
+	if err := f.compareAgain(ctx, why); err != nil {
+		return err
+	}
+	return &engine.Error{
+		Op: "cutting over", Err: fmt.Errorf("%w: %s", errMended, why),
+		Hint: "Run the same command again: it compares both sides before the next attempt.",
+	}
+}
+
 // gated makes sure that every table of a side has its gate, and mends what somebody took away. On
 // the side that takes writes nothing is lost by that: capture has what was written. On the other
 // one rows may have been written past the gate, so the comparison is made again first.

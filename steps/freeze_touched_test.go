@@ -48,6 +48,15 @@ func TestTouchedTargetIsComparedByRows(t *testing.T) {
 	freeze(errMended, "customer")
 	equal()
 
+	// What is touched between an attempt's look and its mend is accepted with what it saw, and compared all the same.
+	r.exec(r.target, "ALTER TABLE shop.customer ALTER name TYPE text USING upper(name)")
+	died()
+	freeze(errMended, "may have changed")
+	differs("after another look")
+	r.exec(r.target, "ALTER TABLE shop.customer ALTER name TYPE text USING lower(name)")
+	died()
+	equal()
+
 	// Past the gate alone.
 	r.exec(r.target, `ALTER TABLE shop.customer DISABLE TRIGGER "!pgrunbook_gate"; UPDATE shop.customer SET name = 'past it' WHERE id = 2`)
 	freeze(errMended, "gate")
