@@ -34,8 +34,11 @@ type compareFact struct {
 	Equal    bool         `json:"equal"`
 	Tables   []int32      `json:"tables,omitempty"`   // that differ
 	Triggers string       `json:"triggers,omitempty"` // what our triggers on the source were before it
-	Touched  string       `json:"touched,omitempty"`  // no comparison: what was done to the target since
 }
+
+// touched is true of a fact that stands for no comparison: something was done to the target. What it was is the event's message
+// alone, from which secrets are taken; a fact is stored as it is.
+func (c compareFact) touched() bool { return !c.Equal && len(c.Tables) == 0 }
 
 // remember keeps how a comparison ended, for commands that must not trust a side that is known to differ.
 // triggers are those of the source from before it. Equal numbers of rows prove nothing, and take nothing back.
@@ -81,13 +84,13 @@ func mayDiffer(ctx context.Context, env *Env, why string) error {
 	}
 	found := engine.Finding{Code: mayBeUnlike, Severity: engine.SeverityWarning, Side: engine.Target, Text: "rows may have changed unseen: " + why}
 	return env.Journal.Keep(ctx, engine.Event{Kind: engine.EventDiagnosed, At: time.Now().UTC(), Level: "warn", Mark: comparedMark, Message: found.Text, Finding: &found},
-		compareFact{Writes: owner.Side, Flip: flip, Touched: found.Text})
+		compareFact{Writes: owner.Side, Flip: flip})
 }
 
 // text says in what both sides differ, or why they may.
 func (c compareFact) text(s *scope.Scope) string {
-	if c.Touched != "" {
-		return c.Touched
+	if c.touched() {
+		return "rows may have changed unseen on the target since it was touched, or written past its gate"
 	}
 	var names []string
 	for _, t := range s.Tables {
@@ -224,5 +227,5 @@ func tampered(ctx context.Context, env *Env, source *pgx.Conn) ([]string, error)
 // unlikeNow reports whether the newest comparison found both sides different.
 func unlikeNow(ctx context.Context, run *journal.Run, owner journal.Ownership) (bool, error) {
 	last, err := lastCompared(ctx, run, owner)
-	return last != nil && !last.Equal && last.Touched == "", err
+	return last != nil && !last.Equal && !last.touched(), err
 }

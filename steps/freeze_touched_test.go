@@ -51,6 +51,9 @@ func TestTouchedTargetIsComparedByRows(t *testing.T) {
 	// What is touched between an attempt's look and its mend is accepted with what it saw, and compared all the same.
 	r.exec(r.target, "ALTER TABLE shop.customer ALTER name TYPE text USING upper(name)")
 	died()
+	facts := "SELECT count(*)::text FROM pgrunbook.event WHERE data -> 'finding' ->> 'code' = 'CMP004' AND data ->> 'message' LIKE '%customer%' AND data -> 'kept' IS NOT NULL"
+	r.want(r.target, facts, "1")
+	r.want(r.target, facts+" AND (data -> 'kept')::text LIKE '%customer%'", "0") // no secret is taken from a fact: it holds no text of others
 	freeze(errMended, "may have changed")
 	differs("after another look")
 	r.exec(r.target, "ALTER TABLE shop.customer ALTER name TYPE text USING lower(name)")
