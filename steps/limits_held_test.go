@@ -134,7 +134,10 @@ func violations(standby *testpg.Cluster) []violation {
 		return conn
 	}
 	return []violation{
-		{"replica_lag", "1s", replay("SELECT pg_wal_replay_pause()"), replay("SELECT pg_wal_replay_resume()")},
+		{"replica_lag", "1s", func(l *limited) {
+			replay("SELECT pg_wal_replay_pause()")(l)
+			l.exec(l.source, "SELECT pg_logical_emit_message(true, '', '')") // there is something to replay, whatever else is written
+		}, replay("SELECT pg_wal_replay_resume()")},
 		{"sessions", "1", func(l *limited) {
 			for range 2 {
 				c := connect(l, l.source)
