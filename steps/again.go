@@ -102,7 +102,11 @@ func acceptEmptied(ctx context.Context, env *Env, cp engine.Checkpoint, sides *s
 	if err != nil || !back || t.Data != scope.Live {
 		return err
 	}
-	if err := capture.InstallClosed(ctx, sides.target, env.Run, t, waiting(cp, engine.Target, "install capture on the target")); err != nil {
+	err = capture.InstallClosed(ctx, sides.target, env.Run, t, waiting(cp, engine.Target, "install capture on the target"))
+	if errors.Is(err, capture.ErrStatement) { // somebody gave it a parent there, which the freeze names
+		return nil
+	}
+	if err != nil {
 		return err
 	}
 	changes, err := capture.Check(ctx, sides.target, env.Run, []scope.Table{t})

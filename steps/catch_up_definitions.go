@@ -132,19 +132,26 @@ func (s *catchUpStep) definitions(ctx context.Context, cp engine.Checkpoint) err
 	if err := tellTemporary(ctx, s.env, cp, sides); err != nil {
 		return err
 	}
+	if err := s.reopen(ctx, c, n); err != nil { // first: whoever comes after a death sees nothing new any more
+		return err
+	}
 	if c != nil {
 		if err := c.settle(ctx, s.env, cp, sides, &cursor); err != nil {
 			return err
 		}
 	}
 	if err := n.join(ctx, s.env, cp, sides); err != nil {
+		var redefined *errRedefined
+		if why := checkDefinitions(ctx, s.env, sides.source); errors.As(why, &redefined) { // what is compared with the target came since
+			return why
+		}
 		return err
 	}
 	if err := armJoined(ctx, s.env, cp, sides); err != nil {
 		return err
 	}
-	if err := s.reopen(ctx, c, n); err != nil || c == nil {
-		return err
+	if c == nil {
+		return nil
 	}
 	return c.unseen(ctx, s.env, sides.source)
 }

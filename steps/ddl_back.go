@@ -2,6 +2,7 @@ package steps
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -69,7 +70,11 @@ func (b *carriedBack) accept(ctx context.Context, env *Env, cp engine.Checkpoint
 	if err != nil {
 		return err
 	}
-	if err := capture.InstallClosed(ctx, sides.target, env.Run, t, waiting(cp, engine.Target, "install capture on the target")); err != nil {
+	err = capture.InstallClosed(ctx, sides.target, env.Run, t, waiting(cp, engine.Target, "install capture on the target"))
+	if errors.Is(err, capture.ErrStatement) { // somebody gave it a parent there, which the freeze names
+		return nil
+	}
+	if err != nil {
 		return err
 	}
 	rewrites := slices.ContainsFunc(of(b.carried, t.ID), func(c capture.Change) bool { return c.Column != "" })

@@ -55,3 +55,39 @@ func TestF44ExistingTargetIsCutOtherwise(t *testing.T) {
 	r.exec(target, "DROP SCHEMA shop, aside CASCADE; "+alike)
 	r.must(apply())
 }
+
+// A partition that comes while its new tree is made on the target is no difference that somebody has to mend there.
+func TestF43PartitionComesWhileItsTreeJoins(t *testing.T) {
+	source, target := testpg.Pair(t)
+	r := newRigOn(t, source, target, shopSetup, `schema {
+  mode = "existing"
+  on_ddl = "carry"
+}`)
+	r.exec(target, strings.Split(shopSetup, "INSERT INTO")[0]+`CREATE FUNCTION public.slow() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(2); END';
+		CREATE EVENT TRIGGER slow ON ddl_command_end WHEN TAG IN ('CREATE TABLE') EXECUTE FUNCTION public.slow(); ALTER EVENT TRIGGER slow ENABLE ALWAYS`)
+	r.must(r.walk(t.Context(), newSchema(r.env), newCapture(r.env), newCopy(r.env), newCatchUp(r.env)))
+	r.exec(source, `CREATE TABLE shop.late (id int PRIMARY KEY) PARTITION BY RANGE (id); CREATE TABLE shop.late_1 PARTITION OF shop.late FOR VALUES FROM (0) TO (10); INSERT INTO shop.late VALUES (1)`)
+	there, err := testpg.Connect(t.Context(), target)
+	r.must(err)
+	defer func() { _ = there.Close(t.Context()) }()
+	here, err := testpg.Connect(t.Context(), source)
+	r.must(err)
+	defer func() { _ = here.Close(t.Context()) }()
+	came := make(chan error, 1)
+	go func() {
+		for slow, err := false, error(nil); ; {
+			if err = there.QueryRow(t.Context(), "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database())").Scan(&slow); err == nil && !slow {
+				continue
+			}
+			if err == nil {
+				_, err = here.PgConn().Exec(t.Context(), "CREATE TABLE shop.late_2 PARTITION OF shop.late FOR VALUES FROM (10) TO (20); INSERT INTO shop.late VALUES (11)").ReadAll()
+			}
+			came <- err
+			return
+		}
+	}()
+	err = r.catchUp()
+	r.must(<-came)
+	r.must(err)
+	r.same("shop.late", "shop.late_2")
+}

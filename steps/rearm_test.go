@@ -3,11 +3,14 @@ package steps
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/pgrunbook/pgrunbook/engine"
+	"github.com/pgrunbook/pgrunbook/internal/testpg"
 	"github.com/pgrunbook/pgrunbook/steps/internal/capture"
+	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
 )
 
 // What somebody does on the target to a table that joined the run, or to one of which the source has DDL carried at the same
@@ -61,6 +64,26 @@ verify { mode = "count" }`)
 			r.must(r.walk(t.Context(), newVerify(r.env)))
 		})
 	}
+	t.Run("a parent on the target alone", func(t *testing.T) {
+		for _, source := range []string{"ALTER TABLE shop.customer ADD COLUMN four int", "ALTER TABLE shop.customer DISABLE TRIGGER ALL; ALTER TABLE shop.customer ENABLE TRIGGER ALL"} {
+			r.exec(r.target, "CREATE TABLE public.parent (id int NOT NULL); ALTER TABLE shop.customer INHERIT public.parent")
+			r.exec(r.source, source)
+			r.must(r.catchUp()) // passes go on
+			r.must(r.walk(t.Context(), newConstraints(r.env), newVerify(r.env)))
+			if err := r.walk(t.Context(), newFreeze(r.env, nil)); !errors.Is(err, errOneWay) || !strings.Contains(err.Error(), "inherit") {
+				t.Fatalf("the freeze says %v", err)
+			}
+			err := newReverse(r.env).Apply(t.Context(), engine.StepPlan{}, r.cursor(newReverse(r.env)))
+			if err == nil || !strings.Contains(engine.HintOf(err), "NO INHERIT") {
+				t.Errorf("capture on the target says %v, hint %q", err, engine.HintOf(err))
+			}
+			r.exec(r.target, "ALTER TABLE shop.customer NO INHERIT public.parent; DROP TABLE public.parent")
+			if err := r.walk(t.Context(), newFreeze(r.env, nil)); !errors.Is(err, errMended) {
+				t.Fatalf("without that parent the freeze says %v", err)
+			}
+			r.must(r.walk(t.Context(), newVerify(r.env)))
+		}
+	})
 	r.must(r.walk(t.Context(), newFreeze(r.env, nil)))
 	back, err := WayBack(t.Context(), r.env)
 	r.must(err)
@@ -104,4 +127,42 @@ func TestWayBackOutlivesDeathsWhileCarrying(t *testing.T) {
 		t.Errorf("after the flip the way back is %+v", back)
 	}
 	r.sameTables(t)
+}
+
+// A process that dies right after a table became part of the run leaves nothing new for the next one to see: what was
+// compared before is open again by then.
+func TestF41DeathAfterATableJoined(t *testing.T) {
+	r := following(t, `schema { on_ddl = "carry" }`)
+	r.must(r.walk(t.Context(), newConstraints(r.env), newVerify(r.env)))
+	r.exec(r.source, "CREATE TABLE shop.late (id int PRIMARY KEY); INSERT INTO shop.late VALUES (1)")
+	conn, err := testpg.Connect(t.Context(), r.source)
+	r.must(err)
+	defer func() { _ = conn.Close(t.Context()) }()
+	_, err = conn.PgConn().Exec(t.Context(), "BEGIN; LOCK TABLE shop.late IN ROW EXCLUSIVE MODE").ReadAll()
+	r.must(err)
+	ctx, die := context.WithCancel(t.Context())
+	defer die()
+	r.onEvent = func(e engine.Event) {
+		if e.Kind == engine.EventWaiting && strings.Contains(e.Object, "late") {
+			die()
+		}
+	}
+	r.must(r.env.Journal.Reopen(t.Context(), "catch_up", true, "it is a test"))
+	if err := r.walk(ctx, newCatchUp(r.env)); err == nil || ctx.Err() == nil {
+		t.Fatalf("the process did not die: %v", err)
+	}
+	r.onEvent = nil
+	r.want(r.target, "SELECT state FROM pgrunbook.step WHERE id = 'verify'", "failed")
+	r.env.Journal.Close(t.Context())
+	r.open() // as a new process
+	if !slices.ContainsFunc(r.env.Scope.Tables, func(t scope.Table) bool { return t.Display() == "shop.late" }) {
+		t.Fatal("the table was not recorded before the process died")
+	}
+	_, err = conn.PgConn().Exec(t.Context(), "COMMIT").ReadAll()
+	r.must(err)
+	r.must(r.catchUp())
+	r.must(r.walk(t.Context(), newConstraints(r.env), newVerify(r.env)))
+	if !r.heard("shop.late") {
+		t.Error("the table that joined was not compared")
+	}
 }

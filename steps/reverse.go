@@ -2,6 +2,7 @@ package steps
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 
@@ -98,7 +99,14 @@ func (s *reverseStep) Apply(ctx context.Context, _ engine.StepPlan, cp engine.Ch
 		if err := unpaused(ctx); err != nil {
 			return err
 		}
-		if err := capture.InstallClosed(ctx, sides.target, s.env.Run, t, waiting(cp, engine.Target, "install capture on the target")); err != nil {
+		err := capture.InstallClosed(ctx, sides.target, s.env.Run, t, waiting(cp, engine.Target, "install capture on the target"))
+		if errors.Is(err, capture.ErrStatement) { // the source's table, by which the triggers were chosen, has no parent
+			err = &engine.Error{
+				Class: engine.ClassStale, Op: "capturing on the target", Object: pg.Name(t.Schema, t.Name.Name), Err: errors.New("it inherits there, and not on the source"),
+				Hint: "Undo that on the target (ALTER TABLE ... NO INHERIT ...), then run the same command again.",
+			}
+		}
+		if err != nil {
 			return err
 		}
 	}
