@@ -87,7 +87,7 @@ table "shop.diary" { identity = "append_only" }`)
 		}
 	}
 	r.must(r.walk(t.Context(), newRollback(r.env, nil)))
-	r.sameTables(t)
+	r.same("shop.note", "shop.label") // whose partitions differ on each side
 	for _, id := range []engine.StepID{"verify", "reverse", "arm", "freeze"} {
 		r.must(r.env.Journal.Reopen(t.Context(), id, false, "writes went back"))
 	}
