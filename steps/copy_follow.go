@@ -167,7 +167,7 @@ func followable(tables []scope.Table, err error, say func(object, text string)) 
 		why, waits := c.why[t.ID]
 		if waits {
 			name := pg.Name(t.Schema, t.Name.Name)
-			say(name, fmt.Sprintf("passes leave %s out until this step ends: %s", name, why))
+			say(name, fmt.Sprintf("passes leave %s out until what loads now is loaded: %s", name, why))
 		}
 		return waits
 	}), true
