@@ -13,6 +13,7 @@ import (
 	"github.com/pgrunbook/pgrunbook/engine"
 	"github.com/pgrunbook/pgrunbook/internal/failpoint"
 	"github.com/pgrunbook/pgrunbook/internal/pg"
+	"github.com/pgrunbook/pgrunbook/internal/testpg"
 	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
 )
 
@@ -146,6 +147,41 @@ func TestMutants(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// TestMutantOfTheScrubWithoutHeartbeat crashes the source after a scrub, which forgets the changes that it had not made
+// durable: the rows were removed on the target, and no key says so any more.
+func TestMutantOfTheScrubWithoutHeartbeat(t *testing.T) {
+	major, targetMajor, err := testpg.PairMajors()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := testpg.StartT(t, testpg.Options{Major: major, Settings: map[string]string{"synchronous_commit": "off", "wal_writer_delay": "10s"}})
+	for name, want := range map[string]string{"": equal, "load.scrub_no_heartbeat": differs} {
+		t.Run("it ends "+want, func(t *testing.T) {
+			t.Cleanup(failpoint.Mutate(name))
+			p := pairOf(t, testpg.NewDB(t, c), testpg.NewDB(t, testpg.Shared(t, targetMajor)), oneTable)
+			p.exec(p.source, `SET synchronous_commit = on; SET pgrunbook.mark = '`+p.run.Mark+`'; INSERT INTO t SELECT g, 'old', g FROM generate_series(1, 100) g`)
+			p.once("load.committed", func() { p.exec(p.source, `UPDATE t SET v = 'new' WHERE id % 10 = 0`) })
+			crashed := false
+			p.once("load.scrubbed", func() {
+				crashed = true
+				if n := p.one(p.target, "SELECT count(*)::text FROM t"); n != "90" {
+					p.t.Errorf("%s rows are left after the scrub", n)
+				}
+				if err := errors.Join(c.KillPostmaster(), c.Start(p.ctx)); err != nil {
+					p.t.Error(err)
+				}
+			})
+			p.load()
+			if !crashed {
+				t.Error("the source did not crash")
+			}
+			if got := p.ended(p.follow()); got != want {
+				t.Errorf("it ended %s, want %s", got, want)
+			}
+		})
 	}
 }
 

@@ -131,8 +131,8 @@ func (l *Loader) explained(ctx context.Context, s sides, t scope.Table) error {
 
 // markWhole marks the one item of a table that was loaded by other means.
 func (l *Loader) markWhole(ctx context.Context, s sides, t scope.Table) error {
-	if _, err := s.from.Exec(ctx, "UPDATE pgrunbook.heartbeat SET at = clock_timestamp()"); err != nil {
-		return fmt.Errorf("writing the heartbeat: %w", err)
+	if err := heartbeat(ctx, s.from); err != nil {
+		return err
 	}
 	return pgx.BeginFunc(ctx, s.to, func(tx pgx.Tx) error {
 		it, ok, err := l.cfg.Journal.ClaimOf(ctx, tx, l.stepOf(t), t.ID)

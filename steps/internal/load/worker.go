@@ -310,16 +310,12 @@ func (w *worker) unchanged(ctx context.Context, t scope.Table, lo lower, state j
 	return nil
 }
 
-// settle ends the reading transaction and makes everything it saw durable: under asynchronous
-// commits a crash of the source could take rows back that the target keeps.
+// settle ends the reading transaction and makes everything it saw durable.
 func (w *worker) settle(ctx context.Context) error {
 	if _, err := w.from.Exec(ctx, "COMMIT"); err != nil {
 		return fmt.Errorf("ending the read of a chunk: %w", err)
 	}
-	if _, err := w.from.Exec(ctx, "UPDATE pgrunbook.heartbeat SET at = clock_timestamp()"); err != nil {
-		return fmt.Errorf("writing the heartbeat: %w", err)
-	}
-	return nil
+	return heartbeat(ctx, w.from)
 }
 
 // remember stores the snapshot up to which a table's rows are in, where its passes look for it.
