@@ -93,7 +93,8 @@ func ImageColumns(t scope.Table) []scope.Column {
 	return cols
 }
 
-func image(t scope.Table, alias string) string {
+// Image is the text of a row under alias as its image has it, in a session of package pg or in a trigger function.
+func Image(t scope.Table, alias string) string {
 	cols := ImageColumns(t)
 	parts := make([]string, len(cols))
 	for i, c := range cols {
@@ -159,9 +160,9 @@ func replanned(t scope.Table, columns int) string {
 func imageBody(t scope.Table, root uint32, major int) body {
 	put := func(op, alias, from string) string {
 		if t.Capture == scope.Row {
-			return fmt.Sprintf("INSERT INTO %s (op, img) SELECT '%s'::pg_catalog.\"char\", %s%s", ImageName(t.ID), op, image(t, alias), replanned(t, 2))
+			return fmt.Sprintf("INSERT INTO %s (op, img) SELECT '%s'::pg_catalog.\"char\", %s%s", ImageName(t.ID), op, Image(t, alias), replanned(t, 2))
 		}
-		return fmt.Sprintf("INSERT INTO %s (op, img) SELECT '%s', %s FROM %s AS %s;", ImageName(t.ID), op, image(t, alias), from, alias)
+		return fmt.Sprintf("INSERT INTO %s (op, img) SELECT '%s', %s FROM %s AS %s;", ImageName(t.ID), op, Image(t, alias), from, alias)
 	}
 	alias := func(row, statement string) string {
 		if t.Capture == scope.Row {

@@ -302,7 +302,7 @@ func imaged(ctx context.Context, conn *pgx.Conn, t scope.Table, rel scope.Name) 
 		fmt.Sprintf("SELECT EXISTS (SELECT FROM ONLY %s o WHERE NOT EXISTS (SELECT FROM %s i WHERE i.xmin = o.xmin))", name, ImageName(t.ID)),
 		fmt.Sprintf(`SELECT EXISTS (SELECT FROM (SELECT o.xmin AS x, %s COLLATE "C" AS img, count(*) AS n FROM ONLY %s o GROUP BY 1, 2) r
 			LEFT JOIN (SELECT i.xmin AS x, i.img COLLATE "C" AS img, sum(CASE i.op WHEN '%s' THEN 1 WHEN '%s' THEN -1 ELSE 0 END) AS n FROM %s i GROUP BY 1, 2) m
-			ON m.x = r.x AND m.img = r.img WHERE r.n > coalesce(m.n, 0))`, image(t, "o"), name, OpInsert, OpDelete, ImageName(t.ID)),
+			ON m.x = r.x AND m.img = r.img WHERE r.n > coalesce(m.n, 0))`, Image(t, "o"), name, OpInsert, OpDelete, ImageName(t.ID)),
 	} {
 		err := inTx(ctx, conn, func(tx pgx.Tx) error {
 			for _, s := range recordSettings {

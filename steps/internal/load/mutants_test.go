@@ -14,6 +14,7 @@ import (
 	"github.com/pgrunbook/pgrunbook/internal/failpoint"
 	"github.com/pgrunbook/pgrunbook/internal/pg"
 	"github.com/pgrunbook/pgrunbook/internal/testpg"
+	"github.com/pgrunbook/pgrunbook/steps/internal/capture"
 	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
 )
 
@@ -178,6 +179,27 @@ func TestMutantOfTheScrubWithoutHeartbeat(t *testing.T) {
 			if !crashed {
 				t.Error("the source did not crash")
 			}
+			if got := p.ended(p.follow()); got != want {
+				t.Errorf("it ended %s, want %s", got, want)
+			}
+		})
+	}
+}
+
+// TestMutantOfXminAlone has a transaction whose id came round, and a row of the one that had it before.
+func TestMutantOfXminAlone(t *testing.T) {
+	for name, want := range map[string]string{"": equal, "load.xmin_alone": differs} {
+		t.Run("it ends "+want, func(t *testing.T) {
+			t.Cleanup(failpoint.Mutate(name))
+			p := newPair(t, `CREATE TABLE k (a int, v text, at timestamptz, f float8, i interval)`, func(t *scope.Table) { t.Identity = scope.AppendOnly })
+			image := capture.ImageName(p.tables[0].ID)
+			if err := New(p.cfg).Prepare(p.ctx); err != nil { // what was captured before is forgotten
+				t.Fatal(err)
+			}
+			p.exec(p.source, `SET datestyle = 'German'; SET timezone = 'Asia/Tokyo'; SET intervalstyle = 'iso_8601'; SET extra_float_digits = -5; BEGIN;
+				INSERT INTO k VALUES (1, 'captured', '2020-02-03 04:05:06.789+00', 1e-300, '1 mon 2 days'), (2, 'old', NULL, 0.1, NULL);
+				UPDATE `+image+` SET x = '4294968296'; DELETE FROM `+image+` WHERE img LIKE '%old%'; COMMIT`)
+			p.load()
 			if got := p.ended(p.follow()); got != want {
 				t.Errorf("it ended %s, want %s", got, want)
 			}
