@@ -107,8 +107,7 @@ func (e Etiquette) patiently(ctx context.Context, conn *pgx.Conn, once func(time
 	if err != nil {
 		return err
 	}
-	// Below deadlock_timeout we give way before the server looks for a victim.
-	patience := min(e.LockTimeout, deadlock*3/5)
+	patience := belowDeadlock(e.LockTimeout, deadlock)
 	start, wait := time.Now(), lockFirstWait
 	outwaited := map[int32]bool{} // autovacuum workers that had their one long attempt
 	timeout := patience
@@ -212,6 +211,25 @@ func deadlockTimeout(ctx context.Context, conn *pgx.Conn) (time.Duration, error)
 		return 0, fmt.Errorf("reading deadlock_timeout: %w", err)
 	}
 	return time.Duration(ms) * time.Millisecond, nil
+}
+
+// belowDeadlock cuts a lock_timeout: whoever waits for less than deadlock_timeout gives way before the server looks
+// for a victim. It is never 0, which would be for ever.
+func belowDeadlock(timeout, deadlock time.Duration) time.Duration {
+	return max(min(timeout, deadlock*3/5), time.Millisecond)
+}
+
+// LockTimeout sets a session's lock_timeout to at most that long, and below the server's deadlock_timeout: nobody
+// else becomes the victim of a deadlock with the session.
+func LockTimeout(ctx context.Context, conn *pgx.Conn, most time.Duration) error {
+	deadlock, err := deadlockTimeout(ctx, conn)
+	if err != nil {
+		return err
+	}
+	if _, err := conn.Exec(ctx, "SET lock_timeout = "+strconv.FormatInt(belowDeadlock(most, deadlock).Milliseconds(), 10)); err != nil {
+		return fmt.Errorf("setting lock_timeout: %w", err)
+	}
+	return nil
 }
 
 func sleep(ctx context.Context, d time.Duration) error {

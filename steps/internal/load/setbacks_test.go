@@ -36,3 +36,18 @@ func TestPatienceOfAWorker(t *testing.T) {
 		}
 	}
 }
+
+// F32: a server that looks for deadlocks early finds none of ours with the application.
+func TestF32ChunksWaitLessThanDeadlockTimeout(t *testing.T) {
+	p := newPair(t, oneTable)
+	p.exec(p.source, `DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET deadlock_timeout = 100', current_database()); END $$`)
+	w := &worker{l: New(p.cfg)}
+	defer w.close()
+	if err := w.connect(p.ctx); err != nil {
+		t.Fatal(err)
+	}
+	var waits string
+	if err := w.from.QueryRow(p.ctx, "SHOW lock_timeout").Scan(&waits); err != nil || waits != "60ms" {
+		t.Errorf("a chunk waits %s for a lock on the source, %v", waits, err)
+	}
+}

@@ -17,7 +17,8 @@ import (
 )
 
 const (
-	// lockTimeout is below deadlock_timeout: a chunk never makes the application a deadlock's victim.
+	// lockTimeout is below deadlock_timeout, and cut where that is short: a chunk never makes the application a deadlock's
+	// victim.
 	lockTimeout = 500 * time.Millisecond
 	idlePoll    = 200 * time.Millisecond
 )
@@ -64,6 +65,9 @@ func (w *worker) connect(ctx context.Context) error {
 		return err
 	}
 	w.binary = map[int32]bool{}
+	if err := pg.LockTimeout(ctx, w.from, lockTimeout); err != nil {
+		return fmt.Errorf("preparing a session on the %s: %w", w.l.cfg.From.Side(), err)
+	}
 	if _, err := w.from.Exec(ctx, plainScans); err != nil {
 		return fmt.Errorf("preparing a session on the %s: %w", w.l.cfg.From.Side(), err)
 	}

@@ -386,13 +386,34 @@ func TestS8PartitionTrees(t *testing.T) {
 	p.synced()
 }
 
-// A5: in a deadlock with an application, the pass gives way.
+// A5: in a deadlock with an application, the pass gives way, also where the server looks for one early.
 func TestA5F32ApplicationIsNeverTheVictim(t *testing.T) {
-	p := newPair(t, `CREATE TABLE t1 (id int PRIMARY KEY); CREATE TABLE t2 (id int PRIMARY KEY)`)
-	p.app(`INSERT INTO t1 VALUES (1); INSERT INTO t2 VALUES (1)`)
+	for name, tt := range map[string]struct {
+		set   string
+		after time.Duration // the pass's own deadlock check, were it to wait on, is over by then
+	}{
+		"deadlock_timeout by default": {"SELECT 1", 1200 * time.Millisecond},
+		"a short deadlock_timeout": {
+			`DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET deadlock_timeout = 100', current_database()); END $$`, 150 * time.Millisecond,
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := newPair(t, `CREATE TABLE t1 (id int PRIMARY KEY); CREATE TABLE t2 (id int PRIMARY KEY)`)
+			p.app(tt.set)
+			for n := range 3 {
+				p.deadlock(n, tt.after)
+			}
+		})
+	}
+}
+
+// deadlock makes a pass that holds t1 and waits for t2, which an application holds that then asks for t1.
+func (p *pair) deadlock(n int, after time.Duration) {
+	p.t.Helper()
+	p.app(fmt.Sprintf(`INSERT INTO t1 VALUES (%d); INSERT INTO t2 VALUES (%d)`, n, n))
 	app := p.connect(p.source)
-	if err := run(p.ctx, app, "BEGIN; TRUNCATE t2"); err != nil {
-		t.Fatal(err)
+	if err := run(p.ctx, app, "BEGIN; LOCK TABLE t2"); err != nil {
+		p.t.Fatal(err)
 	}
 	passed := make(chan error, 1)
 	go func() {
@@ -401,15 +422,16 @@ func TestA5F32ApplicationIsNeverTheVictim(t *testing.T) {
 	}()
 	for p.one(p.source, `SELECT count(*)::text FROM pg_locks WHERE NOT granted AND relation = 't2'::regclass`) == "0" {
 		if p.ctx.Err() != nil {
-			t.Fatal("the pass never waited")
+			p.t.Fatal("the pass never waited")
 		}
 	}
-	time.Sleep(1200 * time.Millisecond) // the pass's own deadlock check, were it to wait on, is over by now
-	if err := run(p.ctx, app, "ALTER TABLE t1 ADD CHECK (id > 0); COMMIT"); err != nil {
-		t.Errorf("the application got %v", err)
+	time.Sleep(after)
+	if err := run(p.ctx, app, fmt.Sprintf("ALTER TABLE t1 ADD CHECK (id > -%d); COMMIT", n+1)); err != nil {
+		p.t.Errorf("the application got %v", err)
+		_ = run(p.ctx, app, "ROLLBACK")
 	}
 	if err := <-passed; err != nil {
-		t.Errorf("the pass got %v", err)
+		p.t.Errorf("the pass got %v", err)
 	}
 	p.equal()
 }

@@ -13,7 +13,7 @@ import (
 )
 
 const (
-	defaultLockTimeout = 300 * time.Millisecond // deadlock_timeout is 1 s by default
+	defaultLockTimeout = 300 * time.Millisecond // cut where deadlock_timeout is short
 	renewAfter         = time.Hour              // a temporary table's age holds back the frozen xid of its database
 )
 
@@ -23,6 +23,8 @@ type fromSession struct {
 	conn    *pgx.Conn
 	version int              // server_version_num
 	low     map[int32]uint64 // per table: no delta row below this xid is left
+
+	lockTimeout time.Duration // that was asked for: it is shorter where deadlock_timeout is
 }
 
 // toSession applies. Its temporary tables live as long as the connection.
@@ -69,9 +71,11 @@ func (p *Passer) connectFrom(ctx context.Context, lockTimeout time.Duration) (*f
 		}
 		p.from = &fromSession{conn: conn, version: version, low: map[int32]uint64{}}
 	}
-	ms := strconv.FormatInt(lockTimeout.Milliseconds(), 10)
-	if err := run(ctx, p.from.conn, "SET lock_timeout = "+ms); err != nil {
-		return nil, fmt.Errorf("setting lock_timeout on the %s: %w", p.cfg.From.Side(), err)
+	if p.from.lockTimeout != lockTimeout {
+		if err := pg.LockTimeout(ctx, p.from.conn, lockTimeout); err != nil {
+			return nil, fmt.Errorf("preparing a pass on the %s: %w", p.cfg.From.Side(), err)
+		}
+		p.from.lockTimeout = lockTimeout
 	}
 	return p.from, nil
 }
