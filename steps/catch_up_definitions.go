@@ -142,7 +142,7 @@ func (s *catchUpStep) definitions(ctx context.Context, cp engine.Checkpoint) err
 	}
 	if err := n.join(ctx, s.env, cp, sides); err != nil {
 		var redefined *errRedefined
-		if why := checkDefinitions(ctx, s.env, sides.source); errors.As(why, &redefined) { // what is compared with the target came since
+		if why := n.changed(ctx, s.env, sides.source); errors.As(why, &redefined) { // what is compared with the target came since
 			return why
 		}
 		return err

@@ -42,15 +42,12 @@ func carryDDL(ctx context.Context, env *Env, cp engine.Checkpoint, c *carry) (ag
 		return nil, err
 	}
 	again = &recopy{}
-	byTable := map[int32][]capture.Change{}
-	for _, ch := range c.changes {
-		byTable[ch.ID] = append(byTable[ch.ID], ch)
-	}
-	if err := refreshTables(ctx, env, sides.source, func(t scope.Table) bool { return byTable[t.ID] != nil }); err != nil {
+	per := byTable(c.changes)
+	if err := refreshTables(ctx, env, sides.source, func(t scope.Table) bool { return per[t.ID] != nil }); err != nil {
 		return nil, err
 	}
 	for _, t := range env.Scope.Tables {
-		changes := byTable[t.ID]
+		changes := per[t.ID]
 		if slices.Contains(emptied, t.Name) {
 			changes = append([]capture.Change{emptiedHeir(t)}, changes...)
 		}

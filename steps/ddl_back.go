@@ -19,19 +19,19 @@ import (
 // ready: the former is accepted as it is carried, the latter stays for the freeze, which has the rows compared.
 type carriedBack struct {
 	ready   bool
-	carried []capture.Change
+	carried map[int32][]capture.Change
 	touched map[int32]bool // tables that somebody had touched before
 }
 
 // lookBack looks at the target's tables before anything is carried to them. What is there already of what is carried, a
 // process has made that died before it could record it.
 func lookBack(ctx context.Context, env *Env, target *pgx.Conn, carried []capture.Change) (*carriedBack, error) {
-	b := &carriedBack{carried: carried, touched: map[int32]bool{}}
+	b := &carriedBack{carried: byTable(carried), touched: map[int32]bool{}}
 	var err error
 	if b.ready, err = wayBack(ctx, env, target); err != nil || !b.ready {
 		return b, err
 	}
-	tables := slices.DeleteFunc(captured(env), func(t scope.Table) bool { return len(of(carried, t.ID)) == 0 })
+	tables := slices.DeleteFunc(captured(env), func(t scope.Table) bool { return len(b.carried[t.ID]) == 0 })
 	found, err := capture.Check(ctx, target, env.Run, tables)
 	if err != nil {
 		return b, err
@@ -51,8 +51,8 @@ func lookBack(ctx context.Context, env *Env, target *pgx.Conn, carried []capture
 // names reports whether what happened on the target is what is carried.
 func (b *carriedBack) names(c capture.Change) bool {
 	shape := []capture.What{capture.ColumnDropped, capture.PartitionAdded, capture.Inheritance}
-	return slices.Contains(shape, c.What) && slices.ContainsFunc(b.carried, func(o capture.Change) bool {
-		return o.ID == c.ID && o.What == c.What && o.Column == c.Column && o.Member == c.Member
+	return slices.Contains(shape, c.What) && slices.ContainsFunc(b.carried[c.ID], func(o capture.Change) bool {
+		return o.What == c.What && o.Column == c.Column && o.Member == c.Member
 	})
 }
 
@@ -77,12 +77,22 @@ func (b *carriedBack) accept(ctx context.Context, env *Env, cp engine.Checkpoint
 	if err != nil {
 		return err
 	}
-	rewrites := slices.ContainsFunc(of(b.carried, t.ID), func(c capture.Change) bool { return c.Column != "" })
+	rewrites := slices.ContainsFunc(b.carried[t.ID], func(c capture.Change) bool { return c.Column != "" })
+	rewritten := func(c capture.Change) bool { return c.What == capture.Rewritten && rewrites }
 	theirs := func(c capture.Change) bool {
-		return unseenRows(c) && !b.names(c) && !(c.What == capture.Rewritten && rewrites)
+		return unseenRows(c) && !b.names(c) && !rewritten(c)
 	}
 	if len(changes) == 0 || b.touched[t.ID] || slices.ContainsFunc(changes, theirs) || len(forPerson(env, changes)) > 0 {
 		return nil
+	}
+	if slices.ContainsFunc(changes, rewritten) { // by what was carried, or by somebody meanwhile: nothing tells
+		why := pg.Name(t.Schema, t.Name.Name) + " was rewritten on the target while a change was carried there"
+		if err := mayDiffer(ctx, env, why); err != nil {
+			return err
+		}
+		if err := env.Journal.Reopen(ctx, verifyID, false, why); err != nil {
+			return err
+		}
 	}
 	return capture.Accept(ctx, sides.target, t, changes...)
 }

@@ -127,10 +127,11 @@ func acceptDemands(ctx context.Context, env *Env, target *pgx.Conn, before []cap
 	if err != nil {
 		return err
 	}
-	others := slices.Concat(before, forPerson(env, changes), slices.DeleteFunc(slices.Clone(changes), func(c capture.Change) bool { return !unseenRows(c) }))
+	others := byTable(slices.Concat(before, forPerson(env, changes), slices.DeleteFunc(slices.Clone(changes), func(c capture.Change) bool { return !unseenRows(c) })))
+	all := byTable(changes)
 	for _, t := range captured(env) {
-		made := of(changes, t.ID)
-		if len(made) == 0 || len(of(others, t.ID)) > 0 {
+		made := all[t.ID]
+		if len(made) == 0 || len(others[t.ID]) > 0 {
 			continue
 		}
 		if err := capture.Accept(ctx, target, t, made...); err != nil {

@@ -143,8 +143,9 @@ func recaptureTarget(ctx context.Context, env *Env, target *pgx.Conn, cp engine.
 	if err := (&reverseStep{env}).prove(ctx, cp, touched); err != nil {
 		return err
 	}
+	made := byTable(changes)
 	for _, t := range touched {
-		if err := capture.Accept(ctx, target, t, of(changes, t.ID)...); err != nil {
+		if err := capture.Accept(ctx, target, t, made[t.ID]...); err != nil {
 			return fmt.Errorf("accepting %s on the target: %w", pg.Name(t.Schema, t.Name.Name), err)
 		}
 	}
@@ -190,6 +191,15 @@ func asSource(t scope.Table, c capture.Change, all []capture.Change) bool {
 // ofType compares a change's type, which may name a collation, with a column's.
 func ofType(of string, col scope.Column) bool {
 	return of == col.Type || strings.HasPrefix(of, col.Type+" COLLATE ")
+}
+
+// byTable gives the changes of each table.
+func byTable(changes []capture.Change) map[int32][]capture.Change {
+	all := map[int32][]capture.Change{}
+	for _, c := range changes {
+		all[c.ID] = append(all[c.ID], c)
+	}
+	return all
 }
 
 // of gives the changes of one table.

@@ -2,12 +2,14 @@ package steps
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/jackc/pgx/v5"
 
 	"github.com/pgrunbook/pgrunbook/engine"
 	"github.com/pgrunbook/pgrunbook/steps/internal/capture"
+	"github.com/pgrunbook/pgrunbook/steps/internal/pass"
 )
 
 // strays counts the changes that were captured on the target before a flip. Passes, loads and whatever else of ours writes
@@ -48,7 +50,15 @@ func (f *flipper) unwritten(ctx context.Context) error {
 		Code: "CUT002", Severity: engine.SeverityWarning, Side: engine.Target, Text: why, Fix: "Find out who writes there and disables triggers for it.",
 	}})
 	if !f.env.Runbook.Verify.Enabled {
-		return nil
+		err := pass.Untold(ctx, f.looks.target, engine.Target, captured(f.env))
+		var told *engine.Error
+		if !errors.As(err, &told) {
+			return err
+		}
+		return &engine.Error{
+			Op: "cutting over", Object: told.Object, Err: fmt.Errorf("%w: on the target %w", errOneWay, told.Err),
+			Hint: "Set verify { enabled = true } in the runbook and run the same command again: changes that somebody made on the target are forgotten once both sides are equal. Or go without a way back: rollback { enabled = false }.",
+		}
 	}
 	if err := f.compareAgain(ctx, why); err != nil {
 		return err

@@ -87,6 +87,22 @@ func readNews(ctx context.Context, env *Env, source *pgx.Conn) (n news, err erro
 	return n, nil
 }
 
+// changed names a table that is not as it was read, or went, since.
+func (n news) changed(ctx context.Context, env *Env, source *pgx.Conn) error {
+	now, err := readNews(ctx, env, source)
+	if err != nil {
+		return err
+	}
+	for _, t := range n.tables {
+		if !slices.ContainsFunc(now.tables, func(is scope.Table) bool {
+			return is.Name == t.Name && slices.Equal(columnTypes(is), columnTypes(t)) && sameNames(memberNames(is), memberNames(t))
+		}) {
+			return &errRedefined{pg.Name(t.Schema, t.Name.Name) + " changed"}
+		}
+	}
+	return nil
+}
+
 func isMember(tables []scope.Table, name scope.Name) bool {
 	return slices.ContainsFunc(tables, func(t scope.Table) bool {
 		return slices.ContainsFunc(t.Members, func(m scope.Member) bool { return m.Name == name })
@@ -114,24 +130,29 @@ func (n news) join(ctx context.Context, env *Env, cp engine.Checkpoint, sides *s
 	for _, t := range env.Scope.Tables {
 		next = max(next, t.ID)
 	}
-	for _, t := range n.tables {
+	joined := slices.Clone(n.tables)
+	for i := range joined {
 		next++
-		t.ID, t.Joined = next, true
-		if err := prepareNew(ctx, env, cp, sides, t); err != nil {
+		joined[i].ID, joined[i].Joined = next, true
+		if err := prepareNew(ctx, env, cp, sides, joined[i]); err != nil {
 			return err
 		}
-		env.Scope.Tables = append(env.Scope.Tables, t)
+	}
+	for _, t := range joined {
 		cp.Emit(engine.Event{Kind: engine.EventNote, Level: "warn", Object: pg.Name(t.Schema, t.Name.Name), Message: fmt.Sprintf("%s is new and in scope: carried from here on (%s)", pg.Name(t.Schema, t.Name.Name), t.Why)})
 	}
 	for _, s := range n.sequences {
 		cp.Emit(engine.Event{Kind: engine.EventNote, Level: "warn", Object: pg.Name(s.Schema, s.Name.Name), Message: fmt.Sprintf("sequence %s is new and in scope: carried from here on", pg.Name(s.Schema, s.Name.Name))})
 	}
-	env.Scope.Sequences = append(env.Scope.Sequences, n.sequences...)
+	before := *env.Scope
+	env.Scope.Tables = slices.Concat(env.Scope.Tables, joined)
+	env.Scope.Sequences = slices.Concat(env.Scope.Sequences, n.sequences)
 	env.Scope.Sequences = slices.DeleteFunc(env.Scope.Sequences, func(s scope.Sequence) bool {
 		return slices.ContainsFunc(n.gone, func(g scope.Sequence) bool { return g.Name == s.Name })
 	})
 	failpoint.Hit("join.prepared")
 	if err := recordScope(ctx, env); err != nil {
+		*env.Scope = before // what is in no journal must not be followed
 		return err
 	}
 	failpoint.Hit("join.recorded")

@@ -64,6 +64,26 @@ verify { mode = "count" }`)
 			r.must(r.walk(t.Context(), newVerify(r.env)))
 		})
 	}
+	t.Run("carried, rewritten while it is carried", func(t *testing.T) {
+		came := false
+		r.onEvent = func(e engine.Event) {
+			if !came && strings.Contains(e.Message, `new column "meanwhile"`) {
+				came = true
+				r.exec(r.target, "ALTER TABLE shop.customer ALTER name TYPE text USING upper(name)")
+			}
+		}
+		r.exec(r.source, "ALTER TABLE shop.customer ADD COLUMN meanwhile int")
+		r.must(r.catchUp())
+		r.onEvent = nil
+		if !came {
+			t.Fatal("nothing happened in between")
+		}
+		if err := r.walk(t.Context(), newVerify(r.env)); engine.ClassOf(err) != engine.ClassDifferences {
+			t.Fatalf("the comparison says %v", err)
+		}
+		r.exec(r.source, "UPDATE shop.customer SET name = name")
+		r.must(r.walk(t.Context(), newVerify(r.env)))
+	})
 	t.Run("a parent on the target alone", func(t *testing.T) {
 		for _, source := range []string{"ALTER TABLE shop.customer ADD COLUMN four int", "ALTER TABLE shop.customer DISABLE TRIGGER ALL; ALTER TABLE shop.customer ENABLE TRIGGER ALL"} {
 			r.exec(r.target, "CREATE TABLE public.parent (id int NOT NULL); ALTER TABLE shop.customer INHERIT public.parent")

@@ -1,6 +1,7 @@
 package steps
 
 import (
+	"errors"
 	"strings"
 	"testing"
 	"time"
@@ -96,4 +97,18 @@ table "shop.diary" { identity = "append_only" }`)
 	shut("append_only", "pgrunbook finish")
 	r.exec(r.target, "TRUNCATE shop.diary")
 	shut("append_only", "pgrunbook finish")
+}
+
+// Without comparisons nobody finds out that a change on the target before the flip is one that no pass carries back: it would
+// shut the way back from the first second on.
+func TestStrayChangeThatNoPassCarriesBack(t *testing.T) {
+	source, target := testpg.Pair(t)
+	r := newRigWith(t, source, target, "CREATE SCHEMA shop; CREATE TABLE shop.lock (id int PRIMARY KEY); CREATE TABLE shop.diary (n int); INSERT INTO shop.diary VALUES (1), (2)",
+		`"shop.*"`, `table "shop.diary" { identity = "append_only" }
+verify { enabled = false }`)
+	r.must(r.walk(t.Context(), newSchema(r.env), newCapture(r.env), newCopy(r.env), newCatchUp(r.env), newConstraints(r.env), newReverse(r.env), newArm(r.env)))
+	r.exec(r.target, `ALTER TABLE shop.diary DISABLE TRIGGER "!pgrunbook_gate"; DELETE FROM shop.diary WHERE n = 1; ALTER TABLE shop.diary ENABLE ALWAYS TRIGGER "!pgrunbook_gate"`)
+	if err := r.walk(t.Context(), newFreeze(r.env, nil)); !errors.Is(err, errOneWay) || !strings.Contains(err.Error(), "append_only") || !strings.Contains(engine.HintOf(err), "verify") {
+		t.Fatalf("the freeze says %v, hint %q", err, engine.HintOf(err))
+	}
 }

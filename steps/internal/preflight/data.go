@@ -122,9 +122,9 @@ func unprovedNotNull(ctx context.Context, f *Facts) ([]engine.Finding, error) {
 	carried := map[scope.Name]bool{}
 	for i := range f.Scope.Tables {
 		t := &f.Scope.Tables[i]
-		carried[t.Name] = true
+		carried[t.Name] = t.Data != scope.NoData
 		for _, m := range t.Members {
-			carried[m.Name] = true
+			carried[m.Name] = t.Data != scope.NoData
 		}
 	}
 	var out []engine.Finding

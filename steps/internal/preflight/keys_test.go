@@ -48,6 +48,9 @@ func TestNotNullThatIsNotValid(t *testing.T) {
 	before := p.found()
 	p.source("ALTER TABLE public.t ADD CONSTRAINT \"Not V\" NOT NULL v NOT VALID", "ALTER TABLE public.left_out ADD CONSTRAINT nn NOT NULL a NOT VALID")
 	p.want(append(slices.Clone(before), "PRE157 error source")...)
+	p.blocks += "table \"public.t\" { data = \"none\" }\n"
+	p.want(before...)
+	p.blocks = strings.TrimSuffix(p.blocks, "table \"public.t\" { data = \"none\" }\n")
 	p.source("DELETE FROM public.t WHERE v IS NULL")
 	for _, f := range p.findings() {
 		if f.Code == "PRE157" {
