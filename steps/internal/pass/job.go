@@ -333,8 +333,8 @@ func (j *job) commit(ctx context.Context) error {
 	return nil
 }
 
-// committed finds out whether a COMMIT whose answer was lost took place. FOR UPDATE waits for one
-// that still waits for a standby; a plain look would not see it.
+// committed finds out whether a COMMIT whose answer was lost took place. It waits for one that still waits for a
+// standby, or is on its way; a plain look would not see it.
 func (p *Passer) committed(ctx context.Context, slot, id string) (bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
@@ -342,10 +342,14 @@ func (p *Passer) committed(ctx context.Context, slot, id string) (bool, error) {
 	if err != nil {
 		return false, fmt.Errorf("looking up pass %s: %w", id, err)
 	}
+	defer abandon(ctx, to.conn) // a row that was made by looking must not stay
+	tx, err := to.conn.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.ReadCommitted, AccessMode: pgx.ReadWrite})
+	if err != nil {
+		return false, fmt.Errorf("looking up pass %s: %w", id, err)
+	}
 	var found string
-	err = to.conn.QueryRow(ctx, "SELECT pass::text FROM pgrunbook.watermark WHERE from_side = $1 FOR UPDATE", slot).Scan(&found)
-	if errors.Is(err, pgx.ErrNoRows) {
-		return false, nil
+	if _, err = tx.Exec(ctx, takeSlot, slot, newPassID(), p.cfg.Run.Epoch); err == nil {
+		err = tx.QueryRow(ctx, "SELECT pass::text FROM pgrunbook.watermark WHERE from_side = $1 FOR UPDATE", slot).Scan(&found)
 	}
 	if err != nil {
 		return false, fmt.Errorf("looking up pass %s: %w", id, err)

@@ -283,6 +283,39 @@ func TestMutantWithoutHeartbeat(t *testing.T) {
 	}
 }
 
+// TestMutantWithoutTheFirstSlot has a table's first pass with images lose its session on the source before the COMMIT on the
+// target, which comes there after the next pass has begun.
+func TestMutantWithoutTheFirstSlot(t *testing.T) {
+	for name, want := range map[string]string{"": equal, "pass.no_slot": differs} {
+		t.Run("it ends "+want, func(t *testing.T) {
+			t.Cleanup(failpoint.Mutate(name))
+			p := newPair(t, `CREATE TABLE k (a int, v text)`)
+			p.app(`INSERT INTO k VALUES (1, 'a'), (1, 'a')`)
+			next, second := p.newPasser(), make(chan error, 1)
+			p.after("pass.marked", func() {
+				p.endSessions(p.source)
+				go func() {
+					_, err := next.Exact(p.ctx, Options{Patience: 30 * time.Second})
+					second <- err
+				}()
+				for p.one(p.target, `SELECT count(*)::text FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock' AND application_name LIKE 'pgrunbook r1 pass%'`) == "0" {
+					if p.ctx.Err() != nil {
+						p.t.Error("the next pass does not wait")
+						return
+					}
+					time.Sleep(10 * time.Millisecond)
+				}
+			})
+			if _, err := p.passer.exact(p.ctx, Options{}); err == nil {
+				t.Error("the first pass has forgotten its images: this proves nothing")
+			}
+			if got := p.ended(<-second); got != want {
+				t.Errorf("it ended %s, want %s", got, want)
+			}
+		})
+	}
+}
+
 // TestMutantThatCommitsEachTable makes passes of two tables, the second of which the target refuses: what it holds then
 // has never been seen on the source.
 func TestMutantThatCommitsEachTable(t *testing.T) {
