@@ -11,6 +11,7 @@ import (
 
 	"github.com/pgrunbook/pgrunbook/engine"
 	"github.com/pgrunbook/pgrunbook/internal/pg"
+	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
 )
 
 const (
@@ -78,6 +79,6 @@ func unopened(side engine.Side, err error) error {
 	}
 	return &engine.Error{
 		Op: "opening the", Object: string(side), Err: err,
-		Hint: "Neither side takes writes until then: " + waitOrEnd(side, blocked.Blockers) + ". Then run the same command again.",
+		Hint: "Neither side takes writes until then: " + scope.WaitOrEnd(side, blocked.Blockers) + ". Then run the same command again.",
 	}
 }

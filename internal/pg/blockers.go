@@ -16,6 +16,7 @@ type LockMode string
 // The modes that we take.
 const (
 	AccessShare          LockMode = "AccessShareLock"
+	RowExclusive         LockMode = "RowExclusiveLock"
 	ShareUpdateExclusive LockMode = "ShareUpdateExclusiveLock"
 	ShareRowExclusive    LockMode = "ShareRowExclusiveLock"
 	AccessExclusive      LockMode = "AccessExclusiveLock"
@@ -24,6 +25,7 @@ const (
 // conflicts is the documentation's table "Conflicting Lock Modes" for our modes.
 var conflicts = map[LockMode][]string{
 	AccessShare:          {"AccessExclusiveLock"},
+	RowExclusive:         {"ShareLock", "ShareRowExclusiveLock", "ExclusiveLock", "AccessExclusiveLock"},
 	ShareUpdateExclusive: {"ShareUpdateExclusiveLock", "ShareLock", "ShareRowExclusiveLock", "ExclusiveLock", "AccessExclusiveLock"},
 	ShareRowExclusive:    {"RowExclusiveLock", "ShareUpdateExclusiveLock", "ShareLock", "ShareRowExclusiveLock", "ExclusiveLock", "AccessExclusiveLock"},
 	AccessExclusive: {

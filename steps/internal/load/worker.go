@@ -83,6 +83,13 @@ func (w *worker) run(ctx context.Context, copied <-chan struct{}) error {
 			return err
 		}
 		took, err := w.once(ctx)
+		var held *pg.HeldError
+		if errors.As(err, &held) { // which no number of tries and no time makes a failure
+			failed = setbacks{}
+			if err = w.outwait(ctx, held); err == nil {
+				continue
+			}
+		}
 		switch {
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
@@ -139,6 +146,10 @@ func (w *worker) once(ctx context.Context) (took bool, err error) {
 	if !ok || state.State != journal.Loading {
 		return false, fmt.Errorf("%s has chunks left but is %s", tableName(t), state.State)
 	}
+	// While this waits, nothing is locked on the source: its application would queue behind who asks for more there.
+	if err := pg.LockForWrites(ctx, w.to, []string{relation(t)}); err != nil {
+		return false, err
+	}
 	err = w.chunk(ctx, tx, t, it, state)
 	refused := scope.Refused(err, "loading", t, w.l.cfg.To.Side(), w.l.cfg.From.Side())
 	switch {
@@ -155,6 +166,16 @@ func (w *worker) once(ctx context.Context) (took bool, err error) {
 		return false, w.explain(ctx, t, err)
 	}
 	return err == nil, err
+}
+
+// outwait holds nothing on either side meanwhile, not even the chunk.
+func (w *worker) outwait(ctx context.Context, held *pg.HeldError) error {
+	if err := w.connect(ctx); err != nil {
+		return err
+	}
+	return held.Outwait(ctx, w.to, func(wait pg.LockWait) {
+		w.l.cfg.Emit(scope.Waiting(engine.Side(w.l.cfg.To.Side()), "load rows", wait))
+	})
 }
 
 // class is the class of an SQLSTATE.

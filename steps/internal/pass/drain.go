@@ -79,8 +79,10 @@ func (p *Passer) Drain(ctx context.Context, opts DrainOptions) (Result, error) {
 		if err != nil {
 			return res, err
 		}
-		lag := time.Since(start)
+		held := p.outwaited()
+		lag := time.Since(start) - held
 		rate.applied(backlog.Rows, lag)
+		rate.paused(held)
 		if err := opts.after(ctx, res.Bytes, lag); err != nil {
 			return res, err
 		}

@@ -21,6 +21,9 @@ import (
 // written to, there is always one more; then it locks all.
 const chases = 3
 
+// firstRest is the shortest before a pass is made again.
+const firstRest = 50 * time.Millisecond
+
 // markEvery bounds how old To's watermark gets while there is nothing to apply.
 const markEvery = 5 * time.Second
 
@@ -37,6 +40,7 @@ func (p *Passer) Exact(ctx context.Context, opts Options) (Result, error) {
 }
 
 func (p *Passer) exact(ctx context.Context, opts Options) (Result, error) {
+	opts.outwaits = true
 	from, err := p.prepare(ctx, opts.LockTimeout, maxStages)
 	if err != nil {
 		return Result{}, err
@@ -274,11 +278,19 @@ func (p *Passer) namesHolders(ctx context.Context, e *engine.Event) {
 	})
 }
 
-// patiently repeats what failed for a reason that passes.
+// patiently repeats what failed for a reason that passes. A lock on To, as of an index that is built there for hours, is
+// outwaited.
 func (p *Passer) patiently(ctx context.Context, patience time.Duration, f func() error) error {
 	var deadline time.Time // counted from the first failure: a large pass takes longer than that by itself
-	for wait := 50 * time.Millisecond; ; wait = min(wait*2, time.Second) {
+	for wait := firstRest; ; wait = min(wait*2, time.Second) {
 		err := f()
+		var held *pg.HeldError
+		if errors.As(err, &held) {
+			if err = p.outwait(ctx, held); err == nil {
+				deadline, wait = time.Time{}, firstRest
+				continue
+			}
+		}
 		if deadline.IsZero() {
 			deadline = time.Now().Add(patience)
 		}

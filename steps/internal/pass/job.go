@@ -59,6 +59,9 @@ func (j *job) do(ctx context.Context) (Result, error) {
 		return j.res, err
 	}
 	failpoint.Hit("pass.staged")
+	if err := j.lockTarget(ctx); err != nil {
+		return j.res, err
+	}
 	if err := j.apply(ctx); err != nil {
 		return j.res, err
 	}

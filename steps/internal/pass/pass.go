@@ -48,7 +48,8 @@ type Options struct {
 	// snapshot, with no table locked any more.
 	InTarget func(ctx context.Context, tx pgx.Tx, from *pgx.Conn) error
 
-	most int64 // captured changes that it takes; over that it fails as *large. 0 takes any number
+	outwaits bool  // who holds a table on To is waited for by outwait, with nothing held, and not in the pass
+	most     int64 // captured changes that it takes; over that it fails as *large. 0 takes any number
 }
 
 // Result of one pass.
@@ -96,9 +97,10 @@ type Passer struct {
 	lastPass  string    // id in To's watermark
 	marked    time.Time // when the watermark was written last
 	permanent map[int32]bool
-	worker    int     // which one of a drain's
-	pace      rates   // of the passes of a loop
-	paced     []int32 // the tables that they are of
+	blocked   time.Duration // by locks on To, since somebody asked
+	worker    int           // which one of a drain's
+	pace      rates         // of the passes of a loop
+	paced     []int32       // the tables that they are of
 }
 
 // New prepares a Passer; it does not connect.

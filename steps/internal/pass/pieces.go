@@ -87,7 +87,7 @@ func (p *Passer) pieces(ctx context.Context, opts DrainOptions, backlog Backlog,
 		q.todo[i].rows = min(q.todo[i].rows, share)
 		left -= q.todo[i].rows
 	}
-	var done atomic.Int64
+	var done, blocked atomic.Int64
 	before := rate.all
 	start := time.Now()
 	g, gctx := errgroup.WithContext(ctx)
@@ -95,14 +95,20 @@ func (p *Passer) pieces(ctx context.Context, opts DrainOptions, backlog Backlog,
 		g.Go(func() error {
 			w := New(p.cfg)
 			w.worker = n
-			defer func() { _ = w.Close(context.WithoutCancel(ctx)) }()
+			defer func() {
+				_ = w.Close(context.WithoutCancel(ctx))
+				blocked.Add(int64(w.outwaited()))
+			}()
 			return w.work(gctx, q, opts, func(n int64) {
 				p.cfg.Emit(engine.Event{Kind: engine.EventProgress, At: time.Now(), Rows: before + done.Add(n), RowsAll: before + backlog.Rows, Message: "applying captured changes"})
 			})
 		})
 	}
 	err := g.Wait()
-	rate.applied(done.Load(), time.Since(start))
+	took := time.Since(start)
+	held := min(time.Duration(blocked.Load()), took)
+	rate.applied(done.Load(), took-held)
+	rate.paused(held)
 	return err
 }
 
@@ -212,7 +218,7 @@ func (p *Passer) piece(ctx context.Context, t scope.Table, rows int64) (took, by
 			w.span.cut, last = cut, false
 		}
 	}
-	j := &job{p: p, from: from, found: found, work: []work{w}}
+	j := &job{p: p, from: from, found: found, work: []work{w}, opts: Options{outwaits: true}}
 	res, err := j.do(ctx)
 	if err != nil {
 		abandon(ctx, p.toConn())
