@@ -93,8 +93,33 @@ func seenPlace(ctx context.Context, env *Env, side engine.Side, is int64) error 
 		if begun && !approved {
 			return promoted(side, &pg.MovedError{Side: string(side), Address: env.Server(side).Address(), Was: seen, Is: is})
 		}
+		if approved {
+			if err := keptSnapshots(ctx, env, side, seen, is); err != nil {
+				return err
+			}
+		}
 	}
 	return env.Journal.SetTimeline(ctx, side, is)
+}
+
+// keptSnapshots makes the snapshots of a side's images (see package pass) count on its new timeline: of a server that has
+// everything that its predecessor had, transaction ids say the same. Those from before another promotion stay what they are.
+func keptSnapshots(ctx context.Context, env *Env, side engine.Side, was, is int64) error {
+	to := env.Server(side.Other())
+	conn, err := to.Connect(ctx, pg.Use{Name: "timeline", Marked: true})
+	if err != nil {
+		return err
+	}
+	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
+	var there bool
+	err = conn.QueryRow(ctx, "SELECT to_regclass('pgrunbook.watermark') IS NOT NULL").Scan(&there)
+	if err == nil && there {
+		_, err = conn.Exec(ctx, "UPDATE pgrunbook.watermark SET timeline = $3 WHERE split_part(from_side, '/', 1) = $1 AND timeline = $2", string(side), was, is)
+	}
+	if err != nil {
+		return fmt.Errorf("recording on the %s that the %s's snapshots count on timeline %d: %w", to.Side(), side, is, err)
+	}
+	return nil
 }
 
 // captureBegun reports whether anything was put up on the source.

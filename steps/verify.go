@@ -23,6 +23,7 @@ type verifyStep struct {
 	mode compare.Mode
 	// mends accepts what was touched on the target. Only the step does: it stays to be made until its comparison has ended.
 	mends bool
+	again bool   // what a comparison before this one began to load again is loaded first: see sure
 	seen  string // the target's snapshot from before the comparison, where captured changes wait there
 }
 

@@ -27,7 +27,7 @@ func VerifyNow(ctx context.Context, env *Env, show engine.Sink) error {
 	}
 	ctx, cancel := env.Journal.Context(ctx)
 	defer cancel()
-	err = withCause(ctx, s.Apply(ctx, p, journal.NewMemory().Checkpoint(s.ID(), show)))
+	err = withCause(ctx, s.sure(ctx, p, journal.NewMemory().Checkpoint(s.ID(), show)))
 	if err == nil && s.as {
 		return nil // equal by chance of the moment: nothing is trusted for it
 	}
@@ -49,8 +49,15 @@ func verifyFrom(ctx context.Context, env *Env) (*verifyStep, error) {
 	}
 	switch owner.Side {
 	case engine.Source:
-		if left, err := stillLoading(ctx, env); err != nil || len(left) > 0 {
-			return nil, errors.Join(err, notLoaded("comparing both sides", left))
+		left, err := stillLoading(ctx, env)
+		if err == nil && len(left) > 0 {
+			s.again, err = loadedAgain(ctx, env)
+		}
+		if err == nil && !s.again {
+			err = notLoaded("comparing both sides", left)
+		}
+		if err != nil {
+			return nil, err
 		}
 		stray, err := strayOnTarget(ctx, env, owner)
 		if err == nil && stray.Why != "" {

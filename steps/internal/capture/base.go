@@ -61,6 +61,7 @@ func Owned(ctx context.Context, conn *pgx.Conn, run scope.Run) (there bool, err 
 
 // baseSQL makes the objects that a side has once. The sentinel gets its row only when it is made:
 // a crash empties it, and that must stay visible. The last columns of side are what package gate keeps of a flip.
+// A watermark's timeline is that of the server whose transactions its snapshot knows; NULL is unknown.
 const baseSQL = `
 CREATE TABLE pgrunbook.side (
   run text PRIMARY KEY, mark text NOT NULL, gate_key bigint NOT NULL, created timestamptz NOT NULL DEFAULT pg_catalog.now(),
@@ -74,7 +75,7 @@ CREATE TABLE pgrunbook.heartbeat (one bool PRIMARY KEY DEFAULT true CHECK (one),
 INSERT INTO pgrunbook.heartbeat DEFAULT VALUES;
 CREATE UNLOGGED TABLE pgrunbook.sentinel (one bool PRIMARY KEY DEFAULT true CHECK (one));
 INSERT INTO pgrunbook.sentinel DEFAULT VALUES;
-CREATE TABLE pgrunbook.watermark (from_side text PRIMARY KEY, pass uuid NOT NULL, epoch bigint NOT NULL, snapshot text, at timestamptz NOT NULL DEFAULT pg_catalog.now());`
+CREATE TABLE pgrunbook.watermark (from_side text PRIMARY KEY, pass uuid NOT NULL, epoch bigint NOT NULL, snapshot text, at timestamptz NOT NULL DEFAULT pg_catalog.now(), timeline bigint);`
 
 // baseTables are what baseSQL makes.
 var baseTables = []string{"captured", "truncated", "heartbeat", "sentinel", "watermark", "side"}

@@ -345,10 +345,10 @@ func (w *worker) settle(ctx context.Context) error {
 
 // remember stores the snapshot up to which a table's rows are in, where its passes look for it.
 func (w *worker) remember(ctx context.Context, tx pgx.Tx, t scope.Table, snapshot string) error {
-	_, err := tx.Exec(ctx, `INSERT INTO pgrunbook.watermark (from_side, pass, epoch, snapshot, at)
-		VALUES ($1, md5($1 || clock_timestamp()::text)::uuid, $2, $3, clock_timestamp())
-		ON CONFLICT (from_side) DO UPDATE SET pass = EXCLUDED.pass, epoch = EXCLUDED.epoch, snapshot = EXCLUDED.snapshot, at = EXCLUDED.at`,
-		w.l.slot(t), w.l.cfg.Run.Epoch, snapshot)
+	_, err := tx.Exec(ctx, `INSERT INTO pgrunbook.watermark (from_side, pass, epoch, snapshot, at, timeline)
+		VALUES ($1, md5($1 || clock_timestamp()::text)::uuid, $2, $3, clock_timestamp(), nullif($4::bigint, 0))
+		ON CONFLICT (from_side) DO UPDATE SET pass = EXCLUDED.pass, epoch = EXCLUDED.epoch, snapshot = EXCLUDED.snapshot, at = EXCLUDED.at, timeline = EXCLUDED.timeline`,
+		w.l.slot(t), w.l.cfg.Run.Epoch, snapshot, w.l.cfg.From.Config().Timeline)
 	if err != nil {
 		return fmt.Errorf("storing the snapshot of %s: %w", tableName(t), err)
 	}

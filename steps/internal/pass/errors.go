@@ -10,7 +10,8 @@ import (
 
 // UnfitError says that row images of a table without a key cannot be applied: they hold values that its columns
 // on the other side do not take, since they were written before its types changed, or by a label of an enum that
-// has another name now; or a partition was truncated, and they do not say which rows were in it. Or a partition of a
+// has another name now; or a partition was truncated, and they do not say which rows were in it; or a promoted standby
+// may have given the ids of their transactions out twice. Or a partition of a
 // table with a key was, and the other side has none in its place. No later pass can apply that; the table has to be
 // loaded again, which leaves it out.
 type UnfitError struct {

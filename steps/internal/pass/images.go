@@ -32,7 +32,8 @@ func (j *job) unapplied(ctx context.Context, t scope.Table) (string, error) {
 		}
 	}
 	var snapshot string
-	err := j.tx.QueryRow(ctx, "SELECT snapshot FROM pgrunbook.watermark WHERE from_side = $1 FOR UPDATE", j.p.slot(t)).Scan(&snapshot)
+	var timeline int64
+	err := j.tx.QueryRow(ctx, "SELECT snapshot, coalesce(timeline, 0) FROM pgrunbook.watermark WHERE from_side = $1 FOR UPDATE", j.p.slot(t)).Scan(&snapshot, &timeline)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return "true", nil
 	}
@@ -40,7 +41,32 @@ func (j *job) unapplied(ctx context.Context, t scope.Table) (string, error) {
 		return "", fmt.Errorf("reading the watermark of %s: %w", tableName(t), err)
 	}
 	d := dialectOf(j.from.version)
-	return fmt.Sprintf("NOT %s(e.x, %s::%s)", d.visible, pg.Literal(snapshot), d.snapshotType), nil
+	seen := fmt.Sprintf("%s(e.x, %s::%s)", d.visible, pg.Literal(snapshot), d.snapshotType)
+	return "NOT " + seen, j.ofAnother(ctx, t, timeline, seen)
+}
+
+// ofAnother refuses to leave out images by the snapshot of a server that From was promoted in place of: a standby that
+// lagged has given its transaction ids out again. Where it has no image that the snapshot shows, nothing is in doubt.
+func (j *job) ofAnother(ctx context.Context, t scope.Table, was int64, seen string) error {
+	from, is := j.p.cfg.From.Side(), j.p.cfg.From.Config().Timeline
+	if was == 0 || is == 0 || was == is { // 0: our role may not know
+		return nil
+	}
+	var doubtful bool
+	if err := j.from.conn.QueryRow(ctx, fmt.Sprintf("SELECT EXISTS (SELECT FROM %s e WHERE %s)", imageTable(t), seen)).Scan(&doubtful); err != nil {
+		return fmt.Errorf("looking for row images of %s from before the promotion: %w", tableName(t), err)
+	}
+	if !doubtful {
+		return nil
+	}
+	hint := "Run pgrunbook apply: catch_up loads the table again."
+	if engine.Side(from) == engine.Target {
+		hint = "There is no way back for it: stay on the target (pgrunbook finish)."
+	}
+	return &engine.Error{
+		Op: "following", Object: tableName(t), Hint: hint,
+		Err: &UnfitError{Table: t, Err: fmt.Errorf("the %s was promoted from a standby (timeline %d, was %d) and may have given transaction ids out again, so nothing tells which of them are on the %s", from, is, was, j.p.cfg.To.Side())},
+	}
 }
 
 // stageImages reads the row images of a table without a key. An image is the text of a record of

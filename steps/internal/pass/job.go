@@ -269,8 +269,8 @@ func newPassID() string {
 }
 
 const writeWatermark = `
-INSERT INTO pgrunbook.watermark (from_side, pass, epoch, snapshot, at) VALUES ($1, $2::uuid, $3, $4, $5)
-ON CONFLICT (from_side) DO UPDATE SET pass = EXCLUDED.pass, epoch = EXCLUDED.epoch, snapshot = EXCLUDED.snapshot, at = EXCLUDED.at`
+INSERT INTO pgrunbook.watermark (from_side, pass, epoch, snapshot, at, timeline) VALUES ($1, $2::uuid, $3, $4, $5, nullif($6::bigint, 0))
+ON CONFLICT (from_side) DO UPDATE SET pass = EXCLUDED.pass, epoch = EXCLUDED.epoch, snapshot = EXCLUDED.snapshot, at = EXCLUDED.at, timeline = EXCLUDED.timeline`
 
 // slot names the watermark row of a piece, or of a table whose images were applied.
 func (p *Passer) slot(t scope.Table) string {
@@ -280,7 +280,7 @@ func (p *Passer) slot(t scope.Table) string {
 // commit settles the pass: watermark and rows on To durably, then the forgetting on From.
 func (j *job) commit(ctx context.Context) error {
 	mark := func(slot string) error {
-		_, err := j.tx.Exec(ctx, writeWatermark, slot, j.id, j.p.cfg.Run.Epoch, j.found.snapshot, j.found.at)
+		_, err := j.tx.Exec(ctx, writeWatermark, slot, j.id, j.p.cfg.Run.Epoch, j.found.snapshot, j.found.at, j.p.cfg.From.Config().Timeline)
 		if err != nil {
 			return fmt.Errorf("writing the watermark on the %s: %w", j.p.cfg.To.Side(), err)
 		}
