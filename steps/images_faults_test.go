@@ -1,8 +1,10 @@
 package steps
 
 import (
+	"strings"
 	"testing"
 
+	"github.com/pgrunbook/pgrunbook/engine"
 	"github.com/pgrunbook/pgrunbook/internal/testpg"
 )
 
@@ -30,4 +32,18 @@ table "shop.diary" { identity = "append_only" }`)
 	r.exec(r.source, `UPDATE shop.note SET n = n + 1; INSERT INTO shop.diary VALUES ('blue', 4)`)
 	r.must(r.catchUp())
 	r.sameTables(t)
+	t.Run("F06 how far a load has read is lost", func(t *testing.T) {
+		r.exec(r.target, "CREATE SCHEMA kept; CREATE TABLE kept.watermark AS TABLE pgrunbook.watermark; DELETE FROM pgrunbook.watermark WHERE from_side LIKE 'source/%'")
+		r.exec(r.source, `INSERT INTO shop.note VALUES ('blue', 9)`)
+		before := r.number(r.target, "SELECT count(*) FROM shop.note")
+		if err := r.catchUp(); engine.ClassOf(err) != engine.ClassAmbiguous || !strings.Contains(err.Error(), "pgrunbook.watermark") || engine.HintOf(err) == "" {
+			t.Errorf("catch_up says %v", err)
+		}
+		if after := r.number(r.target, "SELECT count(*) FROM shop.note"); after != before {
+			t.Errorf("%d rows became %d", before, after)
+		}
+		r.exec(r.target, "INSERT INTO pgrunbook.watermark TABLE kept.watermark ON CONFLICT DO NOTHING; DROP SCHEMA kept CASCADE")
+		r.must(r.catchUp())
+		r.sameTables(t)
+	})
 }

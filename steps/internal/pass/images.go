@@ -8,6 +8,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/pgrunbook/pgrunbook/engine"
+	"github.com/pgrunbook/pgrunbook/engine/journal"
 	"github.com/pgrunbook/pgrunbook/internal/failpoint"
 	"github.com/pgrunbook/pgrunbook/internal/pg"
 	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
@@ -27,8 +28,13 @@ const takeSlot = `INSERT INTO pgrunbook.watermark (from_side, pass, epoch, snaps
 // watermark of the table has the snapshot up to which they are in.
 func (j *job) unapplied(ctx context.Context, t scope.Table) (string, error) {
 	if !failpoint.Mutant("pass.no_slot") {
-		if _, err := j.tx.Exec(ctx, takeSlot, j.p.slot(t), j.id, j.p.cfg.Run.Epoch); err != nil {
+		made, err := j.tx.Exec(ctx, takeSlot, j.p.slot(t), j.id, j.p.cfg.Run.Epoch)
+		if err != nil {
 			return "", fmt.Errorf("taking the watermark of %s: %w", tableName(t), err)
+		}
+		// The load of a full_row table leaves the row with its one chunk.
+		if made.RowsAffected() > 0 && t.Identity == scope.FullRow && j.p.cfg.From.Side() == string(engine.Source) {
+			return "", journal.Lost("pgrunbook.watermark", "the row that says what the load of %s has read is gone", tableName(t))
 		}
 	}
 	var snapshot string

@@ -15,6 +15,7 @@ import (
 	"github.com/pgrunbook/pgrunbook/internal/failpoint"
 	"github.com/pgrunbook/pgrunbook/internal/testpg"
 	"github.com/pgrunbook/pgrunbook/steps/internal/capture"
+	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
 )
 
 // How a scenario ended, by an oracle that is not the product's.
@@ -289,7 +290,7 @@ func TestMutantWithoutTheFirstSlot(t *testing.T) {
 	for name, want := range map[string]string{"": equal, "pass.no_slot": differs} {
 		t.Run("it ends "+want, func(t *testing.T) {
 			t.Cleanup(failpoint.Mutate(name))
-			p := newPair(t, `CREATE TABLE k (a int, v text)`)
+			p := newPair(t, `CREATE TABLE k (a int, v text)`, func(t *scope.Table) { t.Identity = scope.AppendOnly })
 			p.app(`INSERT INTO k VALUES (1, 'a'), (1, 'a')`)
 			next, second := p.newPasser(), make(chan error, 1)
 			p.after("pass.marked", func() {
