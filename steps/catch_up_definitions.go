@@ -114,6 +114,11 @@ func (s *catchUpStep) definitions(ctx context.Context, cp engine.Checkpoint) err
 	if !n.empty() && s.env.Runbook.Schema.OnDDL != "carry" {
 		return n.stop()
 	}
+	if !n.empty() {
+		if err := sides.durable(ctx); err != nil {
+			return err
+		}
+	}
 	if err := n.leave(ctx, s.env, cp, sides); err != nil { // first: a tree that is new itself comes with all its partitions
 		return err
 	}
@@ -136,6 +141,9 @@ func (s *catchUpStep) definitions(ctx context.Context, cp engine.Checkpoint) err
 		return err
 	}
 	if c != nil {
+		if err := sides.durable(ctx); err != nil { // what was compared
+			return err
+		}
 		if err := c.settle(ctx, s.env, cp, sides, &cursor); err != nil {
 			return err
 		}

@@ -56,6 +56,9 @@ func mendRefused(ctx context.Context, env *Env, cp engine.Checkpoint) (bool, err
 	if err != nil || c == nil {
 		return false, err
 	}
+	if err := sides.durable(ctx); err != nil { // what was compared
+		return false, err
+	}
 	mended := false
 	for _, d := range c.differences {
 		if len(d.sql) == 0 || d.restore || d.later || d.mild {

@@ -133,6 +133,9 @@ func quotedNames(names []scope.Name) string { return strings.Join(quoted(names),
 // an object in the way nothing is dropped; of a column (columns are those that changed on the source), one
 // on its own table too. What went is recorded with it, so that a definition that the source has is made again.
 func dropCarried(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sideConns, sql string, names []scope.Name, columns ...string) error {
+	if err := sides.durable(ctx); err != nil { // the drop on the source
+		return err
+	}
 	known, err := restoredDefinitions(ctx, env)
 	if err != nil {
 		return err

@@ -2,6 +2,7 @@ package steps
 
 import (
 	"context"
+	"fmt"
 
 	"github.com/jackc/pgx/v5"
 
@@ -17,9 +18,34 @@ func openSides(ctx context.Context, env *Env, name string) (*sideConns, error) {
 }
 
 // openSidesToDefine is openSides for a target that gets definitions: in the replica role, so that no
-// trigger and no foreign key of the application acts on rows that are thrown away.
+// trigger and no foreign key of the application acts on rows that are thrown away. What was seen on the source
+// before is durable there.
 func openSidesToDefine(ctx context.Context, env *Env, name string) (*sideConns, error) {
-	return openSidesFor(ctx, env, pg.Use{Name: name, Marked: true, Replica: true, LockTimeout: lockPatience})
+	sides, err := openSidesFor(ctx, env, pg.Use{Name: name, Marked: true, Replica: true, LockTimeout: lockPatience})
+	if err != nil {
+		return nil, err
+	}
+	if err := sides.durable(ctx); err != nil {
+		sides.close(context.WithoutCancel(ctx))
+		return nil, err
+	}
+	return sides, nil
+}
+
+// durable makes one small durable commit on the source: under asynchronous commits a crash of it could take back DDL that is
+// about to be carried to the target for good.
+func (s *sideConns) durable(ctx context.Context) error {
+	err := pgx.BeginFunc(ctx, s.source, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, "SET LOCAL lock_timeout = '10s'"); err != nil { // passes and loads write that row too, and nobody waits for us
+			return err
+		}
+		_, err := tx.Exec(ctx, "INSERT INTO pgrunbook.heartbeat (at) VALUES (clock_timestamp()) ON CONFLICT (one) DO UPDATE SET at = EXCLUDED.at")
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("writing the heartbeat on the source: %w", err)
+	}
+	return nil
 }
 
 // openSidesFor opens the target as asked, and the source never in the replica role.
