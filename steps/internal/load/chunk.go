@@ -69,12 +69,14 @@ func readChunk(t scope.Table, it journal.Item, bin bool) (sql string, lo lower, 
 // 32 bits, and a frozen row keeps it (PostgreSQL docs, 24.1.5): once ids may have come round, a row of an earlier time
 // looks like one of the same transaction, and the text decides as well. Not before: definitions that change, as a label's
 // name, change the text of rows but not of their images. No transaction goes on while 2^31 ids are given out.
+// Each of the two is a join by hash: a large transaction has as many images as rows of one xmin.
 func uncaptured(t scope.Table) string {
-	same := fmt.Sprintf(` AND (e.x < '%d' OR e.img COLLATE "C" = %s COLLATE "C")`, 1<<31, capture.Image(t, "t"))
+	const round = 1 << 31
+	images, same := capture.ImageName(t.ID), fmt.Sprintf(` AND e.img COLLATE "C" = %s COLLATE "C"`, capture.Image(t, "t"))
 	if failpoint.Mutant("load.xmin_alone") {
 		same = ""
 	}
-	return fmt.Sprintf("NOT EXISTS (SELECT FROM %s e WHERE e.xmin = t.xmin%s)", capture.ImageName(t.ID), same)
+	return fmt.Sprintf("NOT EXISTS (SELECT FROM %[1]s e WHERE e.xmin = t.xmin AND e.x < '%[2]d') AND NOT EXISTS (SELECT FROM %[1]s e WHERE e.xmin = t.xmin AND e.x >= '%[2]d'%[3]s)", images, round, same)
 }
 
 func bounds(t scope.Table, lo lower, hi *string) ([]string, error) {
