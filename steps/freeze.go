@@ -304,7 +304,8 @@ func (f *flipper) attempt(ctx context.Context, n int) (err error) {
 // forGood tells errors that another attempt meets again: a missing right, table or function, a
 // comparison that has to come first, rows that are changed on their way, or what is for a person.
 func forGood(err error) bool {
-	if class := engine.ClassOf(err); class == engine.ClassDifferences || class == engine.ClassAmbiguous {
+	var moved *pg.MovedError // the next attempt asks who answers at the address by then
+	if class := engine.ClassOf(err); class == engine.ClassDifferences || class == engine.ClassAmbiguous && !errors.As(err, &moved) {
 		return true
 	}
 	return strings.HasPrefix(pg.SQLState(err), "42") || errors.Is(err, errMended) || errors.Is(err, errOneWay) || errors.Is(err, errEmptied) || errors.Is(err, errLargeObjects)
