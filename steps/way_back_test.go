@@ -11,6 +11,16 @@ import (
 	"github.com/pgrunbook/pgrunbook/steps/internal/pass"
 )
 
+// wayBackOpen fails where writes could not go back.
+func (r *rig) wayBackOpen() {
+	r.t.Helper()
+	back, err := WayBack(r.t.Context(), r.env)
+	r.must(err)
+	if !back.Possible {
+		r.t.Errorf("after the flip the way back is %+v", back)
+	}
+}
+
 // A rollback that dies right after its flip leaves the steps of the cutover done, and the proof from before it. Neither
 // counts for the next cutover, whatever is typed meanwhile, and what was made again since is not set back another time.
 func TestDeadRollbackLeavesNoProof(t *testing.T) {
