@@ -2,12 +2,12 @@ package steps
 
 import (
 	"context"
-	"fmt"
 
 	"github.com/jackc/pgx/v5"
 
 	"github.com/pgrunbook/pgrunbook/engine"
 	"github.com/pgrunbook/pgrunbook/internal/pg"
+	"github.com/pgrunbook/pgrunbook/steps/internal/capture"
 )
 
 // sideConns is one plain session a side, for looks and short statements.
@@ -39,11 +39,10 @@ func (s *sideConns) durable(ctx context.Context) error {
 		if _, err := tx.Exec(ctx, "SET LOCAL lock_timeout = '10s'"); err != nil { // passes and loads write that row too, and nobody waits for us
 			return err
 		}
-		_, err := tx.Exec(ctx, "INSERT INTO pgrunbook.heartbeat (at) VALUES (clock_timestamp()) ON CONFLICT (one) DO UPDATE SET at = EXCLUDED.at")
-		return err
+		return capture.Heartbeat(ctx, tx)
 	})
 	if err != nil {
-		return fmt.Errorf("writing the heartbeat on the source: %w", err)
+		return sided(engine.Source, err)
 	}
 	return nil
 }

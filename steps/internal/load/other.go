@@ -131,7 +131,7 @@ func (l *Loader) explained(ctx context.Context, s sides, t scope.Table) error {
 
 // markWhole marks the one item of a table that was loaded by other means.
 func (l *Loader) markWhole(ctx context.Context, s sides, t scope.Table) error {
-	if err := heartbeat(ctx, s.from); err != nil {
+	if err := capture.Heartbeat(ctx, s.from); err != nil {
 		return err
 	}
 	return pgx.BeginFunc(ctx, s.to, func(tx pgx.Tx) error {

@@ -11,6 +11,7 @@ import (
 	"github.com/pgrunbook/pgrunbook/engine/journal"
 	"github.com/pgrunbook/pgrunbook/internal/failpoint"
 	"github.com/pgrunbook/pgrunbook/internal/pg"
+	"github.com/pgrunbook/pgrunbook/steps/internal/capture"
 	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
 )
 
@@ -80,18 +81,5 @@ func (l *Loader) removeChanged(ctx context.Context, s sides, t scope.Table) erro
 	if failpoint.Mutant("load.scrub_no_heartbeat") {
 		return nil
 	}
-	return heartbeat(ctx, s.from) // without its key a removed row would never come back
-}
-
-// heartbeat makes what was read on From durable before To keeps what follows from it: under asynchronous commits a
-// crash of From could take changes back, and their keys with them.
-func heartbeat(ctx context.Context, from *pgx.Conn) error {
-	tag, err := from.Exec(ctx, "UPDATE pgrunbook.heartbeat SET at = clock_timestamp()")
-	if err == nil && tag.RowsAffected() == 0 { // which writes no commit
-		_, err = from.Exec(ctx, "INSERT INTO pgrunbook.heartbeat (at) VALUES (clock_timestamp()) ON CONFLICT DO NOTHING")
-	}
-	if err != nil {
-		return fmt.Errorf("writing the heartbeat: %w", err)
-	}
-	return nil
+	return capture.Heartbeat(ctx, s.from) // without its key a removed row would never come back
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/pgrunbook/pgrunbook/engine/journal"
 	"github.com/pgrunbook/pgrunbook/internal/failpoint"
 	"github.com/pgrunbook/pgrunbook/internal/pg"
+	"github.com/pgrunbook/pgrunbook/steps/internal/capture"
 	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
 )
 
@@ -340,7 +341,7 @@ func (w *worker) settle(ctx context.Context) error {
 	if _, err := w.from.Exec(ctx, "COMMIT"); err != nil {
 		return fmt.Errorf("ending the read of a chunk: %w", err)
 	}
-	return heartbeat(ctx, w.from)
+	return capture.Heartbeat(ctx, w.from)
 }
 
 // remember stores the snapshot up to which a table's rows are in, where its passes look for it.

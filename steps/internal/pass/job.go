@@ -14,6 +14,7 @@ import (
 
 	"github.com/pgrunbook/pgrunbook/internal/failpoint"
 	"github.com/pgrunbook/pgrunbook/internal/pg"
+	"github.com/pgrunbook/pgrunbook/steps/internal/capture"
 	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
 )
 
@@ -249,12 +250,8 @@ func (p *Passer) heartbeat(ctx context.Context) error {
 	if failpoint.Mutant("pass.no_heartbeat") {
 		return nil
 	}
-	tag, err := p.beat.Exec(ctx, "UPDATE pgrunbook.heartbeat SET at = clock_timestamp()")
-	if err == nil && tag.RowsAffected() == 0 {
-		_, err = p.beat.Exec(ctx, "INSERT INTO pgrunbook.heartbeat (at) VALUES (clock_timestamp()) ON CONFLICT DO NOTHING")
-	}
-	if err != nil {
-		return fmt.Errorf("writing the heartbeat on the %s: %w", p.cfg.From.Side(), err)
+	if err := capture.Heartbeat(ctx, p.beat); err != nil {
+		return fmt.Errorf("on the %s: %w", p.cfg.From.Side(), err)
 	}
 	return nil
 }
