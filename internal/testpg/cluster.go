@@ -211,6 +211,7 @@ func (c *Cluster) Remove() error {
 	if c.Running() {
 		err = c.KillPostmaster()
 	}
+	freeShared(c.DataDir)
 	if rmErr := os.RemoveAll(c.DataDir); rmErr != nil {
 		err = errors.Join(err, rmErr)
 	}

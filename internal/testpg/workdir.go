@@ -162,6 +162,7 @@ func sweep(base string) {
 				data = string(b)
 			}
 			_ = killAll(data)
+			freeShared(data)
 			_ = os.RemoveAll(data)
 			_ = os.RemoveAll(dir)
 		}
