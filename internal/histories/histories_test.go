@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -131,6 +132,50 @@ func between(from, n uint64) []uint64 {
 	return list
 }
 
+// needed is what must have happened in 25 histories or more.
+var needed = [][]string{
+	{"point"},
+	{"kill", "term"},
+	{"backend", "reset"},
+	{"commit lost", "commit unanswered"},
+	{"flip"},
+	{"flip back"},
+	{"stop"},
+	{"truncate"},
+	{"swap"},
+	{"other key"},
+	{"savepoint undone"},
+	{"rolled back"},
+	{"replica role"},
+	{"prepare"},
+	{"commit prepared"},
+	{"new partition"},
+	{"attach"},
+	{"detach and attach"},
+	{"detach"},
+	{"drop partition"},
+	{"create table"},
+	{"create table, write it later"},
+	{"create table, drop it later"},
+	{"create sequence"},
+	{"create sequence, drop it later"},
+	{"create function and view, replace them later"},
+	{"create index and check, drop them later"},
+	{"create index and check"},
+	{"enum value"},
+	{"add column", "add column, constant", "change type"},
+}
+
+// neededOfMany are second parts, which the flip may outrun in one history.
+var neededOfMany = [][]string{
+	{"create table, write it later: the second part"},
+	{"create table, drop it later: the second part"},
+	{"create sequence, drop it later: the second part"},
+	{"create function and view, replace them later: the second part"},
+	{"create index and check, drop them later: the second part"},
+	{"detach: the second part"},
+}
+
 // TestHistories plays random migrations.
 func TestHistories(t *testing.T) {
 	items := chosen(t)
@@ -138,27 +183,7 @@ func TestHistories(t *testing.T) {
 	if len(items) < 25 {
 		return
 	}
-	for _, need := range [][]string{
-		{"point"},
-		{"kill", "term"},
-		{"backend", "reset"},
-		{"commit lost", "commit unanswered"},
-		{"flip"},
-		{"flip back"},
-		{"stop"},
-		{"prepare"},
-		{"commit prepared"},
-		{"new partition"},
-		{"attach"},
-		{"detach and attach"},
-		{"detach"},
-		{"drop partition"},
-		{"create table"},
-		{"create table, write it later"},
-		{"create sequence"},
-		{"enum value"},
-		{"add column", "add column, constant", "change type"},
-	} {
+	for _, need := range slices.Concat(needed, cond(len(items) < 100, nil, neededOfMany)) {
 		n := 0
 		for _, kind := range need {
 			n += fired[kind]

@@ -49,6 +49,7 @@ type Stmt struct {
 	SQL   string
 	Copy  string `json:",omitempty"` // rows for COPY FROM STDIN
 	Sub   string `json:",omitempty"` // savepoint: keep, or undo
+	As    string `json:",omitempty"` // what is counted when it ran: swap, other key
 }
 
 // Transfer moves an amount between two accounts.

@@ -35,6 +35,12 @@ func one(t *Table, sql ...string) []Stmt {
 	return list
 }
 
+// as says what the last of some statements completes.
+func as(what string, list []Stmt) []Stmt {
+	list[len(list)-1].As = what
+	return list
+}
+
 func f(format string, args ...any) string { return fmt.Sprintf(format, args...) }
 
 const keys = 40 // values of keys that writers meet at
@@ -113,14 +119,14 @@ func keyedChange(g *gen, t *Table, n, col string, k keyType) []Stmt {
 	case 3:
 		return one(t, f("UPDATE %s SET n = %d, v = NULL WHERE %s = %s", n, v, col, la))
 	case 4:
-		return one(t, f("UPDATE %s SET %s = %s WHERE %s = %s AND NOT EXISTS (SELECT FROM %s WHERE %s = %s)", n, col, lb, col, la, n, col, lb))
+		return as("other key", one(t, f("UPDATE %s SET %s = %s WHERE %s = %s AND NOT EXISTS (SELECT FROM %s WHERE %s = %s)", n, col, lb, col, la, n, col, lb)))
 	case 5:
 		return one(t, f("UPDATE %s SET %s = %s WHERE %s = %s", n, col, look, col, la))
 	case 6:
 		return one(t, f("DELETE FROM %s WHERE %s = %s", n, col, la))
 	case 7: // swap
 		far := k.lit(keys+g.IntN(8), 0)
-		return one(t, f("UPDATE %s SET %s = %s WHERE %s = %s", n, col, far, col, la), f("UPDATE %s SET %s = %s WHERE %s = %s", n, col, la, col, lb), f("UPDATE %s SET %s = %s WHERE %s = %s", n, col, lb, col, far))
+		return as("swap", one(t, f("UPDATE %s SET %s = %s WHERE %s = %s", n, col, far, col, la), f("UPDATE %s SET %s = %s WHERE %s = %s", n, col, la, col, lb), f("UPDATE %s SET %s = %s WHERE %s = %s", n, col, lb, col, far)))
 	case 8:
 		return one(t, f("DELETE FROM %s WHERE %s = %s", n, col, la), f("INSERT INTO %s (%s, n, v) VALUES (%s, %d, 'again') ON CONFLICT DO NOTHING", n, col, look, v))
 	case 9:
@@ -191,7 +197,7 @@ func identity(g *gen, t *Table) shape {
 		case 0:
 			return one(t, f("INSERT INTO %s (n, v) VALUES (%d, 'i') ON CONFLICT (n) DO UPDATE SET v = 'u'", n, a))
 		case 1: // the unique values change hands
-			return one(t, f("UPDATE %s SET n = -1 - n WHERE n IN (%d, %d)", n, a, b), f("UPDATE %s SET n = CASE n WHEN %d THEN %d ELSE %d END WHERE n IN (%d, %d)", n, -1-a, b, a, -1-a, -1-b))
+			return as("swap", one(t, f("UPDATE %s SET n = -1 - n WHERE n IN (%d, %d)", n, a, b), f("UPDATE %s SET n = CASE n WHEN %d THEN %d ELSE %d END WHERE n IN (%d, %d)", n, -1-a, b, a, -1-a, -1-b)))
 		case 2:
 			return one(t, f("DELETE FROM %s WHERE n = %d", n, a), f("INSERT INTO %s (n, v) VALUES (%d, 'taken over') ON CONFLICT DO NOTHING", n, a))
 		case 3:

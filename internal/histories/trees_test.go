@@ -57,17 +57,21 @@ func treeEvents(g *gen, t *Table, n string) []Event {
 
 // schemaEvents are changes beside a history's tables, in the same schema.
 func schemaEvents() []Event {
-	extra, sequence, level := &Table{Name: "extra"}, &Table{Name: "extra_seq"}, &Table{Name: "level"}
+	extra, sequence, level, account := &Table{Name: "extra"}, &Table{Name: "extra_seq"}, &Table{Name: "level"}, &Table{Name: "account"}
 	table := event(extra, "create table", "CREATE TABLE h.extra (id int PRIMARY KEY, v text)", "INSERT INTO h.extra SELECT g, 'new table' FROM generate_series(1, 50) g")
-	// It is not dropped. Where an attempt that had made it on the target ended before it was captured, and it was
-	// dropped on the source then, the next attempt only says RUN012 ("was dropped on the source and is still on the
-	// target"), also with on_ddl = "carry". Once that is mended, DROP TABLE h.extra belongs into Later.
-	brief := event(extra, "create table, write it later", table.SQL...)
-	brief.Later = []string{"UPDATE h.extra SET v = 'last'"}
+	later := func(e Event, kind string, sql ...string) Event {
+		e.Kind, e.Later = e.Kind+", "+kind, sql
+		return e
+	}
+	number := event(sequence, "create sequence", "CREATE SEQUENCE h.extra_seq", "SELECT nextval('h.extra_seq') FROM generate_series(1, 7)")
+	code := event(account, "create function and view", "CREATE FUNCTION h.extra_code() RETURNS int LANGUAGE sql AS 'SELECT 1'", "CREATE VIEW h.extra_view AS SELECT h.extra_code() AS n")
+	index := event(account, "create index and check", "CREATE INDEX extra_index ON h.account (balance)", "ALTER TABLE h.account ADD CONSTRAINT extra_check CHECK (id >= 0)")
 	return []Event{
-		table, brief,
-		event(sequence, "create sequence", "CREATE SEQUENCE h.extra_seq", "SELECT nextval('h.extra_seq') FROM generate_series(1, 7)"),
+		table, later(table, "write it later", "UPDATE h.extra SET v = 'last'"), later(table, "drop it later", "DROP TABLE h.extra"),
+		number, later(number, "drop it later", "DROP SEQUENCE h.extra_seq"),
 		event(level, "enum value", "ALTER TYPE h.level ADD VALUE 'more'"),
+		later(code, "replace them later", "CREATE OR REPLACE FUNCTION h.extra_code() RETURNS int LANGUAGE sql AS 'SELECT 2'", "CREATE OR REPLACE VIEW h.extra_view AS SELECT h.extra_code() AS n, 2 AS more"),
+		later(index, "drop them later", "DROP INDEX h.extra_index", "ALTER TABLE h.account DROP CONSTRAINT extra_check"), index,
 	}
 }
 

@@ -152,6 +152,9 @@ func (c *client) statement(ctx context.Context, s Stmt) error {
 		c.note(err, Op{})
 	}
 	if err != nil || s.Sub == "undo" {
+		if err == nil {
+			c.w.count("savepoint undone")
+		}
 		_, err = c.conn.Exec(ctx, "ROLLBACK TO SAVEPOINT s")
 	}
 	return err
@@ -185,6 +188,9 @@ func (c *client) end(ctx context.Context, op Op, r *record) error {
 	switch op.End {
 	case "rollback":
 		_, err := c.conn.Exec(ctx, "ROLLBACK")
+		if err == nil {
+			c.w.count("rolled back")
+		}
 		return err
 	case "prepared", "prepared rollback":
 		if tag, err := c.conn.Exec(ctx, "PREPARE TRANSACTION '"+gid+"'"); err != nil || tag.String() != "PREPARE TRANSACTION" {
@@ -204,6 +210,7 @@ func (c *client) end(ctx context.Context, op Op, r *record) error {
 		}
 	case err == nil && strings.HasPrefix(tag.String(), "COMMIT"):
 		r.result = acknowledged
+		c.committed(op)
 		if op.End == "prepared" {
 			c.w.count("commit prepared")
 		}
@@ -214,6 +221,24 @@ func (c *client) end(ctx context.Context, op Op, r *record) error {
 		r.result = unknown
 	}
 	return err
+}
+
+// committed counts what a transaction was made of. A statement in it may have been undone alone.
+func (c *client) committed(op Op) {
+	if op.Replica {
+		c.w.count("replica role")
+	}
+	for _, s := range op.Body {
+		if s.Sub != "" {
+			continue
+		}
+		if strings.HasPrefix(s.SQL, "TRUNCATE") {
+			c.w.count("truncate")
+		}
+		if s.As != "" {
+			c.w.count(s.As)
+		}
+	}
 }
 
 func serverSaidNo(err error) bool {
