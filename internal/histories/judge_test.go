@@ -4,7 +4,6 @@ import (
 	"context"
 	"regexp"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -37,7 +36,7 @@ func (w *world) judge() {
 	if w.owner == 1 {
 		a, b := w.dump(w.source), w.forgiven(w.dump(w.target))
 		if a != b {
-			w.Errorf("definitions differ:\n%s", difference(a, b))
+			w.Errorf("definitions differ:\n%s", testpg.LinesApart(a, b))
 		}
 	}
 }
@@ -62,43 +61,12 @@ func (h History) replica() bool {
 	return slices.ContainsFunc(h.Writers, func(w Writer) bool { return slices.ContainsFunc(w.Ops, func(o Op) bool { return o.Replica }) })
 }
 
-// ours are definitions of ours, and what the target's major writes in another way.
-var ours = regexp.MustCompile(`(?m)^(-- Name: .*pgrunbook_(gate|capture).*|CREATE TRIGGER "?!?pgrunbook_.*|ALTER TABLE .* ENABLE ALWAYS TRIGGER "?!?pgrunbook_.*|-- Name: EXTENSION.*|--)$\n?`)
-
-// notNull are constraints that have names since 18, where a child states what it inherits.
-var notNull = regexp.MustCompile(`(?m)^    CONSTRAINT \S+ NOT NULL \S+?,?\n`)
-
-// inherited are such names in a column's own line: a partition that was made as one has its parent's.
-var inherited = regexp.MustCompile(`(?m)^(    .+) CONSTRAINT \S+ NOT NULL`)
-
 func (w *world) dump(url string) string {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	text, err := testpg.SchemaDump(ctx, url, "pgrunbook")
+	text, err := testpg.Definitions(ctx, url)
 	w.must(err)
-	text = notNull.ReplaceAllString(ours.ReplaceAllString(text, ""), "")
-	text = inherited.ReplaceAllString(text, "$1 NOT NULL")
-	text = regexp.MustCompile(`,\n`).ReplaceAllString(text, "\n") // after the last column that is left
-	return regexp.MustCompile(`\n\n+`).ReplaceAllString(text, "\n")
-}
-
-// difference shows lines of one text that are not in the other.
-func difference(a, b string) string {
-	var out []string
-	minus := func(sign, x, y string) {
-		have := map[string]int{}
-		for l := range strings.Lines(y) {
-			have[l]++
-		}
-		for l := range strings.Lines(x) {
-			if have[l]--; have[l] < 0 && len(out) < 30 {
-				out = append(out, sign+" "+strings.TrimRight(l, "\n"))
-			}
-		}
-	}
-	minus("-", a, b)
-	minus("+", b, a)
-	return strings.Join(out, "\n")
+	return text
 }
 
 func (w *world) sql(url, text string) {

@@ -149,7 +149,7 @@ func (w *world) play() {
 		}
 		if strings.HasPrefix(c.Args, "abort") && len(w.touched) == 0 {
 			if after := w.dump(w.source); after != before {
-				w.Errorf("abort left the source different:\n%s", difference(before, after))
+				w.Errorf("abort left the source different:\n%s", testpg.LinesApart(before, after))
 			}
 		}
 	}

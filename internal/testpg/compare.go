@@ -230,13 +230,16 @@ var floatSends = map[string]string{
 
 // copyQuery writes every row as text, columns by name, in an order that needs
 // nothing of the table. Servers before 12 write floats in another way, so there
-// the bytes are compared.
+// the bytes are compared. A cast would take the blanks off the end of a bpchar.
 func copyQuery(sh shape, exactFloats bool) string {
 	var values, order []string
 	for i, c := range sh.columns {
 		v := pgx.Identifier{c.Name}.Sanitize()
 		if send := floatSends[c.Type]; send != "" && !exactFloats {
 			v = "pg_catalog." + send + "(" + v + ")"
+		}
+		if c.Type == "character" {
+			v = "pg_catalog.textin(pg_catalog.bpcharout(" + v + "))"
 		}
 		values = append(values, fmt.Sprintf("%s::pg_catalog.text AS v%d", v, i))
 		order = append(order, fmt.Sprintf(`v%d COLLATE "C"`, i))

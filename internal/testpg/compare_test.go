@@ -16,10 +16,10 @@ import (
 // physical order and settings only.
 const odd = `
 CREATE SCHEMA "Odd ""name""";
-CREATE TABLE "Odd ""name"""."t.able" (id int, "Text" text, f double precision, r real, b bytea, j jsonb, d timestamptz, i interval, n numeric, a text[]);
+CREATE TABLE "Odd ""name"""."t.able" (id int, "Text" text, f double precision, r real, b bytea, j jsonb, d timestamptz, i interval, n numeric, a text[], c bpchar);
 INSERT INTO "Odd ""name"""."t.able"
 SELECT g, CASE g % 7 WHEN 0 THEN NULL WHEN 1 THEN '' WHEN 2 THEN E'tab\tnew\nline\\N' WHEN 3 THEN 'Ünï' WHEN 4 THEN E'\b\f\r' || chr(11) ELSE 'x' || g END,
-       g / 3.0::float8, g / 7.0::float4, decode(md5(g::text), 'hex'), '{"a": 1}', 'epoch'::timestamptz + g * interval '1 h', g * interval '1 min', g / 3.0, ARRAY[NULL, '', g::text]
+       g / 3.0::float8, g / 7.0::float4, decode(md5(g::text), 'hex'), '{"a": 1}', 'epoch'::timestamptz + g * interval '1 h', g * interval '1 min', g / 3.0, ARRAY[NULL, '', g::text], 'c '
 FROM generate_series(1, 3000) g;
 CREATE TABLE parent (a int); CREATE TABLE child () INHERITS (parent); INSERT INTO parent VALUES (1); INSERT INTO child VALUES (2);
 CREATE TABLE part (a int, k int) PARTITION BY LIST (k); CREATE TABLE part1 PARTITION OF part FOR VALUES IN (1); INSERT INTO part VALUES (1, 1);
@@ -84,6 +84,7 @@ func TestDiffFindsPlantedDifferences(t *testing.T) {
 		{"the last bit of a float", "UPDATE " + table + " SET f = 0.33333333333333337 WHERE id = 1", 1, 1},
 		{"minus zero", "UPDATE " + table + " SET f = '-0' WHERE id = 3", 1, 1},
 		{"a numeric's scale", "UPDATE " + table + " SET n = 1.0 WHERE id = 3", 1, 1},
+		{"a blank at the end", "UPDATE " + table + " SET c = 'c' WHERE id = 3", 1, 1},
 		{"case", `UPDATE ` + table + ` SET "Text" = 'X5' WHERE id = 5`, 1, 1},
 		{"two swapped", `UPDATE ` + table + ` SET "Text" = CASE id WHEN 5 THEN 'x6' ELSE 'x5' END WHERE id IN (5, 6)`, 2, 2},
 		{"a row of a table without columns", "INSERT INTO nothing DEFAULT VALUES", 0, 1},
