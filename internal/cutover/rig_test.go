@@ -273,7 +273,7 @@ func (r *rig) refused(url, state string) string {
 	return fmt.Sprint(err)
 }
 
-// same demands equal rows in the application's tables, which nobody but the test writes.
+// same demands equal rows in the application's tables, which nobody but the test writes, and equal definitions.
 func (r *rig) same() {
 	r.t.Helper()
 	all, err := testpg.AllTables(r.t.Context(), r.source)
@@ -293,6 +293,13 @@ func (r *rig) same() {
 		if r.t.Errorf("differs: %s", d); i == 9 {
 			break
 		}
+	}
+	left, err := testpg.Definitions(r.t.Context(), r.source)
+	r.must(err)
+	here, err := testpg.Definitions(r.t.Context(), r.target)
+	r.must(err)
+	if left != here {
+		r.t.Errorf("definitions differ:\n%s", testpg.LinesApart(left, here))
 	}
 }
 

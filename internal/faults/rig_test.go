@@ -199,7 +199,7 @@ func (r *rig) moved(from, to int) {
 	}
 }
 
-// carried says how the side that was left differs from what the other one held before its first client.
+// carried says how the side that was left differs from what the other one held before its first client, and in its definitions.
 func (r *rig) carried(from, to int) (wrong []string) {
 	r.t.Helper()
 	ctx := r.t.Context()
@@ -224,6 +224,13 @@ func (r *rig) carried(from, to int) (wrong []string) {
 		if n, ok := now[name]; !ok || n.Last < s.Last {
 			wrong = append(wrong, fmt.Sprintf("sequence %s stands at %d, on the side that was left at %d", name, n.Last, s.Last))
 		}
+	}
+	left, err := testpg.Definitions(ctx, urls[from])
+	r.must(err)
+	here, err := testpg.Definitions(ctx, urls[to])
+	r.must(err)
+	if left != here {
+		wrong = append(wrong, "definitions differ:\n"+testpg.LinesApart(left, here))
 	}
 	return wrong
 }
