@@ -53,6 +53,7 @@ func (f *flipper) after(ctx context.Context) error {
 		if _, err := old.Exec(ctx, "ALTER DATABASE "+pgx.Identifier{database}.Sanitize()+" SET default_transaction_read_only = on"); err != nil {
 			warn(fmt.Sprintf("setting the %s read-only by default", f.from), err)
 		}
+		failpoint.Hit("freeze.readonly")
 	}
 	if c.EndSessions {
 		if err := f.endSessions(ctx, old); err != nil {
