@@ -106,17 +106,6 @@ func TestF42MovedAndRepacked(t *testing.T) {
 	}
 }
 
-// D3: a partition that is detached while a pass reads is missing from the root.
-func TestD3DetachBetweenSnapshotAndRead(t *testing.T) {
-	p := newPair(t, `CREATE TABLE r (id int PRIMARY KEY, v text) PARTITION BY RANGE (id);
-		CREATE TABLE r1 PARTITION OF r FOR VALUES FROM (0) TO (100); CREATE TABLE r2 PARTITION OF r FOR VALUES FROM (100) TO (200)`)
-	p.app(`INSERT INTO r SELECT g, 'v' FROM generate_series(1, 150) g`)
-	p.synced()
-	p.app(`UPDATE r SET v = 'w' WHERE id < 10`)
-	p.duringRead(`ALTER TABLE r DETACH PARTITION r1; ALTER TABLE r ATTACH PARTITION r1 FOR VALUES FROM (0) TO (100)`)
-	p.equal()
-}
-
 // D5: DML through a parent of legacy inheritance changes rows of the children.
 func TestD5InheritanceIsReadWithOnly(t *testing.T) {
 	p := newPair(t, `CREATE TABLE parent (id int PRIMARY KEY, v text); CREATE TABLE child (PRIMARY KEY (id)) INHERITS (parent)`,
