@@ -116,31 +116,6 @@ func TestD5InheritanceIsReadWithOnly(t *testing.T) {
 	p.synced()
 }
 
-// D6: under search_path = pg_catalog a bare = of a citext key is text's.
-func TestD6F38KeyOperatorsOfTheIndex(t *testing.T) {
-	p := newPair(t, `CREATE EXTENSION citext; CREATE TABLE c (k citext PRIMARY KEY, v int)`)
-	p.app(`INSERT INTO c VALUES ('a', 1), ('b', 2)`)
-	p.synced()
-	p.app(`UPDATE c SET k = 'A' WHERE k = 'a'`)
-	p.synced()
-	p.app(`BEGIN; DELETE FROM c WHERE k = 'a'; INSERT INTO c VALUES ('a', 3); COMMIT`)
-	p.synced()
-	p.app(`BEGIN; DELETE FROM c WHERE k = 'a'; INSERT INTO c VALUES ('A', 4); COMMIT`)
-	p.synced()
-	p.app(`DELETE FROM c WHERE k = 'B'`)
-	p.synced()
-}
-
-// S2: with a nondeterministic collation two keys of the delta are one key of the table.
-func TestS2NondeterministicCollation(t *testing.T) {
-	p := newPair(t, `CREATE COLLATION public.ci (provider = icu, locale = 'und-u-ks-level2', deterministic = false);
-		CREATE TABLE c (k text COLLATE public.ci PRIMARY KEY, v int)`)
-	p.app(`INSERT INTO c VALUES ('a', 1), ('b', 2)`)
-	p.synced()
-	p.app(`UPDATE c SET k = 'A' WHERE k = 'a'; UPDATE c SET k = 'a'  WHERE k = 'a'; UPDATE c SET k = 'A' WHERE k = 'a'`)
-	p.synced()
-}
-
 // D7: what a pass reads from asynchronous commits must not be lost by a crash of the source.
 func TestD7SourceCrashAfterThePass(t *testing.T) {
 	source, _, err := testpg.PairMajors()
@@ -313,15 +288,6 @@ func TestD18ZombieBesideItsSuccessor(t *testing.T) {
 		t.Errorf("%d rows are left in the delta", n)
 	}
 	p.equal()
-}
-
-// D21: values that are equal for the key's operator need not be the same.
-func TestD21F38KeyColumnsAreSetToo(t *testing.T) {
-	p := newPair(t, `CREATE TABLE n (k numeric PRIMARY KEY)`)
-	p.app(`INSERT INTO n VALUES (1.0), (2)`)
-	p.synced()
-	p.app(`UPDATE n SET k = 1.00 WHERE k = 1`)
-	p.synced()
 }
 
 // S3: a GENERATED ALWAYS identity refuses to be updated.
