@@ -39,6 +39,67 @@ func TestF47EventTriggers(t *testing.T) {
 	r.exec(r.target, "DROP EVENT TRIGGER nothing_new; DROP EVENT TRIGGER other; DROP SCHEMA guard CASCADE")
 }
 
+// The plan lists the event triggers of either side that fire for our DDL, and none that is off, and makes those of the
+// source on the target without turning them on before the flip.
+func TestF47PlanListsEventTriggers(t *testing.T) {
+	env, source, target := planned(t, twoTables, "")
+	const trigger = `CREATE FUNCTION public.watch() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN END';`
+	query(t, source, trigger+`CREATE EVENT TRIGGER first_one ON ddl_command_start WHEN TAG IN ('CREATE TABLE') EXECUTE FUNCTION public.watch(); CREATE EVENT TRIGGER second_one ON sql_drop EXECUTE FUNCTION public.watch();
+		ALTER EVENT TRIGGER second_one ENABLE ALWAYS; CREATE EVENT TRIGGER off_one ON ddl_command_end EXECUTE FUNCTION public.watch(); ALTER EVENT TRIGGER off_one DISABLE`)
+	query(t, target, strings.ReplaceAll(trigger, "public.watch", "public.theirs")+`CREATE EVENT TRIGGER their_one ON ddl_command_end EXECUTE FUNCTION public.theirs()`)
+	p, err := MakePlan(t.Context(), env, "test")
+	if err != nil || p.Blocking() {
+		t.Fatalf("planning: %v %+v", err, p.Findings)
+	}
+	found := map[engine.Side]string{}
+	for _, f := range p.Findings {
+		if f.Code == "PRE182" {
+			found[f.Side] += f.Text
+			if f.Severity != engine.SeverityWarning || !strings.Contains(f.Fix, "ALTER EVENT TRIGGER") {
+				t.Errorf("the finding says %+v", f)
+			}
+		}
+	}
+	if !strings.Contains(found[engine.Source], "first_one") || !strings.Contains(found[engine.Source], "second_one") || strings.Contains(found[engine.Source], "off_one") ||
+		!strings.Contains(found[engine.Target], "their_one") || strings.Contains(found[engine.Target], "first_one") {
+		t.Errorf("the plan lists %v", found)
+	}
+	var before, after string
+	s, _ := p.Step("constraints")
+	for _, a := range s.Actions {
+		if a.Group == "at the flip" {
+			after += a.SQL + "\n"
+		} else {
+			before += a.SQL + "\n"
+		}
+	}
+	for _, name := range []string{"first_one", "second_one", "off_one"} {
+		made, off := strings.Index(before, `CREATE EVENT TRIGGER "`+name+`"`), strings.Index(before, `ALTER EVENT TRIGGER "`+name+`" DISABLE`)
+		if made < 0 || off < made || strings.Contains(before, `"`+name+`" ENABLE`) || strings.Contains(after, `"`+name+`" ENABLE`) != (name != "off_one") {
+			t.Errorf("%s is made by:\n%s\nand at the flip:\n%s", name, before, after)
+		}
+	}
+}
+
+// An event trigger that comes along refuses what we do on the target: it is off there until the flip, and on afterwards.
+func TestF47CarriedEventTriggerWaitsForTheFlip(t *testing.T) {
+	source, target := testpg.Pair(t)
+	r := newRigWith(t, source, target, shopSetup, `"shop.*"`, "cutover {\n max_write_block = \"60s\"\n attempts = 3\n}")
+	r.exec(r.source, `CREATE FUNCTION shop.not_there() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN IF current_database() = '`+"'"+query(t, target, "SELECT current_database()")+"''"+` THEN RAISE EXCEPTION ''not there: %'', tg_tag; END IF; END';
+		CREATE EVENT TRIGGER not_there ON ddl_command_start WHEN TAG IN ('CREATE TABLE', 'CREATE INDEX', 'CREATE TRIGGER') EXECUTE FUNCTION shop.not_there(); ALTER EVENT TRIGGER not_there ENABLE ALWAYS`)
+	r.replan()
+	const mode = "SELECT coalesce(string_agg(evtenabled::text, ''), 'none') FROM pg_event_trigger WHERE evtname = 'not_there'"
+	r.must(r.walk(t.Context(), newSchema(r.env), newCapture(r.env), newCopy(r.env), newCatchUp(r.env), newConstraints(r.env)))
+	r.want(r.target, mode, "D")
+	r.exec(r.source, "UPDATE shop.customer SET name = 'later'")
+	r.must(r.walk(t.Context(), newVerify(r.env), newReverse(r.env), newArm(r.env), newFreeze(r.env, nil)))
+	r.sameTables(t)
+	r.want(r.target, mode, "A")
+	if err := try(t, r.target, "CREATE TABLE shop.late (id int)"); err == nil || !strings.Contains(err.Error(), "not there: CREATE TABLE") {
+		t.Errorf("after the flip it does not fire: %v", err)
+	}
+}
+
 // Names of 63 bytes that differ in the last one meet nowhere, and what somebody else named as we name
 // ours is refused and left alone.
 func TestF48Names(t *testing.T) {

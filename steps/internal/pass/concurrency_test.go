@@ -1,14 +1,10 @@
 package pass
 
 import (
-	"context"
-	"fmt"
-	"os"
 	"regexp"
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 )
@@ -111,29 +107,4 @@ func TestC2OldestFirst(t *testing.T) {
 		t.Error("the oldest change waits behind newer ones")
 	}
 	p.synced()
-}
-
-// heapLimit is what a runner may keep: rows go through it as a stream.
-const heapLimit = 64 << 20
-
-// F35: what one transaction changes goes in one piece, of any size.
-func TestF35OneHugeTransaction(t *testing.T) {
-	rows := 300_000
-	if os.Getenv("PGRUNBOOK_SOAK") != "" {
-		rows = 10_000_000
-	}
-	p := newPair(t, plainTable)
-	most := heap(p.ctx)
-	p.app(fmt.Sprintf(`INSERT INTO t SELECT g, 'v', now(), g FROM generate_series(1, %d) g`, rows))
-	if _, err := p.passer.Drain(context.WithoutCancel(p.ctx), DrainOptions{PieceRows: 50_000, Until: time.Hour, Stable: 1}); err != nil {
-		t.Fatal(err)
-	}
-	inUse := most()
-	if n := p.one(p.target, "SELECT count(*)::text FROM t"); n != strconv.Itoa(rows) {
-		t.Errorf("%s of %d rows arrived", n, rows)
-	}
-	if inUse > heapLimit {
-		t.Errorf("the runner's heap took %d MiB", inUse>>20)
-	}
-	t.Logf("%d rows in one transaction: heap at most %d MiB", rows, inUse>>20)
 }

@@ -106,17 +106,6 @@ func TestF42MovedAndRepacked(t *testing.T) {
 	}
 }
 
-// D3: a partition that is detached while a pass reads is missing from the root.
-func TestD3DetachBetweenSnapshotAndRead(t *testing.T) {
-	p := newPair(t, `CREATE TABLE r (id int PRIMARY KEY, v text) PARTITION BY RANGE (id);
-		CREATE TABLE r1 PARTITION OF r FOR VALUES FROM (0) TO (100); CREATE TABLE r2 PARTITION OF r FOR VALUES FROM (100) TO (200)`)
-	p.app(`INSERT INTO r SELECT g, 'v' FROM generate_series(1, 150) g`)
-	p.synced()
-	p.app(`UPDATE r SET v = 'w' WHERE id < 10`)
-	p.duringRead(`ALTER TABLE r DETACH PARTITION r1; ALTER TABLE r ATTACH PARTITION r1 FOR VALUES FROM (0) TO (100)`)
-	p.equal()
-}
-
 // D5: DML through a parent of legacy inheritance changes rows of the children.
 func TestD5InheritanceIsReadWithOnly(t *testing.T) {
 	p := newPair(t, `CREATE TABLE parent (id int PRIMARY KEY, v text); CREATE TABLE child (PRIMARY KEY (id)) INHERITS (parent)`,
@@ -124,31 +113,6 @@ func TestD5InheritanceIsReadWithOnly(t *testing.T) {
 	p.app(`INSERT INTO parent VALUES (1, 'p'), (2, 'p'); INSERT INTO child VALUES (1, 'c'), (3, 'c')`)
 	p.synced()
 	p.app(`UPDATE parent SET v = 'x' WHERE id IN (1, 3); DELETE FROM parent WHERE id = 2`)
-	p.synced()
-}
-
-// D6: under search_path = pg_catalog a bare = of a citext key is text's.
-func TestD6F38KeyOperatorsOfTheIndex(t *testing.T) {
-	p := newPair(t, `CREATE EXTENSION citext; CREATE TABLE c (k citext PRIMARY KEY, v int)`)
-	p.app(`INSERT INTO c VALUES ('a', 1), ('b', 2)`)
-	p.synced()
-	p.app(`UPDATE c SET k = 'A' WHERE k = 'a'`)
-	p.synced()
-	p.app(`BEGIN; DELETE FROM c WHERE k = 'a'; INSERT INTO c VALUES ('a', 3); COMMIT`)
-	p.synced()
-	p.app(`BEGIN; DELETE FROM c WHERE k = 'a'; INSERT INTO c VALUES ('A', 4); COMMIT`)
-	p.synced()
-	p.app(`DELETE FROM c WHERE k = 'B'`)
-	p.synced()
-}
-
-// S2: with a nondeterministic collation two keys of the delta are one key of the table.
-func TestS2NondeterministicCollation(t *testing.T) {
-	p := newPair(t, `CREATE COLLATION public.ci (provider = icu, locale = 'und-u-ks-level2', deterministic = false);
-		CREATE TABLE c (k text COLLATE public.ci PRIMARY KEY, v int)`)
-	p.app(`INSERT INTO c VALUES ('a', 1), ('b', 2)`)
-	p.synced()
-	p.app(`UPDATE c SET k = 'A' WHERE k = 'a'; UPDATE c SET k = 'a'  WHERE k = 'a'; UPDATE c SET k = 'A' WHERE k = 'a'`)
 	p.synced()
 }
 
@@ -324,15 +288,6 @@ func TestD18ZombieBesideItsSuccessor(t *testing.T) {
 		t.Errorf("%d rows are left in the delta", n)
 	}
 	p.equal()
-}
-
-// D21: values that are equal for the key's operator need not be the same.
-func TestD21F38KeyColumnsAreSetToo(t *testing.T) {
-	p := newPair(t, `CREATE TABLE n (k numeric PRIMARY KEY)`)
-	p.app(`INSERT INTO n VALUES (1.0), (2)`)
-	p.synced()
-	p.app(`UPDATE n SET k = 1.00 WHERE k = 1`)
-	p.synced()
 }
 
 // S3: a GENERATED ALWAYS identity refuses to be updated.

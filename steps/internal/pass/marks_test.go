@@ -95,15 +95,3 @@ func TestF44MarksOfPartitionsByTheHashOfALabel(t *testing.T) {
 	p.app(`TRUNCATE r`)
 	p.synced()
 }
-
-// A composite key with a null field is not "IS NOT NULL", and its row is there all the same.
-func TestF38CompositeKeyWithANullField(t *testing.T) {
-	p := newPair(t, `CREATE TYPE pair AS (a int, b int); CREATE TABLE c (k pair PRIMARY KEY, v int)`)
-	p.app(`INSERT INTO c VALUES ((1, 1), 1), ((1, NULL), 2), ((NULL, NULL), 3)`)
-	p.synced()
-	p.app(`UPDATE c SET v = v + 1; DELETE FROM c WHERE v = 2`)
-	if _, err := p.passer.Exact(p.ctx, Options{Patience: 5 * time.Second, Prove: 100}); err != nil {
-		t.Error(err)
-	}
-	p.equal()
-}

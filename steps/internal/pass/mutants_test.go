@@ -174,6 +174,18 @@ var mutants = []mutant{
 		},
 	},
 	{
+		name: "pass.no_locks", clean: equal, dirty: differs, ddl: twoPartitions,
+		play: func(p *pair) error {
+			p.app(`INSERT INTO r SELECT g, 'v' FROM generate_series(1, 150) g`)
+			if err := p.pass(); err != nil {
+				return err
+			}
+			p.passer.cfg.Check = nil
+			_, err := p.detachedAround(make(chan struct{}))
+			return err
+		},
+	},
+	{
 		name: "pass.snapshot_first", clean: equal, dirty: differs,
 		play: func(p *pair) error {
 			open, err := p.passer.Begin(p.ctx, Options{})
