@@ -225,9 +225,10 @@ func (r *rig) carried(from, to int) (wrong []string) {
 			wrong = append(wrong, fmt.Sprintf("sequence %s stands at %d, on the side that was left at %d", name, n.Last, s.Last))
 		}
 	}
-	left, err := testpg.Definitions(ctx, urls[from])
+	apart := []string{"aside", "evil"} // of tests that have them on one side
+	left, err := testpg.Definitions(ctx, urls[from], apart...)
 	r.must(err)
-	here, err := testpg.Definitions(ctx, urls[to])
+	here, err := testpg.Definitions(ctx, urls[to], apart...)
 	r.must(err)
 	if left != here {
 		wrong = append(wrong, "definitions differ:\n"+testpg.LinesApart(left, here))

@@ -5,6 +5,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -56,6 +57,13 @@ func TestF22CheckpointStorm(t *testing.T) {
 		t.Fatal("the runner loaded nothing")
 	}
 	stand(syscall.SIGSTOP)
+	for n := 0; !r.commits(r.target); n++ { // one of them stands still with a lock that every commit needs
+		if n == 50 {
+			t.Fatal("no commit gets past processes that stand still")
+		}
+		stand(syscall.SIGCONT)
+		stand(syscall.SIGSTOP)
+	}
 	before := made.Load()
 	if !p.passed("pass.committed", 1) {
 		t.Error("behind a checkpointer that stands still the runner made no pass")
@@ -75,4 +83,18 @@ func TestF22CheckpointStorm(t *testing.T) {
 	r.moved(0, 1)
 	r.writing(1)
 	r.balance(r.target)
+}
+
+// commits says whether a transaction that writes WAL gets through within seconds.
+func (r *rig) commits(url string) bool {
+	r.t.Helper()
+	ctx, cancel := context.WithTimeout(r.t.Context(), 5*time.Second)
+	defer cancel()
+	conn, err := pgx.Connect(ctx, url)
+	if err != nil {
+		return false
+	}
+	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
+	_, err = conn.Exec(ctx, "SELECT pg_logical_emit_message(true, 'pgrunbook', 'a commit')")
+	return err == nil
 }

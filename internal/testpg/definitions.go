@@ -24,9 +24,10 @@ var (
 
 // Definitions is a SchemaDump of what belongs to the application, in a form that compares between a
 // source and its target of another major in the middle of a migration: without the program's schema
-// and triggers, and without what a newer major only writes in another way.
-func Definitions(ctx context.Context, url string) (string, error) {
-	text, err := SchemaDump(ctx, url, "pgrunbook")
+// and triggers, without other schemas that a test names, and without what a newer major only writes
+// in another way.
+func Definitions(ctx context.Context, url string, apart ...string) (string, error) {
+	text, err := SchemaDump(ctx, url, append([]string{"pgrunbook"}, apart...)...)
 	if err != nil {
 		return "", err
 	}
