@@ -24,7 +24,12 @@ func (p *pair) unanswering(c *testpg.Cluster) (answer func()) {
 		}
 	}
 	probe, done := p.connect(p.target), make(chan error, 1)
-	answer = sync.OnceFunc(func() { set(""); <-done })
+	answer = sync.OnceFunc(func() {
+		set("")
+		if err := <-done; err != nil {
+			p.t.Errorf("the probe's commit: %v", err)
+		}
+	})
 	p.t.Cleanup(answer)
 	set("nobody")
 	held := fmt.Sprintf("SELECT count(*)::text FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND pid = %d", probe.PgConn().PID())
@@ -36,8 +41,8 @@ func (p *pair) unanswering(c *testpg.Cluster) (answer func()) {
 			}
 		}
 		if err := <-done; err != nil {
-			done <- err
-			p.t.Fatal(err)
+			done <- err // answer says it
+			p.t.FailNow()
 		}
 	}
 }
