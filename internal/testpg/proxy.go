@@ -24,7 +24,7 @@ type Fault string
 
 // The faults. Fired counts: connections reset or refused; pieces of data that a
 // black hole, a dropped direction, latency or the bandwidth held up; connections
-// cut by bytes; commits cut.
+// cut by bytes; commits cut; cancel requests lost.
 const (
 	FaultReset     Fault = "reset"
 	FaultRefuse    Fault = "refuse"
@@ -34,6 +34,7 @@ const (
 	FaultLatency   Fault = "latency"
 	FaultCutBytes  Fault = "cut after bytes"
 	FaultCommit    Fault = "cut at commit"
+	FaultCancel    Fault = "cancel request lost"
 )
 
 // CommitCut is what happens to a COMMIT.
@@ -49,6 +50,7 @@ const (
 // faults are the settings in force; the zero value passes everything.
 type faults struct {
 	refuse    bool
+	lose      bool    // cancel requests
 	drop      [2]bool // by Direction; both: a black hole
 	bandwidth int64   // bytes per second and direction
 	latency   time.Duration
@@ -149,6 +151,10 @@ func (p *Proxy) Reset() int {
 
 // Refuse resets new connections as soon as they are made.
 func (p *Proxy) Refuse(on bool) { p.set(func(f *faults) { f.refuse = on }) }
+
+// LoseCancels keeps cancel requests from the server. A client that lost its connection sends one, and the server then
+// stops to wait for a standby that has not answered.
+func (p *Proxy) LoseCancels(on bool) { p.set(func(f *faults) { f.lose = on }) }
 
 // BlackHole keeps connections, accepts new ones and delivers nothing.
 func (p *Proxy) BlackHole(on bool) { p.set(func(f *faults) { f.drop = [2]bool{on, on} }) }

@@ -79,6 +79,33 @@ func TestProxyRefuse(t *testing.T) {
 	}
 }
 
+func TestProxyLosesCancelRequests(t *testing.T) {
+	ctx := testContext(t)
+	p, conn, direct := proxied(t)
+	slept := make(chan error, 1)
+	go func() {
+		_, err := conn.Exec(ctx, "SELECT pg_sleep(60)")
+		slept <- err
+	}()
+	sleeping := func() string {
+		return queryOne(ctx, t, direct, "SELECT count(*)::text FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep'")
+	}
+	for sleeping() != "1" {
+		time.Sleep(time.Millisecond)
+	}
+	p.LoseCancels(true)
+	_ = conn.PgConn().CancelRequest(ctx)
+	if fired(t, p, testpg.FaultCancel); sleeping() != "1" {
+		t.Error("the request came through")
+	}
+	p.Heal()
+	_ = conn.PgConn().CancelRequest(ctx)
+	var pgErr *pgconn.PgError
+	if err := <-slept; !errors.As(err, &pgErr) || pgErr.Code != "57014" {
+		t.Errorf("healed, the query ends with %v", err)
+	}
+}
+
 func TestProxyBlackHoleHeals(t *testing.T) {
 	ctx := testContext(t)
 	p, conn, _ := proxied(t)

@@ -68,6 +68,10 @@ func (c *proxyConn) startup(r *bufio.Reader, to chan<- piece) (plain bool, err e
 		if _, err := io.ReadFull(r, packet); err != nil {
 			return false, err
 		}
+		if f, _ := c.p.now(); f.lose && code == cancelRequest {
+			c.p.count(FaultCancel)
+			return false, net.ErrClosed
+		}
 		if !c.send(to, packet, false) {
 			return false, net.ErrClosed
 		}
