@@ -142,17 +142,6 @@ func TestF07KeyChangesBetweenTwoApplies(t *testing.T) {
 	a.same()
 }
 
-// F07: the size of a table's chunks may change. Before the load, it decides into how many the table is cut.
-func TestF07ChunkChangesBeforeTheLoad(t *testing.T) {
-	a := newAmended(t, "")
-	a.must(a.apply(t.Context(), a.env, "capture"))
-	a.goOn(`chunk = "64KiB"`, `chunk = "1MiB"`, "catch_up")
-	if n := a.chunks("count(*)"); n != "3" {
-		t.Errorf("a table of somewhat more than 2 MiB went in %s chunks of 1 MiB", n)
-	}
-	a.same()
-}
-
 // F07: in the middle of the load, the chunks that a table was cut into stay, and none is loaded twice or left out.
 func TestF07ChunkChangesInTheLoad(t *testing.T) {
 	a := newAmended(t, "limit \"copy_rate\" {\n  max  = \"400KiB\"\n  then = \"slow\"\n}\n")

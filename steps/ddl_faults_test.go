@@ -256,6 +256,13 @@ var leftAlone = regexp.MustCompile(`^(shop_out; |.*; Schema: shop_out;|spare; Ty
 // sameDefinitions compares what pg_dump says of both sides.
 func (r *rig) sameDefinitions(t *testing.T) {
 	t.Helper()
+	if apart := r.definitionsApart(t); apart != "" {
+		t.Errorf("the definitions differ (- source, + target):\n%s", apart)
+	}
+}
+
+func (r *rig) definitionsApart(t *testing.T) string {
+	t.Helper()
 	var sides [2]string
 	for i, url := range []string{r.source, r.target} {
 		text, err := testpg.Definitions(t.Context(), url)
@@ -263,7 +270,5 @@ func (r *rig) sameDefinitions(t *testing.T) {
 		blocks := slices.DeleteFunc(strings.Split("\n"+text, "\n-- Name: "), leftAlone.MatchString)
 		sides[i] = strings.TrimSpace(strings.Join(blocks, "\n-- Name: "))
 	}
-	if sides[0] != sides[1] {
-		t.Errorf("the definitions differ (- source, + target):\n%s", testpg.LinesApart(sides[0], sides[1]))
-	}
+	return testpg.LinesApart(sides[0], sides[1])
 }

@@ -85,5 +85,11 @@ table "shop.note*" { identity = "full_row" }
 	r.must(r.catchUp())
 	r.sameTables(t)
 	r.must(r.walk(t.Context(), newConstraints(r.env)))
-	r.sameDefinitions(t)
+	// A known difference: the heir's own column, which its parent gets in the same look, is only inherited on the target.
+	const local = `-     e integer DEFAULT 5
++ -- Name: able e; Type: DEFAULT; Schema: shop; Owner: postgres
++ ALTER TABLE ONLY shop.able ALTER COLUMN e SET DEFAULT 5;`
+	if apart := r.definitionsApart(t); apart != local {
+		t.Errorf("the definitions differ otherwise than is known (- source, + target):\n%s", apart)
+	}
 }
