@@ -154,8 +154,16 @@ type moment struct {
 	do    func()
 }
 
-// meanwhile runs a command, does something at its moments, where it gets there, and runs it until it is done.
+// meanwhile runs apply, does something at its moments, where it gets there, and runs it until it is done.
 func (r *rig) meanwhile(points string, moments ...moment) {
+	r.t.Helper()
+	if o := r.during(points, moments, applyArgs...).end(); o.code != 0 || o.signal != 0 {
+		r.ended(applyArgs...)
+	}
+}
+
+// during is a command that has done something at its moments, where it got there, and is about to end.
+func (r *rig) during(points string, moments []moment, args ...string) *process {
 	r.t.Helper()
 	files := make([]string, len(moments))
 	for i, m := range moments {
@@ -168,7 +176,7 @@ func (r *rig) meanwhile(points string, moments ...moment) {
 			over(i)
 		}
 	}()
-	p := r.start(strings.TrimPrefix(points, ";"), applyArgs...)
+	p := r.start(strings.TrimPrefix(points, ";"), args...)
 	done := make([]bool, len(moments))
 	for ; p.state() != "Z"; time.Sleep(2 * time.Millisecond) {
 		for i, m := range moments {
@@ -179,9 +187,7 @@ func (r *rig) meanwhile(points string, moments ...moment) {
 			}
 		}
 	}
-	if o := p.end(); o.code != 0 || o.signal != 0 {
-		r.ended(applyArgs...)
-	}
+	return p
 }
 
 // begin is a client in the midst of a transaction on the source.
