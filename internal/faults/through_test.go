@@ -3,6 +3,7 @@ package faults_test
 import (
 	"fmt"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -24,17 +25,17 @@ func (r *rig) lean() {
 	}
 }
 
-// through runs a command to its end at the first try. Passes that bring the target no nearer, again and again, are not
-// waited for.
+// through runs a command to its end at the first try. Passes that bring the target no nearer, and attempts that all end
+// alike, are not waited for.
 func (r *rig) through(args ...string) *process {
 	r.t.Helper()
 	const passes = 12
 	p := r.start("", args...)
 	p.limit = 20 * time.Minute
 	for ; p.state() != "Z"; time.Sleep(100 * time.Millisecond) {
-		if strings.Count(p.said(), "the target is ") > passes {
-			p.signal(9)
-			r.t.Fatalf("%s makes one pass after the other and does not go on\n%s", args, p.end().text)
+		if said := p.said(); strings.Count(said, "the target is ") > passes || strings.Contains(said, "freeze attempt 4 of") {
+			p.signal(syscall.SIGKILL)
+			r.t.Fatalf("%s makes one pass, or attempt, after the other and does not get done\n%s", args, p.end().text)
 		}
 	}
 	if o := p.end(); o.code != 0 {
