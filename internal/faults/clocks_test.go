@@ -186,6 +186,7 @@ func TestF08BudgetOverAJump(t *testing.T) {
 			r, server := clocked(t, side)
 			jumped := false
 			p := r.during("", []moment{{"freeze.passed@1", func() {
+				time.Sleep(time.Second) // of the budget
 				r.setClock(server, -skew)
 				jumped = true
 				r.writing(0)
