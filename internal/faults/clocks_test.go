@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"regexp"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -145,11 +146,15 @@ func TestF08JumpsInARun(t *testing.T) {
 					ahead, jumps = first-ahead, jumps+1
 					r.setClock(server, ahead)
 				}
+				hold := func() { // for longer than the server lets a silent hold live
+					jump()
+					time.Sleep(1200 * time.Millisecond)
+				}
 				walk := func(args []string, points ...string) {
 					t.Helper()
 					var moments []moment
 					for _, point := range points {
-						moments = append(moments, moment{point, jump})
+						moments = append(moments, moment{point, cond(strings.HasPrefix(point, "freeze."), hold, jump)})
 					}
 					jumps = 0
 					p := r.during("", moments, args...)
@@ -193,7 +198,7 @@ func TestF08BudgetOverAJump(t *testing.T) {
 			}}}, applyArgs...)
 			_, count := p.hits()
 			o := p.end()
-			if !jumped || !strings.Contains(o.text, "budget") {
+			if !jumped || !strings.Contains(o.text, "the write block reached its budget") {
 				t.Errorf("no budget was used up: %s\n%s", o, o.text)
 			}
 			if o.code != 0 || count["freeze.held"] < 2 {
@@ -202,6 +207,31 @@ func TestF08BudgetOverAJump(t *testing.T) {
 			r.moved(0, 1)
 			r.writing(1)
 			r.sensible()
+			r.balance(r.target)
+		})
+	}
+}
+
+// TestF08StoppedBesideAJump: the clock goes back when a runner that holds writes has just been stopped. They are let go.
+func TestF08StoppedBesideAJump(t *testing.T) {
+	for side := range 2 {
+		t.Run(fmt.Sprintf("F08 side %d", side), func(t *testing.T) {
+			t.Parallel()
+			r, server := clocked(t, side)
+			p := r.start("freeze.held@1:stop", applyArgs...)
+			if !p.passed("freeze.held", 1) {
+				t.Fatal("the runner did not come to its hold")
+			}
+			r.stopped(p)
+			r.setClock(server, -skew)
+			r.writing(0)
+			p.signal(syscall.SIGCONT)
+			o := p.end()
+			if r.acceptable(o); o.code != 0 {
+				r.finally(applyArgs...)
+			}
+			r.moved(0, 1)
+			r.writing(1)
 			r.balance(r.target)
 		})
 	}

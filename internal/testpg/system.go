@@ -25,17 +25,16 @@ func onPath(program string) func() bool {
 // systemNeeds are what a bare Debian lacks.
 func systemNeeds(ctx context.Context) []need {
 	return []need{
-		{"gcc", onPath("gcc"), []string{"gcc", "libc6-dev"}}, // the race detector needs cgo
+		{"gcc", onPath("gcc"), []string{"gcc", "libc6-dev"}}, // the race detector needs cgo, and servers a clock of their own
 		{"npm", onPath("npm"), []string{"npm"}},
 		{"pgbench", func() bool { _, err := PgbenchPath(ctx); return err == nil }, []string{"postgresql"}},
 		{"isolationtester", func() bool { _, err := IsolationTester(ctx); return err == nil }, []string{"postgresql"}},
 		bouncerNeed,
-		clockNeed,
 	}
 }
 
 // EnsureSystem installs the machine's missing programs (gcc, npm, Debian's
-// PostgreSQL with pgbench, pgbouncer, libfaketime) with apt-get. It needs root; without, or
+// PostgreSQL with pgbench, pgbouncer) with apt-get. It needs root; without, or
 // with PGRUNBOOK_NO_APT set, it returns an error that says what to type.
 func EnsureSystem(ctx context.Context, logf func(string, ...any)) error {
 	return install(ctx, logf, systemNeeds(ctx))
