@@ -48,7 +48,7 @@ func (r *rig) through(args ...string) *process {
 // oceans that is a round trip of a third of a second. At half a second writes do not go back, since what lets them go
 // within a second when the runner is gone takes that for its end, and the steps between load and cutover are spared.
 func TestF14CarriedThroughLatency(t *testing.T) {
-	for _, c := range testpg.Some([]struct {
+	for _, c := range []struct {
 		name  string
 		side  int
 		delay time.Duration // of each direction
@@ -58,7 +58,7 @@ func TestF14CarriedThroughLatency(t *testing.T) {
 		{"F14 80 ms to the target and back", 1, 40 * time.Millisecond, true},
 		{"F14 500 ms to the source and back", 0, 250 * time.Millisecond, false},
 		{"F14 500 ms to the target and back", 1, 250 * time.Millisecond, false},
-	}...) {
+	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			r := newRig(t)
