@@ -220,6 +220,7 @@ func TestF08StoppedBesideAJump(t *testing.T) {
 			t.Parallel()
 			r, server := clocked(t, side)
 			p := r.start("freeze.held@1:stop", applyArgs...)
+			t.Cleanup(func() { p.signal(syscall.SIGKILL) }) // where the test has failed
 			if !p.passed("freeze.held", 1) {
 				t.Fatal("the runner did not come to its hold")
 			}
