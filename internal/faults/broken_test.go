@@ -154,8 +154,16 @@ type moment struct {
 	do    func()
 }
 
-// meanwhile runs a command, does something at its moments, where it gets there, and runs it until it is done.
+// meanwhile runs apply, does something at its moments, where it gets there, and runs it until it is done.
 func (r *rig) meanwhile(points string, moments ...moment) {
+	r.t.Helper()
+	if o := r.during(points, moments, applyArgs...).end(); o.code != 0 || o.signal != 0 {
+		r.ended(applyArgs...)
+	}
+}
+
+// during is a command that has done something at its moments, where it got there, and is about to end.
+func (r *rig) during(points string, moments []moment, args ...string) *process {
 	r.t.Helper()
 	files := make([]string, len(moments))
 	for i, m := range moments {
@@ -168,7 +176,7 @@ func (r *rig) meanwhile(points string, moments ...moment) {
 			over(i)
 		}
 	}()
-	p := r.start(strings.TrimPrefix(points, ";"), applyArgs...)
+	p := r.start(strings.TrimPrefix(points, ";"), args...)
 	done := make([]bool, len(moments))
 	for ; p.state() != "Z"; time.Sleep(2 * time.Millisecond) {
 		for i, m := range moments {
@@ -179,9 +187,7 @@ func (r *rig) meanwhile(points string, moments ...moment) {
 			}
 		}
 	}
-	if o := p.end(); o.code != 0 || o.signal != 0 {
-		r.ended(applyArgs...)
-	}
+	return p
 }
 
 // begin is a client in the midst of a transaction on the source.
@@ -215,12 +221,6 @@ func (r *rig) unverified() {
 	r.edit(`rollback { keep_for = "1h" }`, "rollback { enabled = false }") // making ready for the way back tests captures of its own
 }
 
-// unevenSQL gives what is wrong with the state of the accounts that one moment shows: every transaction leaves their sum as
-// it was, and each with what its entries say.
-const unevenSQL = `SELECT count(*), coalesce(sum(a.balance), 0)::bigint, count(*) FILTER (WHERE a.balance <> 1000 + coalesce(e.moved, 0))
-  FROM ledger.account a LEFT JOIN (SELECT id, sum(amount)::bigint AS moved
-         FROM (SELECT payer, -amount FROM ledger.entry UNION ALL SELECT payee, amount FROM ledger.entry) AS e (id, amount) GROUP BY id) e USING (id)`
-
 // summed adds the target's accounts up from now on until the clients end: each pass brings them to a later moment of the
 // source, so that half a transaction is never seen, not even between two passes.
 func (r *rig) summed() {
@@ -237,13 +237,14 @@ func (r *rig) summed() {
 		defer func() { _ = conn.Close(context.Background()) }()
 		seen := 0
 		for ; ctx.Err() == nil && r.uneven == ""; time.Sleep(time.Millisecond) {
-			var n, sum, uneven int
-			if err := conn.QueryRow(context.Background(), unevenSQL).Scan(&n, &sum, &uneven); err != nil {
+			rows, _ := conn.Query(context.Background(), r.ledger.Torn()) // the rows give its error
+			lines, err := pgx.CollectRows(rows, pgx.RowTo[string])
+			if err != nil {
 				r.t.Errorf("adding the target's accounts up: %v", err)
 				return
 			}
-			if seen++; n != 100 || sum != 100*1000 || uneven > 0 {
-				r.uneven = fmt.Sprintf("the target shows %d accounts with %d altogether, %d of them unlike their entries", n, sum, uneven)
+			if seen++; len(lines) > 0 {
+				r.uneven = "the target shows " + lines[0]
 			}
 		}
 		r.t.Logf("the target's accounts were added up %d times", seen)

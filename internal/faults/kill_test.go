@@ -145,7 +145,8 @@ func (c *tally) String() string {
 }
 
 // TestF01F02RandomKills kills the runner at times that are uniform over the length of its command, over
-// migrations that go there, back, there again and to their end. The clients never stop.
+// migrations that go there, back, there again and to their end. The clients never stop, and a reader of the side that takes
+// writes never sees half a transaction.
 func TestF01F02RandomKills(t *testing.T) {
 	random := seed(t)
 	lengths := map[string]time.Duration{}
@@ -227,6 +228,9 @@ func randomKills(t *testing.T, s uint64, most int, lengths map[string]time.Durat
 		r.moved(0, 1)
 		until(finishArgs)
 		r.balance(r.target)
+		if looked := r.sides.Looked(); looked[0] == 0 || looked[1] == 0 {
+			t.Errorf("the state of the source was looked at %d times, of the target %d times", looked[0], looked[1])
+		}
 	})
 	return kills
 }

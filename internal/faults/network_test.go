@@ -245,3 +245,42 @@ func TestF15LostFlip(t *testing.T) {
 	}
 	r.balance(cond(from == 0, r.source, r.target))
 }
+
+// TestF14CutsAllTheTime lets no connection to either server carry more than 20 to 200 kB, but for one in six, from the
+// first command to the last: each run goes on from where the one before was cut off, there and back. What pg_dump reads of
+// the catalogs is three times as much, and in one piece.
+func TestF14CutsAllTheTime(t *testing.T) {
+	t.Parallel()
+	random := seed(t)
+	r := newRig(t)
+	r.lean()
+	r.sql(r.source, "INSERT INTO app.item (name, net) SELECT 'more ' || g, 1 FROM generate_series(1, 5000) g") // 2 MB
+	ways := r.proxied()
+	for _, way := range ways {
+		mine := randomOf(random.Uint64())
+		way.CutEvery(func() int64 { return cond(mine.IntN(6) == 0, 2_000_000, 20_000+mine.Int64N(180_000)) })
+	}
+	const most = 200
+	for from, args := range [][]string{applyArgs, rollbackArgs} {
+		runs := 1
+		for ; ; runs++ {
+			o := r.run("", args...)
+			if o.code == 0 && o.signal == 0 {
+				break
+			}
+			if r.acceptable(o); runs == most {
+				t.Fatalf("%s does not get through in %d runs\n%s", args, runs, o.text)
+			}
+		}
+		t.Logf("%s took %d runs; %d connections to the source and %d to the target were cut", args, runs, ways[0].Fired(testpg.FaultCutEvery), ways[1].Fired(testpg.FaultCutEvery))
+		r.moved(from, 1-from)
+		r.writing(1 - from)
+		r.turn(1 - from)
+	}
+	for side, way := range ways {
+		if n := way.Fired(testpg.FaultCutEvery); n < 10 {
+			t.Errorf("%d connections on side %d were cut", n, side)
+		}
+	}
+	r.balance(r.source)
+}

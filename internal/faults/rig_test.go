@@ -126,7 +126,7 @@ func newRigOn(t *testing.T, source, target string) *rig {
 	r.must(err)
 	r.ways[1], err = testpg.NewTurnstile(r.target, r.source, probeSQL, false)
 	r.must(err)
-	r.sides = &testpg.Sides{URLs: [2]string{r.source, r.target}, Probe: probeSQL}
+	r.sides = &testpg.Sides{URLs: [2]string{r.source, r.target}, Probe: probeSQL, Torn: r.ledger.Torn()}
 	ctx, cancel := context.WithCancel(context.Background())
 	r.cancel = cancel
 	urls := []string{r.ways[0].URL(), r.ways[1].URL()}

@@ -156,6 +156,89 @@ func (r *rig) crashed(clusters [2]*testpg.Cluster, c crash) {
 	r.writing(0)
 }
 
+// backCrashes come while writes are on the target: between what a reverse pass does, and with writes held for the way back.
+var backCrashes = []crash{
+	{"F10 source stopped while a reverse pass is applied", 0, "immediate", "pass.staged", 1, "follow"},
+	{"F10 target stopped while a reverse pass reads", 1, "immediate", "pass.read", 1, "follow"},
+	{"F10 source killed when a reverse pass is committed there", 0, "postmaster", "pass.committed", 1, "follow"},
+	{"F10 target killed when a reverse pass is committed", 1, "postmaster", "pass.committed", 1, "follow"},
+	{"F10 target restarted in a reverse pass", 1, "fast", "pass.marked", 1, "follow"},
+	{"F10 backend on the source killed in a reverse pass", 0, "backend", "pass.marked", 1, "follow"},
+	{"F10 source stopped with the target held", 0, "immediate", "freeze.held", 1, "rollback"},
+	{"F10 target stopped while it is held", 1, "immediate", "freeze.held", 1, "rollback"},
+	{"F10 source killed after the last reverse pass", 0, "postmaster", "freeze.passed", 1, "rollback"},
+	{"F10 target killed after the last reverse pass", 1, "postmaster", "freeze.passed", 1, "rollback"},
+}
+
+// TestF10WayBack ends either server in reverse passes, in the freeze of the way back and between its COMMITs.
+func TestF10WayBack(t *testing.T) {
+	t.Parallel()
+	r, clusters := ownServers(t, nil)
+	r.finally(applyArgs...)
+	r.moved(0, 1)
+	r.writing(1)
+	r.turn(1)
+	for range cond(soak(), 5, 1) {
+		for _, c := range backCrashes {
+			r.crashedBack(clusters, c)
+		}
+	}
+	for side := range 2 {
+		p := r.start("freeze.between@1:sleep=1s", rollbackArgs...)
+		if !p.passed("freeze.between", 1) {
+			t.Fatal("the runner did not come to the flip")
+		}
+		r.crash(clusters[side], "immediate")
+		o := p.end()
+		t.Logf("F10 side %d stopped between the COMMITs of the way back: %s", side, o)
+		if r.acceptable(o); o.code != 0 {
+			r.finally(rollbackArgs...)
+		}
+		r.moved(1, 0)
+		r.writing(0)
+		if side == 0 {
+			r.turn(0)
+			r.finally(applyArgs...)
+			r.moved(0, 1)
+			r.writing(1)
+			r.turn(1)
+		}
+	}
+	r.balance(r.source)
+}
+
+// crashedBack runs a command of the way back into a crash. Reverse passes go on by themselves, or the command ends and
+// says why; whatever was held is let go.
+func (r *rig) crashedBack(clusters [2]*testpg.Cluster, c crash) {
+	r.t.Helper()
+	args := rollbackArgs
+	if c.upTo == "follow" {
+		args = []string{"follow"}
+		r.writing(1) // something to carry
+	}
+	p := r.start(fmt.Sprintf("%s@%d:sleep=500ms;freeze.decided:kill", c.at, c.n), args...)
+	if !p.passed(c.at, c.n) {
+		r.t.Fatalf("%s: the runner did not pass %s", c.name, c.at)
+	}
+	r.crash(clusters[c.side], c.how)
+	if c.upTo == "follow" {
+		_, count := p.hits()
+		for whole := count["pass.forgotten"]; p.state() != "Z" && count["pass.forgotten"] <= whole; _, count = p.hits() {
+			if time.Since(p.began) > p.limit {
+				r.t.Fatalf("%s: no pass is made any more\n%s", c.name, p.said())
+			}
+			time.Sleep(20 * time.Millisecond)
+		}
+		p.signal(syscall.SIGINT)
+	}
+	o := p.end()
+	r.t.Logf("%s: %s", c.name, o)
+	if o.signal == 0 && o.code != 130 {
+		r.acceptable(o)
+	}
+	r.writing(1)
+}
+
 // TestF19SnapshotError: the snapshot of a pass meets a row that somebody else has changed since, and
 // the server refuses. The pass is made again, from a new snapshot.
 func TestF19SnapshotError(t *testing.T) {

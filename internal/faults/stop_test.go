@@ -2,6 +2,7 @@ package faults_test
 
 import (
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -47,6 +48,43 @@ func TestF03StoppedRunner(t *testing.T) {
 			r.balance(r.target)
 		})
 	}
+}
+
+// TestF03StealFromALiveRunner takes the run from a runner that is at work, loading, in a pass or with writes held: that
+// one ends by itself, and the thief gets the migration done. Nobody is killed or stopped before.
+func TestF03StealFromALiveRunner(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	for _, c := range []struct {
+		point string
+		thief []string
+	}{
+		{"load.claimed@3", untilCopy},
+		{"pass.staged@1", untilCatchUp},
+		{"freeze.held@1", applyArgs},
+	} {
+		name, n, _ := strings.Cut(c.point, "@")
+		hits, err := strconv.Atoi(n)
+		r.must(err)
+		first := r.start(c.point+":sleep=3s", applyArgs...)
+		if !first.passed(name, hits) {
+			t.Fatalf("the first runner did not pass %s", c.point)
+		}
+		if s := first.state(); s == "Z" || s == "T" {
+			t.Fatalf("the first runner is not at work: state %s", s)
+		}
+		thief := r.start("", slices.Concat(c.thief, []string{"--steal-lock"})...)
+		o := first.end()
+		if stolen := thief.end(); stolen.code != 0 {
+			t.Errorf("the thief at %s: %s\n%s", c.point, stolen, stolen.text)
+		}
+		if o.signal != 0 || o.code != 1 && o.code != 11 {
+			t.Errorf("the runner that was replaced at %s: %s, want 1 or 11\n%s", c.point, o, o.text)
+		}
+	}
+	r.moved(0, 1)
+	r.writing(1)
+	r.balance(r.target)
 }
 
 // stopped waits until the kernel says so: the fault has fired.

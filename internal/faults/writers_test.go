@@ -58,11 +58,14 @@ type client struct {
 	// wrong is a statement that no server could have run: what it should test is not tested.
 	wrong error
 	still atomic.Bool // it begins no transaction
+	rests atomic.Bool // nor is it in one
 }
 
 func (c *client) run(ctx context.Context) {
 	for ctx.Err() == nil {
-		if c.still.Load() {
+		resting := c.still.Load()
+		c.rests.Store(resting)
+		if resting {
 			time.Sleep(time.Millisecond)
 			continue
 		}

@@ -26,6 +26,7 @@ type Options struct {
 	Locale    string            // defaults to C.UTF-8
 	Superuser string            // defaults to postgres
 	Fsync     bool              // durable against power loss; off for speed. A killed server loses nothing either way
+	Clock     bool              // the server's clock is its own: SetClock
 }
 
 // Cluster is one running (or stopped) PostgreSQL server.

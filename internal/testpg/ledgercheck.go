@@ -148,3 +148,14 @@ func (l *Ledger) checkBalances(ctx context.Context, tx pgx.Tx, r *Report) error 
 	})
 	return err
 }
+
+// Torn is a query that gives a line where the state that it sees is not one of whole transactions: each leaves the
+// sum of all balances as it was, and every balance as its entries say.
+func (l *Ledger) Torn() string {
+	return fmt.Sprintf(`
+SELECT pg_catalog.format('%%s accounts with %%s altogether, %%s of them unlike their entries', n, total, unlike)
+  FROM (SELECT count(*), coalesce(sum(a.balance), 0)::bigint, count(*) FILTER (WHERE a.balance <> %d + coalesce(e.moved, 0))
+          FROM %s a LEFT JOIN (SELECT id, sum(amount)::bigint
+                 FROM (SELECT payer, -amount FROM %[3]s UNION ALL SELECT payee, amount FROM %[3]s) AS e (id, amount) GROUP BY id) AS e (id, moved) USING (id)) AS s (n, total, unlike)
+ WHERE n <> %[4]d OR total <> %[5]d OR unlike > 0`, startBalance, l.table("account"), l.table("entry"), l.opts.Accounts, startBalance*l.opts.Accounts)
+}

@@ -24,7 +24,7 @@ type Fault string
 
 // The faults. Fired counts: connections reset or refused; pieces of data that a
 // black hole, a dropped direction, latency or the bandwidth held up; connections
-// cut by bytes; commits cut; cancel requests lost.
+// cut by bytes, once or again and again; commits cut; cancel requests lost.
 const (
 	FaultReset     Fault = "reset"
 	FaultRefuse    Fault = "refuse"
@@ -33,6 +33,7 @@ const (
 	FaultBandwidth Fault = "bandwidth"
 	FaultLatency   Fault = "latency"
 	FaultCutBytes  Fault = "cut after bytes"
+	FaultCutEvery  Fault = "cut every so many bytes"
 	FaultCommit    Fault = "cut at commit"
 	FaultCancel    Fault = "cancel request lost"
 )
@@ -54,7 +55,8 @@ type faults struct {
 	drop      [2]bool // by Direction; both: a black hole
 	bandwidth int64   // bytes per second and direction
 	latency   time.Duration
-	cutAfter  [2]int64 // bytes left by Direction; 0: none
+	cutAfter  [2]int64     // bytes left by Direction; 0: none
+	cutEvery  func() int64 // draws how many bytes a connection may carry; nil: any
 	commit    CommitCut
 	skip      int // commits to let pass first
 }
@@ -170,15 +172,6 @@ func (p *Proxy) Bandwidth(bytesPerSecond int64) {
 // Latency delays each direction; 0 lifts it.
 func (p *Proxy) Latency(d time.Duration) { p.set(func(f *faults) { f.latency = d }) }
 
-// CutAfter resets, once, the connection on which the n-th byte from now on goes
-// in a direction; the bytes before it are delivered.
-func (p *Proxy) CutAfter(d Direction, n int64) { p.set(func(f *faults) { f.cutAfter[d] = n }) }
-
-// CutCommit cuts one COMMIT (or END), after letting skip others pass.
-func (p *Proxy) CutCommit(how CommitCut, skip int) {
-	p.set(func(f *faults) { f.commit, f.skip = how, skip })
-}
-
 // Heal lifts every fault.
 func (p *Proxy) Heal() { p.set(func(f *faults) { *f = faults{} }) }
 
@@ -227,40 +220,6 @@ func (p *Proxy) now() (faults, <-chan struct{}) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.f, p.changed
-}
-
-// takeCommit says what to do with a COMMIT that is about to be forwarded.
-func (p *Proxy) takeCommit() CommitCut {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.f.commit == 0 {
-		return 0
-	}
-	if p.f.skip > 0 {
-		p.f.skip--
-		return 0
-	}
-	how := p.f.commit
-	p.f.commit = 0
-	return how
-}
-
-// takeBytes returns how many of n bytes may pass before the cut, and whether
-// the cut falls among them.
-func (p *Proxy) takeBytes(d Direction, n int) (pass int, cut bool) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	left := p.f.cutAfter[d]
-	if left == 0 {
-		return n, false
-	}
-	if int64(n) < left {
-		p.f.cutAfter[d] -= int64(n)
-		return n, false
-	}
-	p.f.cutAfter[d] = 0
-	p.fired[FaultCutBytes]++
-	return int(left), true
 }
 
 func (p *Proxy) accept() {

@@ -176,6 +176,49 @@ func TestProxySlowness(t *testing.T) {
 	fired(t, p, testpg.FaultBandwidth)
 }
 
+// A slow line gives a little all the time.
+func TestProxyTrickles(t *testing.T) {
+	ctx := testContext(t)
+	p, conn, _ := proxied(t)
+	p.Bandwidth(10_000)
+	before := p.Fired(testpg.FaultBandwidth)
+	if _, err := conn.Exec(ctx, "SELECT repeat('x', 20000)"); err != nil { // less than the proxy reads at once
+		t.Fatal(err)
+	}
+	if n := p.Fired(testpg.FaultBandwidth) - before; n < 10 {
+		t.Errorf("20 kB at 10 kB/s came in %d drops", n)
+	}
+}
+
+func TestProxyCutsEverySoManyBytes(t *testing.T) {
+	ctx := testContext(t)
+	p, conn, direct := proxied(t)
+	drawn := 0
+	p.CutEvery(func() int64 { drawn++; return 50_000 })
+	for range 2 { // the connection that was open, and a new one
+		if _, err := conn.Exec(ctx, "SELECT repeat('x', 20000)"); err != nil {
+			t.Fatalf("20 kB of 50: %v", err)
+		}
+		if _, err := conn.Exec(ctx, "SELECT repeat('x', 20000)"); err != nil {
+			t.Fatalf("40 kB of 50: %v", err)
+		}
+		if _, err := conn.Exec(ctx, "SELECT repeat('x', 20000)"); err == nil {
+			t.Error("60 kB of 50 came through")
+		}
+		var err error
+		if conn, err = pgx.Connect(ctx, p.URL(direct)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := p.Fired(testpg.FaultCutEvery); n != 2 || drawn < 3 { // what asks to cancel draws as well
+		t.Errorf("fired %d times of %d draws, want 2 of 3 or more", n, drawn)
+	}
+	p.CutEvery(nil)
+	if _, err := conn.Exec(ctx, "SELECT repeat('x', 100000)"); err != nil {
+		t.Errorf("after it was lifted: %v", err)
+	}
+}
+
 func TestProxyCutsInTheMiddleOfACopy(t *testing.T) {
 	ctx := testContext(t)
 	p, conn, direct := proxied(t)

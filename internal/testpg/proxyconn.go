@@ -14,6 +14,7 @@ type proxyConn struct {
 	client, server net.Conn
 	commit         sync.Mutex
 	swallow        CommitCut // under commit: what happens to the server's answers
+	left           int64     // under p.mu: bytes until it is reset, where CutEvery drew some
 	done           chan struct{}
 	end            sync.Once
 }
@@ -107,7 +108,6 @@ func (c *proxyConn) write(d Direction, from <-chan piece) {
 		if !c.deliver(d, out, pc) {
 			return
 		}
-		c.slow(len(pc.data))
 	}
 	if !c.hold(d, time.Time{}) { // the end of a stream travels like its data
 		return
@@ -132,10 +132,15 @@ func (c *proxyConn) deliver(d Direction, out net.Conn, pc piece) bool {
 			return false
 		}
 	}
-	pass, cut := c.p.takeBytes(d, len(pc.data))
-	if _, err := out.Write(pc.data[:pass]); err != nil || cut {
-		c.abort()
-		return false
+	for data := pc.data; len(data) > 0; {
+		drop := c.drop(len(data))
+		pass, cut := c.p.takeBytes(c, d, drop)
+		if _, err := out.Write(data[:pass]); err != nil || cut {
+			c.abort()
+			return false
+		}
+		data = data[drop:]
+		c.slow(drop)
 	}
 	return true
 }
@@ -203,6 +208,15 @@ func heldBy(f faults) Fault {
 		return FaultBlackHole
 	}
 	return FaultHalfOpen
+}
+
+// drop says how many of n bytes go at once: a slow line gives a little all the time, not much now and then.
+func (c *proxyConn) drop(n int) int {
+	const perSecond = 8
+	if f, _ := c.p.now(); f.bandwidth > 0 {
+		return min(n, int(f.bandwidth/perSecond)+1)
+	}
+	return n
 }
 
 // slow spends the time that n bytes need at the limited bandwidth.

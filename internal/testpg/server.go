@@ -66,7 +66,11 @@ func (c *Cluster) Start(ctx context.Context) error {
 	cmd := exec.Command(filepath.Join(c.BinDir, "postgres"), "-D", c.DataDir) //nolint:noctx // outlives the call; Stop ends it
 	cmd.Dir = c.root.path
 	cmd.Stdout, cmd.Stderr = log, log
-	cmd.Env = serverEnv()
+	clock, err := c.clockEnv()
+	if err != nil {
+		return err
+	}
+	cmd.Env = append(serverEnv(), clock...)
 	cmd.SysProcAttr = c.account.attr(syscall.SIGQUIT)
 	if err := launch(cmd); err != nil {
 		return fmt.Errorf("starting postgres: %w", err)

@@ -25,7 +25,7 @@ func onPath(program string) func() bool {
 // systemNeeds are what a bare Debian lacks.
 func systemNeeds(ctx context.Context) []need {
 	return []need{
-		{"gcc", onPath("gcc"), []string{"gcc", "libc6-dev"}}, // the race detector needs cgo
+		{"gcc", onPath("gcc"), []string{"gcc", "libc6-dev"}}, // the race detector needs cgo, and servers a clock of their own
 		{"npm", onPath("npm"), []string{"npm"}},
 		{"pgbench", func() bool { _, err := PgbenchPath(ctx); return err == nil }, []string{"postgresql"}},
 		{"isolationtester", func() bool { _, err := IsolationTester(ctx); return err == nil }, []string{"postgresql"}},
