@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"regexp"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -94,41 +93,6 @@ func TestF08WrongClocks(t *testing.T) {
 	}
 }
 
-// TestF08LagBesideWrongClocks: how far behind the target is, is not told by the difference of two clocks.
-func TestF08LagBesideWrongClocks(t *testing.T) {
-	for side := range 2 {
-		t.Run(fmt.Sprintf("F08 side %d", side), func(t *testing.T) {
-			t.Parallel()
-			r, server := clocked(t, side)
-			for _, ahead := range []time.Duration{skew, -skew} {
-				r.setClock(server, ahead)
-				r.finally(untilCatchUp...)
-				for _, args := range [][]string{{"status"}, {"status", "--json"}} {
-					if o := r.run("", args...); o.code != 0 || !strings.Contains(o.text, "lag") {
-						t.Errorf("%s with a clock that is %s ahead: %s, want 0 and the lag\n%s", args, ahead, o, o.text)
-					}
-				}
-			}
-			r.sensible()
-			r.balance(r.source)
-		})
-	}
-}
-
-// TestF08FinishBesideAWrongClock: for how long the way back is kept is counted on one clock.
-func TestF08FinishBesideAWrongClock(t *testing.T) {
-	t.Parallel()
-	r, server := clocked(t, 1)
-	r.setClock(server, -skew)
-	r.finally(applyArgs...)
-	r.moved(0, 1)
-	if o := r.run("", "finish", "--auto-approve"); o.code != 1 || !strings.Contains(o.text, "keeps the way back") {
-		t.Errorf("finish right after the cutover: %s, want 1 and for how long the way back is kept\n%s", o, o.text)
-	}
-	r.writing(1)
-	r.balance(r.target)
-}
-
 // endedByServer is an attempt whose hold had been idle for too long, by the server's clock.
 var endedByServer = regexp.MustCompile(`attempt \d+: .*idle-in-transaction timeout`)
 
@@ -208,32 +172,6 @@ func TestF08BudgetOverAJump(t *testing.T) {
 			r.moved(0, 1)
 			r.writing(1)
 			r.sensible()
-			r.balance(r.target)
-		})
-	}
-}
-
-// TestF08StoppedBesideAJump: the clock goes back when a runner that holds writes has just been stopped. They are let go.
-func TestF08StoppedBesideAJump(t *testing.T) {
-	for side := range 2 {
-		t.Run(fmt.Sprintf("F08 side %d", side), func(t *testing.T) {
-			t.Parallel()
-			r, server := clocked(t, side)
-			p := r.start("freeze.held@1:stop", applyArgs...)
-			t.Cleanup(func() { p.signal(syscall.SIGKILL) }) // where the test has failed
-			if !p.passed("freeze.held", 1) {
-				t.Fatal("the runner did not come to its hold")
-			}
-			r.stopped(p)
-			r.setClock(server, -skew)
-			r.writing(0)
-			p.signal(syscall.SIGCONT)
-			o := p.end()
-			if r.acceptable(o); o.code != 0 {
-				r.finally(applyArgs...)
-			}
-			r.moved(0, 1)
-			r.writing(1)
 			r.balance(r.target)
 		})
 	}

@@ -3,7 +3,6 @@ package faults_test
 import (
 	"fmt"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -22,79 +21,6 @@ func (r *rig) lean() {
 		`table "app.jobs" { data = "at_freeze" }`, `table "app.trail" { identity = "append_only" }`, `table "app.bag" { identity = "full_row" }`,
 	} {
 		r.edit(line+"\n", "")
-	}
-}
-
-// through runs a command to its end at the first try. Passes that bring the target no nearer, and attempts that all end
-// alike, are not waited for.
-func (r *rig) through(args ...string) *process {
-	r.t.Helper()
-	const passes = 12
-	p := r.start("", args...)
-	p.limit = 20 * time.Minute
-	for ; p.state() != "Z"; time.Sleep(100 * time.Millisecond) {
-		if said := p.said(); strings.Count(said, "the target is ") > passes || strings.Contains(said, "freeze attempt 4 of") {
-			p.signal(syscall.SIGKILL)
-			r.t.Fatalf("%s makes one pass, or attempt, after the other and does not get done\n%s", args, p.end().text)
-		}
-	}
-	if o := p.end(); o.code != 0 {
-		r.t.Fatalf("%s over a slow network: %s, want 0\n%s", args, o, o.text)
-	}
-	return p
-}
-
-// TestF14CarriedThroughLatency loads, catches up and cuts over, without a second try, while a server is far away. Over
-// oceans that is a round trip of a third of a second. At half a second writes do not go back, since what lets them go
-// within a second when the runner is gone takes that for its end, and the steps between load and cutover are spared.
-func TestF14CarriedThroughLatency(t *testing.T) {
-	for _, c := range []struct {
-		name  string
-		side  int
-		delay time.Duration // of each direction
-		all   bool
-	}{
-		{"F14 80 ms to the source and back", 0, 40 * time.Millisecond, true},
-		{"F14 80 ms to the target and back", 1, 40 * time.Millisecond, true},
-		{"F14 500 ms to the source and back", 0, 250 * time.Millisecond, false},
-		{"F14 500 ms to the target and back", 1, 250 * time.Millisecond, false},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			t.Parallel()
-			r := newRig(t)
-			r.lean()
-			r.edit(`max_write_block = "5s"`, `max_write_block = "2m"`)
-			r.edit(`timeout = "1s"`, `timeout = "20s"`) // it is noted on the target that the step begins
-			way := r.proxied()[c.side]
-			r.finally(untilCapture...) // many statements, in which nothing of the protocol waits for another
-			way.Latency(c.delay)
-			if !c.all {
-				r.through(untilCopy...)
-				way.Heal()
-				r.finally(untilArm...)
-				way.Latency(c.delay)
-			}
-			carried := func(args ...string) {
-				t.Helper()
-				_, count := r.through(args...).hits()
-				if count["pass.committed"] == 0 || count["freeze.held"] != 1 {
-					t.Errorf("%s made %d passes and held writes %d times", args, count["pass.committed"], count["freeze.held"])
-				}
-			}
-			carried(applyArgs...)
-			r.moved(0, 1)
-			r.writing(1)
-			if c.all {
-				r.turn(1)
-				carried(rollbackArgs...)
-				r.moved(1, 0)
-				r.writing(0)
-			}
-			if n := way.Fired(testpg.FaultLatency); n < 100 {
-				t.Errorf("%d pieces of data were late: nothing was proved", n)
-			}
-			r.balance(cond(c.all, r.source, r.target))
-		})
 	}
 }
 
