@@ -77,10 +77,7 @@ func TestF21Access(t *testing.T) {
 	t.Parallel()
 	slots <- struct{}{}
 	t.Cleanup(func() { <-slots })
-	sourceMajor, targetMajor, err := testpg.PairMajors()
-	if err != nil {
-		t.Fatal(err)
-	}
+	sourceMajor, targetMajor := majors(t)
 	target := testpg.StartT(t, testpg.Options{Major: targetMajor, Settings: map[string]string{"password_encryption": "scram-sha-256"}})
 	r := newRigOn(t, testpg.NewDB(t, testpg.Shared(t, sourceMajor)), testpg.NewDB(t, target))
 	r.must(target.Exec(t.Context(), "postgres", "CREATE ROLE mover SUPERUSER LOGIN PASSWORD 'oldsecret'"))

@@ -20,15 +20,15 @@ func clocked(t *testing.T, side int) (r *rig, c *testpg.Cluster) {
 	t.Helper()
 	slots <- struct{}{}
 	t.Cleanup(func() { <-slots })
-	source, target, err := testpg.PairMajors()
-	if err != nil {
-		t.Fatal(err)
-	}
-	majors := [2]int{source, target}
-	c = testpg.StartT(t, testpg.Options{Major: majors[side], Clock: true})
-	urls := [2]string{testpg.NewDB(t, c), testpg.NewDB(t, testpg.Shared(t, majors[1-side]))}
-	if side == 1 {
-		urls[0], urls[1] = urls[1], urls[0]
+	var urls [2]string
+	source, target := majors(t)
+	for i, major := range []int{source, target} {
+		on := testpg.Shared(t, major)
+		if i == side {
+			on = testpg.StartT(t, testpg.Options{Major: major, Clock: true})
+			c = on
+		}
+		urls[i] = testpg.NewDB(t, on)
 	}
 	r = newRigOn(t, urls[0], urls[1])
 	r.edit(`keep_for = "1h"`, `keep_for = "30m"`) // an hour is what nobody may read anywhere

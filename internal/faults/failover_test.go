@@ -68,10 +68,7 @@ func (r *rig) distrusted(side string) {
 // commits: of the source, which the target holds by then, or of the target, whose keys the source
 // has forgotten. That is never trusted. One that had everything is trusted after a comparison.
 func TestF12F13Failover(t *testing.T) {
-	source, target, err := testpg.PairMajors()
-	if err != nil {
-		t.Fatal(err)
-	}
+	source, target := majors(t)
 	for _, c := range []struct {
 		name    string
 		side    string
@@ -140,10 +137,7 @@ func TestF22ReplicaLag(t *testing.T) {
 	t.Parallel()
 	slots <- struct{}{}
 	t.Cleanup(func() { <-slots })
-	sourceMajor, targetMajor, err := testpg.PairMajors()
-	if err != nil {
-		t.Fatal(err)
-	}
+	sourceMajor, targetMajor := majors(t)
 	s := ownSite(t, targetMajor)
 	r := newRigOn(t, testpg.NewDB(t, testpg.Shared(t, sourceMajor)), s.url)
 	r.must(s.standby.Configure(t.Context(), map[string]string{"recovery_min_apply_delay": "4s"}))

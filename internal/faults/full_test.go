@@ -153,10 +153,7 @@ func TestF16TargetDiskFull(t *testing.T) {
 			t.Parallel()
 			slots <- struct{}{}
 			t.Cleanup(func() { <-slots })
-			sourceMajor, targetMajor, err := testpg.PairMajors()
-			if err != nil {
-				t.Fatal(err)
-			}
+			sourceMajor, targetMajor := majors(t)
 			room, disk := testpg.TempDir(t), smallDisk(t, cond(c.where == "" || c.where == wal, 400, 40))
 			o := testpg.Options{Major: targetMajor, Settings: map[string]string{"min_wal_size": "32MB", "max_wal_size": "64MB", "maintenance_work_mem": "1MB"}}
 			if c.where == "" {
@@ -221,10 +218,7 @@ func TestF16SourceDiskFull(t *testing.T) {
 	t.Parallel()
 	slots <- struct{}{}
 	t.Cleanup(func() { <-slots })
-	sourceMajor, targetMajor, err := testpg.PairMajors()
-	if err != nil {
-		t.Fatal(err)
-	}
+	sourceMajor, targetMajor := majors(t)
 	disk := smallDisk(t, 400)
 	source := testpg.StartT(t, testpg.Options{Major: sourceMajor, Dir: disk, Settings: map[string]string{"min_wal_size": "32MB", "max_wal_size": "64MB"}})
 	r := newRigOn(t, testpg.NewDB(t, source), testpg.NewDB(t, testpg.Shared(t, targetMajor)))

@@ -140,10 +140,7 @@ CREATE VIEW evil.pg_attribute AS SELECT 0::oid AS attrelid WHERE false;`
 // superusers makes a role on each shared server, gone when the test's databases are.
 func superusers(t *testing.T) (roles [2]string) {
 	t.Helper()
-	from, to, err := testpg.PairMajors()
-	if err != nil {
-		t.Fatal(err)
-	}
+	from, to := majors(t)
 	for side, major := range []int{from, to} {
 		roles[side] = fmt.Sprintf("hostile_%d", side)
 		run := func(sql string) {

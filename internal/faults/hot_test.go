@@ -126,14 +126,12 @@ func TestHotTable(t *testing.T) {
 	t.Parallel()
 	slots <- struct{}{}
 	t.Cleanup(func() { <-slots })
-	source, target, err := testpg.PairMajors()
-	if err != nil {
-		t.Fatal(err)
-	}
+	source, target := majors(t)
 	const clients = 300
 	lasts := cond(soak(), 20*time.Minute, time.Minute)
 	settings := map[string]string{"max_connections": "400"}
 	r := &rig{t: t, dir: t.TempDir(), source: testpg.NewDB(t, testpg.StartT(t, testpg.Options{Major: source, Settings: settings})), target: testpg.NewDB(t, testpg.Shared(t, target))}
+	var err error
 	r.clients, err = testpg.ClientBinDir(t.Context(), source)
 	r.must(err)
 	r.must(os.WriteFile(filepath.Join(r.dir, "faults.runbook.hcl"), []byte(hotRunbook), 0o600))

@@ -124,9 +124,12 @@ func (p *process) hits() (names []string, count map[string]int) {
 
 // passed waits until the process, or its guardian, has passed a failpoint n times; false where both
 // are gone.
-func (p *process) passed(name string, n int) bool {
+func (p *process) passed(name string, n int) bool { return p.within(name, n, 3*time.Minute) }
+
+// within is passed, for as long as a test says.
+func (p *process) within(name string, n int, limit time.Duration) bool {
 	const guardian = time.Minute // longer than it needs, also on a busy machine, to find that its runner is gone
-	for deadline := time.Now().Add(3 * time.Minute); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(limit); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
 		if _, count := p.hits(); count[name] >= n {
 			return true
 		}

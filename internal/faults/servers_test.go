@@ -17,10 +17,7 @@ func ownServers(t *testing.T, settings map[string]string) (r *rig, clusters [2]*
 	t.Helper()
 	slots <- struct{}{}
 	t.Cleanup(func() { <-slots })
-	source, target, err := testpg.PairMajors()
-	if err != nil {
-		t.Fatal(err)
-	}
+	source, target := majors(t)
 	for i, major := range []int{source, target} {
 		clusters[i] = testpg.StartT(t, testpg.Options{Major: major, Fsync: true, Settings: settings})
 	}
@@ -121,20 +118,37 @@ func TestF10F11Servers(t *testing.T) {
 		}
 	}
 	// The target is gone between the COMMITs of the flip, and opened once it is back.
-	p := r.start("freeze.between@1:sleep=1s", applyArgs...)
-	if !p.passed("freeze.between", 1) {
-		t.Fatal("the runner did not come to the flip")
-	}
-	r.crash(clusters[1], "immediate")
-	o := p.end()
-	t.Logf("F10 target stopped between the COMMITs: %s", o)
-	if r.acceptable(o); o.code != 0 {
-		r.finally(applyArgs...)
-	}
+	r.crashedBetween(clusters, 1, applyArgs)
 	r.moved(0, 1)
 	r.writing(1)
 	r.balance(r.target)
 }
+
+// crashedBetween ends a server between the COMMITs of a command's flip, and gets the command done.
+func (r *rig) crashedBetween(clusters [2]*testpg.Cluster, side int, args []string) {
+	r.t.Helper()
+	p := r.into(clusters, crash{fmt.Sprintf("F10 side %d stopped between the COMMITs of %s", side, args[0]), side, "immediate", "freeze.between", 1, ""}, "sleep=1s", args)
+	o := p.end()
+	r.t.Log(o)
+	if r.acceptable(o); o.code != 0 {
+		r.finally(args...)
+	}
+}
+
+// into runs a command into a crash, at whose boundary it does something first.
+func (r *rig) into(clusters [2]*testpg.Cluster, c crash, first string, args []string) *process {
+	r.t.Helper()
+	p := r.start(fmt.Sprintf("%s@%d:%s", c.at, c.n, first), args...)
+	if !p.passed(c.at, c.n) {
+		r.t.Fatalf("%s: the runner did not pass %s", c.name, c.at)
+	}
+	r.crash(clusters[c.side], c.how)
+	r.t.Log(c.name)
+	return p
+}
+
+// kept lets a boundary last, and keeps the runner from the flip.
+const kept = "sleep=500ms;freeze.decided:kill"
 
 // crashed runs apply into a crash.
 func (r *rig) crashed(clusters [2]*testpg.Cluster, c crash) {
@@ -143,13 +157,8 @@ func (r *rig) crashed(clusters [2]*testpg.Cluster, c crash) {
 	if c.upTo != "" {
 		args = []string{"apply", "--auto-approve", "--until", c.upTo}
 	}
-	p := r.start(fmt.Sprintf("%s@%d:sleep=500ms;freeze.decided:kill", c.at, c.n), args...)
-	if !p.passed(c.at, c.n) {
-		r.t.Fatalf("%s: the runner did not pass %s", c.name, c.at)
-	}
-	r.crash(clusters[c.side], c.how)
-	o := p.end()
-	r.t.Logf("%s: %s", c.name, o)
+	o := r.into(clusters, c, kept, args).end()
+	r.t.Log(o)
 	if o.signal == 0 {
 		r.acceptable(o)
 	}
@@ -184,16 +193,7 @@ func TestF10WayBack(t *testing.T) {
 		}
 	}
 	for side := range 2 {
-		p := r.start("freeze.between@1:sleep=1s", rollbackArgs...)
-		if !p.passed("freeze.between", 1) {
-			t.Fatal("the runner did not come to the flip")
-		}
-		r.crash(clusters[side], "immediate")
-		o := p.end()
-		t.Logf("F10 side %d stopped between the COMMITs of the way back: %s", side, o)
-		if r.acceptable(o); o.code != 0 {
-			r.finally(rollbackArgs...)
-		}
+		r.crashedBetween(clusters, side, rollbackArgs)
 		r.moved(1, 0)
 		r.writing(0)
 		if side == 0 {
@@ -216,11 +216,7 @@ func (r *rig) crashedBack(clusters [2]*testpg.Cluster, c crash) {
 		args = []string{"follow"}
 		r.writing(1) // something to carry
 	}
-	p := r.start(fmt.Sprintf("%s@%d:sleep=500ms;freeze.decided:kill", c.at, c.n), args...)
-	if !p.passed(c.at, c.n) {
-		r.t.Fatalf("%s: the runner did not pass %s", c.name, c.at)
-	}
-	r.crash(clusters[c.side], c.how)
+	p := r.into(clusters, c, kept, args)
 	if c.upTo == "follow" {
 		_, count := p.hits()
 		for whole := count["pass.forgotten"]; p.state() != "Z" && count["pass.forgotten"] <= whole; _, count = p.hits() {
@@ -232,7 +228,7 @@ func (r *rig) crashedBack(clusters [2]*testpg.Cluster, c crash) {
 		p.signal(syscall.SIGINT)
 	}
 	o := p.end()
-	r.t.Logf("%s: %s", c.name, o)
+	r.t.Log(o)
 	if o.signal == 0 && o.code != 130 {
 		r.acceptable(o)
 	}

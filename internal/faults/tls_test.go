@@ -99,10 +99,7 @@ func TestF21TLS(t *testing.T) {
 	t.Parallel()
 	slots <- struct{}{}
 	t.Cleanup(func() { <-slots })
-	sourceMajor, targetMajor, err := testpg.PairMajors()
-	if err != nil {
-		t.Fatal(err)
-	}
+	sourceMajor, targetMajor := majors(t)
 	clusters := [2]*testpg.Cluster{testpg.Shared(t, sourceMajor), testpg.StartT(t, testpg.Options{Major: targetMajor})}
 	role := fmt.Sprintf("mover_%d", os.Getpid())
 	t.Cleanup(func() { // when its databases are gone

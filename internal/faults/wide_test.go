@@ -83,10 +83,7 @@ func TestF35WideDatabase(t *testing.T) {
 	slots <- struct{}{}
 	t.Cleanup(func() { <-slots })
 	tables := cond(soak(), 10_000, 1_000)
-	from, to, err := testpg.PairMajors()
-	if err != nil {
-		t.Fatal(err)
-	}
+	from, to := majors(t)
 	var clusters [2]*testpg.Cluster
 	for i, major := range []int{from, to} {
 		clusters[i] = testpg.StartT(t, testpg.Options{Major: major, Settings: map[string]string{

@@ -52,8 +52,24 @@ func unqualified(view string) string {
 // mostLines are shown of two texts that differ.
 const mostLines = 30
 
-// LinesApart shows lines of one text that are not in the other, wherever they stand.
+// DefinitionsApart shows how the definitions of two databases differ, other schemas that a test names left out; "" where
+// they are equal.
+func DefinitionsApart(ctx context.Context, left, right string, apart ...string) (string, error) {
+	var texts [2]string
+	for i, url := range []string{left, right} {
+		var err error
+		if texts[i], err = Definitions(ctx, url, apart...); err != nil {
+			return "", err
+		}
+	}
+	return LinesApart(texts[0], texts[1]), nil
+}
+
+// LinesApart shows lines of one text that are not in the other, wherever they stand; "" where the texts are equal.
 func LinesApart(a, b string) string {
+	if a == b {
+		return ""
+	}
 	var out []string
 	minus := func(sign, x, y string) {
 		have := map[string]int{}
@@ -68,5 +84,8 @@ func LinesApart(a, b string) string {
 	}
 	minus("-", a, b)
 	minus("+", b, a)
+	if out == nil {
+		return "the same lines, in another order"
+	}
 	return strings.Join(out, "\n")
 }

@@ -39,6 +39,9 @@ func TestDefinitionsCompareAcrossMajors(t *testing.T) {
 	if diff := testpg.LinesApart(equal, definitions(target)); diff != "" || !strings.Contains(equal, "CREATE VIEW s.two") || strings.Contains(equal, "pgrunbook") {
 		t.Fatalf("definitions that are equal differ:\n%s\n%s", diff, equal)
 	}
+	if apart := testpg.LinesApart("a\nb\n", "b\na\n"); apart == "" {
+		t.Error("lines that changed places are not seen")
+	}
 	for _, change := range []string{
 		"CREATE OR REPLACE FUNCTION s.f() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; /* second */ END'",
 		"CREATE OR REPLACE VIEW s.one AS SELECT id, n FROM s.t WHERE n > 2",
