@@ -58,6 +58,7 @@ type StepPlan struct {
 	Title    string   `json:"title"`             // one line: what happens
 	Why      string   `json:"why,omitempty"`     // one line: why it is needed
 	Actions  []Action `json:"actions,omitempty"` // the statements, in order
+	Rules    []Rule   `json:"rules,omitempty"`   // what becomes of DDL that comes while the run is under way
 	Hazards  []Hazard `json:"hazards,omitempty"`
 	Estimate Estimate `json:"estimate,omitzero"`
 	// Detail is the step's own typed data as JSON; only the step reads it.
@@ -73,6 +74,13 @@ type Action struct {
 	Why     string `json:"why,omitempty"`
 	Reverse string `json:"reverse,omitempty"`
 	Group   string `json:"group,omitempty"`
+}
+
+// Rule says what becomes of one kind of DDL in mid-run. Every form of the printed plan shows all of them.
+type Rule struct {
+	Change string `json:"change"` // on the source
+	Then   string `json:"then"`
+	How    string `json:"how,omitempty"`
 }
 
 // HazardKind classes what can hurt.

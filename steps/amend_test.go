@@ -2,12 +2,14 @@ package steps
 
 import (
 	"context"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/pgrunbook/pgrunbook/engine"
 	"github.com/pgrunbook/pgrunbook/internal/testpg"
+	"github.com/pgrunbook/pgrunbook/runbook"
 )
 
 // twoKeys has a table whose rows can be told apart by either of two keys, and one that makes many chunks.
@@ -139,6 +141,37 @@ func TestF07KeyChangesBetweenTwoApplies(t *testing.T) {
 		query(t, a.source, c.then)
 	}
 	a.must(a.apply(t.Context(), a.env, "catch_up"))
+	a.same()
+}
+
+// F07: before its load a table is cut by the size that the runbook has by then, and the accepted plan says the same.
+func TestF07ChunkChangesBeforeTheLoad(t *testing.T) {
+	const patterns = "table \"public.i*\" { chunk = \"2MiB\" }\ntable \"public.*m\" { chunk = \"2MiB\" }\n"
+	a := newAmended(t, patterns)
+	planned := func(table, want string) {
+		t.Helper()
+		run, err := LookForRun(t.Context(), a.env.Target)
+		a.must(err)
+		c := tablesOf(run.Plan)[table]
+		if got := fmt.Sprintf("%d of %s", c.Chunks, runbook.FormatSize(float64(c.Chunk))); got != want {
+			t.Errorf("the plan has of %s: %s, want %s", table, got, want)
+		}
+	}
+	a.must(a.apply(t.Context(), a.env, "capture"))
+	planned("public.large", "36 of 64.0KiB")
+	planned("public.item", "1 of 2.0MiB")
+	a.goOn(patterns, strings.ReplaceAll(patterns, "2MiB", "4MiB"), "capture")
+	planned("public.item", "1 of 4.0MiB")
+	if _, err := AmendRun(t.Context(), a.changed(`"public.i*" { chunk = "4MiB" }`, `"public.i*" { chunk = "8MiB" }`), "test"); engine.ClassOf(err) != engine.ClassRunbook {
+		t.Errorf("sizes that disagree: %v", err)
+	}
+	a.goOn(`"64KiB"`, `"1MiB"`, "catch_up")
+	planned("public.large", "3 of 1.0MiB")
+	if n := a.chunks("count(*)"); n != "3" {
+		t.Errorf("the table was cut into %s chunks", n)
+	}
+	a.goOn(`"1MiB"`, `"128KiB"`, "catch_up")
+	planned("public.large", "3 of 128.0KiB")
 	a.same()
 }
 

@@ -51,7 +51,7 @@ func (s *catchUpStep) Plan(context.Context) (engine.StepPlan, error) {
 		},
 		Hazards: []engine.Hazard{{Kind: engine.HazardLoad, Text: "each pass reads the changed rows on the source by their key and makes one small durable commit there"}},
 	}
-	p.Actions = append(p.Actions, ddlRules(s.env.Runbook.Schema.OnDDL == "carry")...)
+	p.Rules = ddlRules(s.env.Runbook.Schema.OnDDL == "carry")
 	for _, t := range s.env.Scope.Tables {
 		if t.Data == scope.Live && t.Identity == scope.FullRow {
 			p.Hazards = append(p.Hazards, engine.Hazard{

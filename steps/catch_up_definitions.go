@@ -17,29 +17,6 @@ import (
 	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
 )
 
-// ddlRules say what becomes of DDL on the source while the run is under way.
-func ddlRules(carried bool) []engine.Action {
-	rules := []engine.Action{
-		{On: engine.Target, SQL: "ALTER TABLE ... ADD COLUMN, SET DEFAULT, SET NOT NULL, TYPE, ADD GENERATED, DROP EXPRESSION, INHERIT; CREATE TABLE ... PARTITION OF ...", Why: "a column or partition added, a default, NOT NULL, type, identity or inheritance changed on the source"},
-		{On: engine.Target, SQL: "DROP TABLE ... CASCADE; ALTER TABLE ... DROP COLUMN ... CASCADE", Why: "a table, partition or column dropped on the source, with what depended on it there, and a partition that hangs elsewhere or under other bounds there by now, which is made again; with an object in the way that the run did not bring, nothing is dropped"},
-		{On: engine.Target, SQL: "pg_restore of new schemas, tables, sequences, types, functions and views", Why: "new ones that the patterns cover, with what they need and the target lacks: gated, captured and loaded, or without a key reloaded inside the freeze"},
-		{On: engine.Target, SQL: "ALTER TYPE ... ADD VALUE, RENAME VALUE; ALTER TABLE, ALTER DOMAIN ... ADD, DROP CONSTRAINT; CREATE OR REPLACE FUNCTION, VIEW; ALTER SEQUENCE", Why: "labels, constraints and definitions that changed, before rows fail"},
-	}
-	why := " is carried (schema { on_ddl = \"carry\" })"
-	if !carried {
-		why = " stops the run and is named (schema { on_ddl = \"stop\" }): this is what \"carry\" would do"
-	}
-	for i := range rules {
-		rules[i].Why, rules[i].Group = rules[i].Why+why, "DDL on the source meanwhile"
-	}
-	return append(rules,
-		engine.Action{On: engine.Target, Why: "loaded again, whatever on_ddl says: a table that was rewritten with other rows, whose partitions were detached or swapped, that has no key and got or lost a column, that came to inherit, or whose triggers were touched", Group: "DDL on the source meanwhile"},
-		engine.Action{On: engine.Target, Why: "stops, named: a table or column that was renamed, a key's column or type, a parent outside of the scope, a change without a statement that makes it", Group: "DDL on the source meanwhile"},
-		engine.Action{On: engine.Target, Why: "left out, named: what needs a temporary object, since it goes with that when a session ends", Group: "DDL on the source meanwhile"},
-		engine.Action{On: engine.Target, Why: "named before and after the freeze: owners, grants, comments, options, extension versions, and what was dropped on the source but is still on the target", Group: "DDL on the source meanwhile"},
-	)
-}
-
 // catchUpCursor is what the step keeps of definitions that it carried.
 type catchUpCursor struct {
 	Handled map[string]string `json:"handled,omitempty"` // by name, as dump.Fingerprint has them

@@ -105,7 +105,11 @@ func makeAlike(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sideC
 			rewritten[ch.ID] = true
 		}
 	}
-	for _, ch := range line.parentsFirst(changes) {
+	ordered, err := line.inOrder(ctx, sides.source, changes)
+	if err != nil {
+		return nil, err
+	}
+	for _, ch := range ordered {
 		if ch.Rule != capture.Carry {
 			continue
 		}

@@ -112,6 +112,11 @@ func (c *comparison) read(ctx context.Context, env *Env, sides *sideConns, was m
 			continue
 		}
 		d := dropped(env, i)
+		if i.Kind == dump.ItemSequence {
+			if err := sides.target.QueryRow(ctx, inUseSQL, i.OID).Scan(&d.mild); err != nil {
+				return fmt.Errorf("looking for what uses %s on the target: %w", i.ID(), err)
+			}
+		}
 		if t == nil && i.Kind == dump.ItemTable {
 			if d.made, err = ours(ctx, sides.target, i, carried.Made); err != nil {
 				return err
@@ -124,6 +129,12 @@ func (c *comparison) read(ctx context.Context, env *Env, sides *sideConns, was m
 	}
 	return nil
 }
+
+// inUseSQL reports whether something keeps a sequence ($1) from being dropped: a default or a view that takes numbers from
+// it, or what it is a part of.
+const inUseSQL = `
+SELECT EXISTS (SELECT FROM pg_depend WHERE refclassid = 'pg_class'::regclass AND refobjid = $1 AND deptype = 'n')
+    OR EXISTS (SELECT FROM pg_depend WHERE classid = 'pg_class'::regclass AND objid = $1 AND deptype IN ('i', 'e'))`
 
 // gone is what handled has of a definition that was dropped on both sides, or may stay.
 const gone = "gone"

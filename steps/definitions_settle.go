@@ -139,8 +139,12 @@ func (c *comparison) settle(ctx context.Context, env *Env, cp engine.Checkpoint,
 	}
 	var restore []dump.Item
 	var later []difference // they name what is new itself
+	var unused []difference
 	for _, d := range c.differences {
 		switch {
+		case d.item.Kind == dump.ItemSequence && d.verb == "was dropped" && !stop:
+			unused = append(unused, d)
+			continue
 		case d.mild && !d.restore:
 			continue
 		case d.later && len(d.sql) == 0:
@@ -164,6 +168,13 @@ func (c *comparison) settle(ctx context.Context, env *Env, cp engine.Checkpoint,
 	}
 	if err := runLater(ctx, cp, sides, later); err != nil {
 		return err
+	}
+	for _, d := range unused { // by now, as a rule: what used it has changed as well, or does when passes see it
+		if err := d.run(ctx, cp, sides); err == nil {
+			cp.Emit(engine.Event{Kind: engine.EventNote, Level: "warn", Object: d.item.ID(), Message: d.text() + ": dropped on the target too" + d.how()})
+		} else if !d.mild || pg.SQLState(err) != "2BP01" { // dependent_objects_still_exist
+			return err
+		}
 	}
 	if err := c.alignDefaults(ctx, env, cp, sides); err != nil {
 		return err

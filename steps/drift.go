@@ -2,6 +2,7 @@ package steps
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -109,7 +110,7 @@ func tableDrift(name string, was, is scope.Table) []string {
 
 // Amend makes the plan for a run that goes on with a changed runbook: tunables and steps not begun
 // may change. What may not is named in an error of ClassStale that says what it would cost.
-// env.Runbook is the changed runbook; env.Scope is filled from the accepted plan.
+// env.Runbook is the changed runbook; env.Scope is filled from the accepted plan, with the changed sizes of chunks.
 func Amend(ctx context.Context, env *Env, run *journal.Run, toolVersion string) (*engine.Plan, error) {
 	was, _ := runbook.Parse(run.Plan.Runbook.Path, []byte(run.Plan.Runbook.Text), runbook.Options{Vars: run.Plan.Runbook.Variables, Validate: true})
 	if changes := fixed(was, env.Runbook); len(changes) > 0 {
@@ -120,6 +121,13 @@ func Amend(ctx context.Context, env *Env, run *journal.Run, toolVersion string) 
 	env.Plan = run.Plan
 	if err := env.readScope(); err != nil {
 		return nil, err
+	}
+	loads, err := run.TableStates(ctx, nil)
+	if err != nil {
+		return nil, err
+	}
+	if diags := env.Scope.Rechunk(env.Runbook, func(table int32) bool { _, ok := loads[table]; return ok }); diags.HasErrors() {
+		return nil, &engine.Error{Class: engine.ClassRunbook, Op: "reading the runbook", Err: diags}
 	}
 	records, err := run.Steps(ctx)
 	if err != nil {
@@ -135,6 +143,9 @@ func Amend(ctx context.Context, env *Env, run *journal.Run, toolVersion string) 
 	}
 	p := *run.Plan
 	p.Runbook, p.ToolVersion, p.Steps = pinRunbook(env.Runbook), toolVersion, nil
+	if p.Scope, err = json.Marshal(env.Scope); err != nil {
+		return nil, fmt.Errorf("writing the scope as JSON: %w", err)
+	}
 	for _, s := range built {
 		rec, started := begun[s.ID()]
 		if started && rec.State == engine.StepDone {

@@ -43,6 +43,58 @@ func (l line) parentsFirst(changes []capture.Change) []capture.Change {
 	return list
 }
 
+const localSQL = `
+SELECT EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass($1) AND attname = $2 AND NOT attisdropped AND attislocal)`
+
+// inOrder orders changes as parentsFirst does, but for new columns that are an heir's own on the source although they come
+// with a parent's as well. Made before the parent's they are its own on the target too, with the values of its rows, and
+// stay when the parent's goes.
+func (l line) inOrder(ctx context.Context, source *pgx.Conn, changes []capture.Change) ([]capture.Change, error) {
+	list := l.parentsFirst(changes)
+	var added []capture.Change
+	var places []int
+	own := map[treeColumn]bool{}
+	for i, c := range list {
+		if c.What != capture.ColumnAdded {
+			continue
+		}
+		added, places = append(added, c), append(places, i)
+		if !slices.ContainsFunc(l, func(h heir) bool { return h.Child == c.Table }) {
+			continue
+		}
+		var local bool
+		if err := source.QueryRow(ctx, localSQL, pg.Name(c.Table.Schema, c.Table.Name), c.Column).Scan(&local); err != nil {
+			return nil, fmt.Errorf("reading the columns of %s: %w", pg.Name(c.Table.Schema, c.Table.Name), err)
+		}
+		own[treeColumn{c.Table, c.Column}] = local
+	}
+	for _, at := range places {
+		next := max(slices.IndexFunc(added, func(c capture.Change) bool { return l.mayCome(c, added, own) }), 0)
+		list[at] = added[next]
+		added = slices.Delete(added, next, next+1)
+	}
+	return list, nil
+}
+
+// mayCome reports whether nothing of what is still to be added must come before a column: those of its table that are
+// older, which it may be generated from, its heirs' own ones of its name, and, where it is not the table's own, its parents'.
+func (l line) mayCome(c capture.Change, rest []capture.Change, own map[treeColumn]bool) bool {
+	older := true
+	return !slices.ContainsFunc(rest, func(o capture.Change) bool {
+		switch {
+		case o.Table == c.Table && o.Column == c.Column:
+			older = false
+			return false
+		case o.Table == c.Table:
+			return older
+		case o.Column != c.Column:
+			return false
+		}
+		return own[treeColumn{o.Table, o.Column}] && slices.Contains(l, heir{Child: o.Table, Parent: c.Table}) ||
+			!own[treeColumn{c.Table, c.Column}] && slices.Contains(l, heir{Child: c.Table, Parent: o.Table})
+	})
+}
+
 // cameWithParentSQL asks for an inherited column ($1 the table, $2 its name) of a type ($3), or that is not generated.
 const cameWithParentSQL = `
 SELECT EXISTS (

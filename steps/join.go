@@ -176,7 +176,7 @@ func (n news) stop() error {
 		e.Object, e.Err = n.sequences[0].Display(), errors.New("this sequence is new on the source and in scope")
 	case len(n.gone) > 0:
 		e.Object, e.Err = n.gone[0].Display(), errors.New("this sequence was dropped on the source")
-		e.Hint = `Make it again, or set schema { on_ddl = "carry" } in the runbook and run the same command again: it is left out from then on.`
+		e.Hint = `Make it again, or set schema { on_ddl = "carry" } in the runbook and run the same command again: it is dropped on the target too.`
 	default:
 		e.Object, e.Err = n.left[0].Display(), errors.New("this table became a partition of another one")
 	}

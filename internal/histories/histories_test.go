@@ -158,7 +158,7 @@ var needed = [][]string{
 	{"create table, write it later"},
 	{"create table, drop it later"},
 	{"create sequence"},
-	{"create sequence, use it later"},
+	{"create sequence, drop it later"},
 	{"create function and view, replace them later"},
 	{"create index and check, drop them later"},
 	{"create index and check"},
@@ -170,7 +170,7 @@ var needed = [][]string{
 var neededOfMany = [][]string{
 	{"create table, write it later: the second part"},
 	{"create table, drop it later: the second part"},
-	{"create sequence, use it later: the second part"},
+	{"create sequence, drop it later: the second part"},
 	{"create function and view, replace them later: the second part"},
 	{"create index and check, drop them later: the second part"},
 	{"detach: the second part"},

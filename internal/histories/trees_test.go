@@ -68,7 +68,7 @@ func schemaEvents() []Event {
 	index := event(account, "create index and check", "CREATE INDEX extra_index ON h.account (balance)", "ALTER TABLE h.account ADD CONSTRAINT extra_check CHECK (id >= 0)")
 	return []Event{
 		table, later(table, "write it later", "UPDATE h.extra SET v = 'last'"), later(table, "drop it later", "DROP TABLE h.extra"),
-		number, later(number, "use it later", "SELECT nextval('h.extra_seq')"), // one that is dropped after catch_up is named, and stays
+		number, later(number, "drop it later", "DROP SEQUENCE h.extra_seq"),
 		event(level, "enum value", "ALTER TYPE h.level ADD VALUE 'more'"),
 		later(code, "replace them later", "CREATE OR REPLACE FUNCTION h.extra_code() RETURNS int LANGUAGE sql AS 'SELECT 2'", "CREATE OR REPLACE VIEW h.extra_view AS SELECT h.extra_code() AS n, 2 AS more"),
 		later(index, "drop them later", "DROP INDEX h.extra_index", "ALTER TABLE h.account DROP CONSTRAINT extra_check"), index,

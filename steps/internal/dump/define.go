@@ -46,7 +46,7 @@ func Drop(i Item) string {
 		return fmt.Sprintf("ALTER TABLE %s DROP CONSTRAINT IF EXISTS %s", i.On, i.Name)
 	case ItemDomainCheck:
 		return fmt.Sprintf("ALTER DOMAIN %s DROP CONSTRAINT IF EXISTS %s", i.On, i.Name)
-	case ItemIndex, ItemStatistics:
+	case ItemIndex, ItemStatistics, ItemSequence:
 		return fmt.Sprintf("DROP %s IF EXISTS %s", strings.ToUpper(string(i.Kind)), i.Name)
 	case ItemTrigger, ItemRule, ItemPolicy:
 		return fmt.Sprintf("DROP %s IF EXISTS %s ON %s", strings.ToUpper(string(i.Kind)), i.Name, i.On)

@@ -1,5 +1,11 @@
 package scope
 
+import (
+	"github.com/hashicorp/hcl/v2"
+
+	"github.com/pgrunbook/pgrunbook/runbook"
+)
+
 // maxChunks is the most pieces that one relation is cut into.
 const maxChunks = 100_000
 
@@ -13,21 +19,44 @@ func Pieces(bytes, blocks, chunk int64) int64 {
 	return (blocks + step - 1) / step
 }
 
-// chunks counts the pieces of a table that is streamed: every leaf of a tree is cut for itself, and
+// chunkSize is what a runbook says of a table, in bytes.
+func chunkSize(rb *runbook.Runbook, rule runbook.TableRule) int64 {
+	if rule.Chunk != 0 {
+		return rule.Chunk
+	}
+	return rb.Copy.Chunk
+}
+
+// Rechunk takes the chunk sizes of a runbook that was changed while its run is under way. A table whose load has begun
+// keeps the pieces that it was cut into: the size is for another load of it, which DDL may bring.
+func (s *Scope) Rechunk(rb *runbook.Runbook, begun func(table int32) bool) (diags hcl.Diagnostics) {
+	for i := range s.Tables {
+		t := &s.Tables[i]
+		rule, more := rb.RuleFor(t.Schema, t.Name.Name)
+		diags = append(diags, more...)
+		t.Chunk = chunkSize(rb, rule)
+		if !begun(t.ID) {
+			t.Chunks = t.pieces()
+		}
+	}
+	return diags
+}
+
+// pieces counts the chunks of a table that is streamed: every leaf of a tree is cut for itself, and
 // a table without a key is read in one snapshot. 0 is for other methods and other times.
-func (r *resolver) chunks(rel *relation, t *Table) int64 {
+func (t *Table) pieces() int64 {
 	switch {
 	case t.Data != Live || t.Method != Stream:
 		return 0
 	case t.Identity == FullRow:
 		return 1
-	case rel.kind != "p":
-		return Pieces(rel.bytes, rel.blocks, t.Chunk)
+	case t.Kind != Partitioned:
+		return Pieces(t.Bytes, t.Blocks, t.Chunk)
 	}
 	var n int64
-	for _, m := range r.cat.members(rel) {
-		if m.kind == "r" { // no middle, nothing foreign
-			n += Pieces(m.bytes, m.blocks, t.Chunk)
+	for _, m := range t.Members {
+		if m.Leaf && !m.Foreign {
+			n += Pieces(m.Bytes, m.Blocks, t.Chunk)
 		}
 	}
 	return max(n, 1)

@@ -48,6 +48,7 @@ type Table struct {
 	Rows       int64 `json:"rows"`                 // estimate from pg_class
 	Unanalyzed bool  `json:"unanalyzed,omitempty"` // some of its rows were never analyzed: Rows lacks them
 	Bytes      int64 `json:"bytes"`                // heap and TOAST, all members
+	Blocks     int64 `json:"blocks,omitempty"`     // of its own heap
 	IndexBytes int64 `json:"index_bytes"`
 
 	Inherits bool `json:"inherits,omitempty"` // has legacy inheritance parents or children
@@ -74,6 +75,7 @@ type Member struct {
 	Leaf    bool  `json:"leaf"`
 	Foreign bool  `json:"foreign,omitempty"`
 	Bytes   int64 `json:"bytes,omitempty"`
+	Blocks  int64 `json:"blocks,omitempty"`
 	Rows    int64 `json:"rows,omitempty"`
 }
 

@@ -24,7 +24,7 @@ func (r *resolver) table(rel *relation) (Table, bool) {
 			r.find(CodeRule, engine.SeverityError, rel.String(), d.Summary+": "+d.Detail, "")
 		}
 	}
-	t := Table{Name: rel.Name, OID: rel.oid, Kind: Plain, Unlogged: rel.persistence == "u", Rows: rel.tuples, Unanalyzed: rel.unanalyzed(), Bytes: rel.bytes, IndexBytes: rel.indexBytes}
+	t := Table{Name: rel.Name, OID: rel.oid, Kind: Plain, Unlogged: rel.persistence == "u", Rows: rel.tuples, Unanalyzed: rel.unanalyzed(), Bytes: rel.bytes, Blocks: rel.blocks, IndexBytes: rel.indexBytes}
 	if rel.kind == "p" {
 		t.Kind = Partitioned
 		t.Rows = 0
@@ -38,14 +38,11 @@ func (r *resolver) table(rel *relation) (Table, bool) {
 		})
 	}
 	t.Key = r.key(rel, rule)
-	t.Method, t.Chunk = Method(first(rule.Method, r.rb.Copy.Method, string(Stream))), rule.Chunk
-	if t.Chunk == 0 {
-		t.Chunk = r.rb.Copy.Chunk
-	}
+	t.Method, t.Chunk = Method(first(rule.Method, r.rb.Copy.Method, string(Stream))), chunkSize(r.rb, rule)
 	why := r.data(rel, &t, rule)
 	r.method(rel, &t, rule)
 	r.wide(&t)
-	t.Chunks = r.chunks(rel, &t)
+	t.Chunks = t.pieces()
 	captureWhy := r.capture(&t, foreign, subscribed)
 	t.Why = strings.Join(append(why, captureWhy), "; ")
 	return t, true
@@ -67,7 +64,7 @@ func (r *resolver) members(rel *relation, t *Table) (foreign, subscribed bool) {
 		return false, subscribed
 	}
 	for _, m := range r.cat.members(rel) {
-		member := Member{OID: m.oid, Name: m.Name, Leaf: m.kind != "p", Foreign: m.kind == "f", Bytes: m.bytes}
+		member := Member{OID: m.oid, Name: m.Name, Leaf: m.kind != "p", Foreign: m.kind == "f", Bytes: m.bytes, Blocks: m.blocks}
 		if member.Leaf {
 			member.Rows = m.tuples
 		}

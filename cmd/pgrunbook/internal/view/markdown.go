@@ -26,7 +26,7 @@ func WritePlanMarkdown(out io.Writer, p *engine.Plan, maxBytes int) error {
 		return err
 	}
 	head := markdownHead(p, scope)
-	sections := []section{markdownRisks(p), markdownSteps(p), markdownNotCarried(p, scope), markdownTables(scope)}
+	sections := []section{markdownRisks(p), markdownRules(p), markdownSteps(p), markdownNotCarried(p, scope), markdownTables(scope)}
 	if maxBytes > 0 {
 		maxBytes = max(maxBytes, smallestMarkdown)
 	}
@@ -116,6 +116,19 @@ func markdownSteps(p *engine.Plan) section {
 				text = g.Object
 			}
 			s.lines = append(s.lines, fmt.Sprintf("   - %s: `%s`", g.On, code(strings.Join(strings.Fields(text), " "))))
+		}
+	}
+	return s
+}
+
+func markdownRules(p *engine.Plan) section {
+	s := section{title: ddlTitle}
+	for _, st := range p.Steps {
+		for _, r := range st.Rules {
+			if s.lines == nil {
+				s.lines = append(s.lines, "| change | then | how |", "|---|---|---|")
+			}
+			s.lines = append(s.lines, fmt.Sprintf("| %s | %s | %s |", md(r.Change), md(r.Then), md(r.How)))
 		}
 	}
 	return s

@@ -247,12 +247,31 @@ func (w *planWriter) step(n int, s engine.StepPlan) {
 	if shown < len(groups) && shown > 0 {
 		w.line("       … and %d more (--verbose)", len(groups)-shown)
 	}
+	w.rules(s.Rules)
 	hazards := w.most(len(s.Hazards), w.b.hazards)
 	for _, h := range s.Hazards[:hazards] {
 		w.text("       ! ", string(h.Kind)+": "+strings.TrimPrefix(h.Object+": "+h.Text, ": "))
 	}
 	if hazards < len(s.Hazards) && hazards > 0 {
 		w.line("       ! … and %d more hazards (--verbose)", len(s.Hazards)-hazards)
+	}
+}
+
+// ddlTitle heads the rules of a step.
+const ddlTitle = "DDL on the source meanwhile"
+
+// rules are short, and what a reviewer accepts: no form leaves one out.
+func (w *planWriter) rules(rules []engine.Rule) {
+	if len(rules) == 0 {
+		return
+	}
+	w.line("       %s", ddlTitle)
+	for _, r := range rules {
+		text := r.Then + ": " + r.Change
+		if w.o.Verbose {
+			text += because(r.How)
+		}
+		w.text("       - ", text)
 	}
 }
 

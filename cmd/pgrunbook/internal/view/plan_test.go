@@ -72,6 +72,9 @@ func examplePlan(n int) *engine.Plan {
 			{Kind: engine.HazardLock, Object: "erp.t000", Text: "takes SHARE ROW EXCLUSIVE for some milliseconds"}, {Kind: engine.HazardLoad, Text: "a trigger call a statement"}, {Kind: engine.HazardOneWay, Text: "none"},
 		}},
 		{ID: "copy", Phase: engine.PhaseCopy, Title: "Load the tables", Estimate: engine.Estimate{Seconds: 3600, Rows: 12_345_678, Bytes: 5 << 30, SourceDisk: 1 << 20, TargetDisk: 7 << 30}},
+		{ID: "catch_up", Phase: engine.PhaseCatchUp, Title: "Follow", Rules: []engine.Rule{
+			{Change: "new columns", Then: "carried", How: "ALTER TABLE ... ADD COLUMN"}, {Change: "a renamed table", Then: "stops, named"},
+		}},
 		{ID: "cutover.switch.exec.dns", Phase: engine.PhaseCutover, Title: "Run ./dns.sh rds", Actions: []engine.Action{{On: engine.Runner, SQL: "./dns.sh rds", Reverse: "./dns.sh onprem"}}},
 	}
 	return p
@@ -93,6 +96,23 @@ func TestGoldenPlans(t *testing.T) {
 	golden(t, "plan.md", render(t, func(b *bytes.Buffer) error { return WritePlanMarkdown(b, p, 0) }))
 	golden(t, "plan.json", render(t, func(b *bytes.Buffer) error { return WritePlanJSON(b, p) }))
 	golden(t, "findings.txt", render(t, func(b *bytes.Buffer) error { return WriteFindings(b, p.Findings, PlanOptions{}) }))
+}
+
+// Whatever else is left out of a form that fits some screens or a comment, what becomes of DDL is in it.
+func TestEveryFormShowsTheRulesOfDDL(t *testing.T) {
+	p := examplePlan(500)
+	for name, text := range map[string]string{
+		"short":    render(t, func(b *bytes.Buffer) error { return WritePlan(b, p, PlanOptions{}) }),
+		"verbose":  render(t, func(b *bytes.Buffer) error { return WritePlan(b, p, PlanOptions{Verbose: true}) }),
+		"markdown": render(t, func(b *bytes.Buffer) error { return WritePlanMarkdown(b, p, 60_000) }),
+		"json":     render(t, func(b *bytes.Buffer) error { return WritePlanJSON(b, p) }),
+	} {
+		for _, want := range []string{"new columns", "carried", "a renamed table", "stops, named"} {
+			if !strings.Contains(text, want) {
+				t.Errorf("%s lacks %q", name, want)
+			}
+		}
+	}
 }
 
 func TestRowsThatNobodyCounted(t *testing.T) {
