@@ -43,7 +43,7 @@ func (p *Passer) Follow(ctx context.Context, opts FollowOptions) (Result, error)
 		res, err := p.Exact(ctx, opts.Options)
 		var more *large
 		if !errors.As(err, &more) {
-			if err == nil {
+			if res.Trips = p.trips(); err == nil {
 				p.keepsUp(res, opts)
 			}
 			return res, err
@@ -83,7 +83,7 @@ func (p *Passer) keepsUp(res Result, opts FollowOptions) {
 	p.pace.applied(res.Taken, res.Took)
 	p.pace.lag = res.Took
 	switch {
-	case res.Took-p.trips() > opts.Until:
+	case res.Took-res.Trips > opts.Until:
 		p.judge(&p.pace, Backlog{Rows: res.Taken})
 	case p.pace.told:
 		p.pace.told = false
