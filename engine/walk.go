@@ -107,6 +107,9 @@ func (w *Walk) Run(ctx context.Context) ([]Outcome, error) {
 	return outcomes, nil
 }
 
+// recordWithin bounds the record of a step's end; over a long way it is longer, by what that of its begin took.
+const recordWithin = 3 * time.Second
+
 func (w *Walk) step(ctx context.Context, s Step) (Outcome, error) {
 	o := Outcome{ID: s.ID(), Phase: s.Phase(), State: StepRunning}
 	if err := ctx.Err(); err != nil {
@@ -117,7 +120,9 @@ func (w *Walk) step(ctx context.Context, s Step) (Outcome, error) {
 	if !ok {
 		return o, Errorf(ClassStale, "Run plan again.", "step %s is not in the plan", s.ID())
 	}
+	asked := time.Now()
 	rec, err := w.Journal.Begin(ctx, s)
+	recording := max(recordWithin, 3*time.Since(asked))
 	if err != nil {
 		return o, err
 	}
@@ -139,7 +144,7 @@ func (w *Walk) step(ctx context.Context, s Step) (Outcome, error) {
 	}
 	o.Elapsed = w.Now().Sub(start)
 	// The end is recorded even when the walk is being stopped, or the record would say "running" for ever.
-	endCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 3*time.Second)
+	endCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), recording)
 	defer cancel()
 	if endErr := w.Journal.End(endCtx, s.ID(), err); err == nil && endErr != nil {
 		err = fmt.Errorf("recording the end: %w", endErr)

@@ -102,6 +102,7 @@ type flipper struct {
 	stuck   *stuckStep       // of the present attempt
 	shown   measured         // before the present attempt
 	seen    []engine.Event   // marks of this process's attempts
+	trip    time.Duration    // a round trip to the side farther away
 	low     map[int32]uint64 // as capture.Pending takes it, from before the final pass
 	now     func() time.Time
 }
@@ -154,7 +155,7 @@ func (s *freezeStep) build(ctx context.Context, cp engine.Checkpoint) (_ *flippe
 			return f.compared(), nil
 		},
 		LetGo:  f.poolers.free,
-		Undone: func(ctx context.Context) { f.undecided(ctx, fenceWait) },
+		Undone: func(ctx context.Context) { f.undecided(ctx, fenceWait+2*fenceTrips*f.trip) },
 		Paused: len(f.poolers.group) > 0,
 		Mark: func(name, message string, took time.Duration) {
 			f.marked(engine.Event{Mark: name, Message: message, Elapsed: took})
@@ -264,6 +265,7 @@ func (f *flipper) attempt(ctx context.Context, n int) (err error) {
 		return err
 	}
 	defer f.Disconnect(ctx)
+	f.trip = f.Trip()
 	if !f.guard.ready(ctx) {
 		f.note("the guardian has no sessions yet: if this process died in the midst of the flip, ending it would take longer")
 	}

@@ -42,7 +42,7 @@ func (f *flipper) recorded() []freeze.SwitchStep {
 	out := make([]freeze.SwitchStep, len(f.repoint))
 	for i, s := range f.repoint {
 		out[i] = s
-		out[i].Do = func(ctx context.Context) error {
+		out[i].Begin = func(ctx context.Context) error {
 			if f.cursor.Begun == 0 {
 				f.cursor.Epoch = f.env.Run.Epoch
 			}
@@ -51,11 +51,9 @@ func (f *flipper) recorded() []freeze.SwitchStep {
 				return err
 			}
 			// One that stood still since may have been replaced, and its step undone.
-			if err := f.replaced(ctx); err != nil {
-				return err
-			}
-			return s.Do(withGroups(ctx, f.command(ctx)))
+			return f.replaced(ctx)
 		}
+		out[i].Do = func(ctx context.Context) error { return s.Do(withGroups(ctx, f.command(ctx))) }
 		out[i].Undo = func(ctx context.Context) error {
 			err := s.Undo(withGroups(ctx, f.command(ctx)))
 			if err != nil {
@@ -91,7 +89,10 @@ func (f *flipper) pointBack() string {
 }
 
 // fenceWait bounds the question whether another runner took over: writers wait meanwhile.
-const fenceWait = 300 * time.Millisecond
+const (
+	fenceWait  = 300 * time.Millisecond
+	fenceTrips = 5 // round trips that it makes, and some
+)
 
 // undone keeps a runner that stood still and was replaced from undoing switch steps: its successor
 // has undone them, and may have sent the clients over since. One that cannot ask undoes.
@@ -111,7 +112,7 @@ func (f *flipper) undone(steps []freeze.SwitchStep) []freeze.SwitchStep {
 // replaced is the error of a runner that another one has replaced. Its first question fails where that one
 // has ended its session: then a new session is asked.
 func (f *flipper) replaced(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, 2*fenceWait)
+	ctx, cancel := context.WithTimeout(ctx, 2*fenceWait+fenceTrips*f.trip)
 	defer cancel()
 	err := f.env.Journal.Fenced(ctx)
 	if pg.Retryable(err) {

@@ -10,7 +10,7 @@ import (
 	"github.com/pgrunbook/pgrunbook/steps/internal/pass"
 )
 
-// smallEnough is the pass that is not worth another one before the freeze.
+// smallEnough is the pass that is not worth another one before the freeze, beside its round trips.
 const smallEnough = 100 * time.Millisecond
 
 // silent refuses a side whose triggers fire for what passes write.
@@ -37,11 +37,12 @@ func (f *flipper) drain(ctx context.Context) (predicted engine.Prediction, err e
 			return predicted, err
 		}
 		start := time.Now()
-		if err := f.pass(ctx); err != nil {
+		res, err := f.onePass(ctx)
+		if err != nil {
 			return predicted, err
 		}
 		took := time.Since(start)
-		if took <= smallEnough || (i >= 3 && took >= best) {
+		if took-res.Trips <= smallEnough || (i >= 3 && took >= best) {
 			best = took
 			break
 		}
@@ -60,24 +61,30 @@ func (f *flipper) predict(ctx context.Context) engine.Prediction {
 	c := costsOf(f.env.Scope)
 	c.limits = switchLimits(f.env)
 	c.askSizes(ctx, f.looks.of(f.from), f.env.Scope)
+	c.trip = f.looks.trip(ctx)
 	if f.reload.bytes = c.bytes; c.planned { // as they were some day: they tell no rate
 		f.reload.bytes = 0
 	}
 	return budgeted(f.env, f.from, c.predict(f.shown))
 }
 
-// pass makes one exact pass with patience for locks and lost connections, once nobody says pause. It takes all at once, as the
+// onePass makes one exact pass with patience for locks and lost connections, once nobody says pause. It takes all at once, as the
 // final one does: what it costs tells what that will.
-func (f *flipper) pass(ctx context.Context) error {
+func (f *flipper) onePass(ctx context.Context) (pass.Result, error) {
 	if err := f.unpaused(ctx); err != nil {
-		return err
+		return pass.Result{}, err
 	}
 	res, err := f.passer.Follow(ctx, pass.FollowOptions{Options: pass.Options{Patience: time.Minute, Prove: proveRows}})
 	if err != nil {
-		return fmt.Errorf("pass before the freeze: %w", err)
+		return res, fmt.Errorf("pass before the freeze: %w", err)
 	}
 	f.cp.Emit(engine.Event{Kind: engine.EventLag, Lag: res.Took, Elapsed: res.Took, Rows: res.Rows + res.Deleted, Message: fmt.Sprintf("pass of %d rows in %s", res.Rows+res.Deleted, res.Took.Round(time.Millisecond))})
-	return nil
+	return res, nil
+}
+
+func (f *flipper) pass(ctx context.Context) error {
+	_, err := f.onePass(ctx)
+	return err
 }
 
 // stage makes the final pass's stages ahead: there is no time for many while clients wait.

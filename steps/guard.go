@@ -30,6 +30,7 @@ type guard struct {
 	redact   *Redactor
 	epoch    int64 // of the run, as far as it knows
 	group    int   // the processes of a switch step's command that runs; 0: none does
+	over     bool  // no hold of the runner may be there any more
 	warnings *slog.Logger
 }
 
@@ -106,6 +107,7 @@ func (g *guard) stand(ctx context.Context) error {
 		switch {
 		case !alive:
 			g.endCommand()
+			g.over = true
 			return g.act(ctx, "the runner has died")
 		case line == sayBye:
 			return nil
@@ -117,7 +119,7 @@ func (g *guard) stand(ctx context.Context) error {
 				g.group, _ = strconv.Atoi(n)
 			}
 		case time.Since(heard) >= silentAfter || g.fromClosed(ctx):
-			acted = true
+			acted, g.over = true, time.Since(heard) >= silentAfter
 			if err := g.act(ctx, "the runner has fallen silent"); err != nil {
 				return err
 			}
@@ -252,6 +254,9 @@ func (g *guard) settle(ctx context.Context) (opened bool, err error) {
 		}
 		g.flip = f
 	}
+	if err := g.endHolds(ctx, f); err != nil {
+		return false, err
+	}
 	if opened, err = f.settle(ctx); err != nil {
 		return false, err
 	}
@@ -265,6 +270,19 @@ func (g *guard) settle(ctx context.Context) (opened bool, err error) {
 		return false, nil
 	}
 	return false, g.letGo(ctx, f)
+}
+
+// endHolds ends what a runner that is dead or has been silent for long still holds: by now its servers should have done
+// that, but a clock of theirs that went back keeps them from it. A runner that was only slow is told by its next statement.
+func (g *guard) endHolds(ctx context.Context, f *flipper) error {
+	if !g.over {
+		return nil
+	}
+	ended, err := f.EndHolds(ctx, g.Holds)
+	if len(ended) > 0 {
+		g.warnings.Warn("guardian: ended the runner's hold, which its server had left there, on the " + strings.Join(ended, " and the "))
+	}
+	return err
 }
 
 // letGo points the poolers back, and lets their clients go on.

@@ -27,7 +27,7 @@ const (
 	signEvery   = 50 * time.Millisecond
 	silentLook  = 350 * time.Millisecond  // after so long it looks whether from is closed
 	lookEvery   = 50 * time.Millisecond   // again, until
-	silentAfter = 1100 * time.Millisecond // longer than a hold lives without its heartbeat: all that a dead runner left is ended
+	silentAfter = 1100 * time.Millisecond // longer than a hold lives without its heartbeat: all that a dead runner left is ended, or is ended here
 	signLate    = 10 * time.Millisecond   // what may be in the pipe when this process itself was held up
 	readyWait   = 2 * time.Second
 	goodbyeWait = 2 * time.Second
@@ -54,6 +54,7 @@ type brief struct {
 	Files          map[string]string // as the accepted plan has them
 	Runbook        string            // its name
 	Runner         string            // as journal.Self names it
+	Holds          [2]string         // as its holds on from and on to are named
 	Secrets        []string          // to be masked
 }
 
@@ -78,7 +79,7 @@ func (f *flipper) startGuardian(step engine.StepID) (*guardian, error) {
 	text, err := json.Marshal(brief{
 		Source: f.env.Source.Config(), Target: f.env.Target.Config(), Run: f.env.Run, Scope: f.env.Scope,
 		From: f.from, Step: step, Cutover: cutover, Inherited: inherited{AtOpen: f.atOpen},
-		Switch: briefed(f.env), Files: f.env.filesOfPlan(), Runbook: f.env.Runbook.Name, Runner: journal.Self(), Secrets: f.env.Runbook.Secrets(),
+		Switch: briefed(f.env), Files: f.env.filesOfPlan(), Runbook: f.env.Runbook.Name, Runner: journal.Self(), Holds: f.HoldNames(), Secrets: f.env.Runbook.Secrets(),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("starting the guardian: %w", err)

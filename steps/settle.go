@@ -190,7 +190,7 @@ func (f *flipper) undecided(ctx context.Context, within time.Duration) {
 // While neither side may take writes, looking goes on through whatever the network does.
 const (
 	settleWithin = 2 * time.Minute
-	settleTry    = 5 * time.Second // one look, which also bounds a network that falls silent in it
+	settleTry    = 5 * time.Second // one look, which also bounds a network that falls silent in it; twice as long after each that took longer
 	afterSignal  = 4 * time.Second // what is left to it once the walk is being stopped
 
 	probeTry   = time.Second            // of a new connection: one into a silent network may never answer
@@ -214,14 +214,17 @@ func untilSettled(ctx context.Context, env *Env, ready bool, look func(context.C
 		}
 	})()
 	var last error
-	for {
+	for within := settleTry; ; {
 		if !ready {
 			if err := answering(ctx, env.Source, env.Target); err != nil {
 				return errors.Join(last, err)
 			}
 		}
-		tryCtx, end := context.WithTimeout(ctx, settleTry)
+		tryCtx, end := context.WithTimeout(ctx, within)
 		err := look(tryCtx)
+		if tryCtx.Err() != nil { // the way may be long
+			within *= 2
+		}
 		end()
 		if err == nil || conclusive(err) {
 			return err

@@ -2,6 +2,7 @@ package steps
 
 import (
 	"context"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -12,6 +13,21 @@ import (
 
 // sideConns is one plain session a side, for looks and short statements.
 type sideConns struct{ source, target *pgx.Conn }
+
+// trip is a round trip to the side farther away; 0 where that cannot be asked.
+func (s *sideConns) trip(ctx context.Context) (longest time.Duration) {
+	for _, conn := range []*pgx.Conn{s.source, s.target} {
+		pg.Trips(conn)
+		for range 3 {
+			if conn.Ping(ctx) != nil {
+				return 0
+			}
+		}
+		_, fastest := pg.Trips(conn)
+		longest = max(longest, fastest)
+	}
+	return longest
+}
 
 func openSides(ctx context.Context, env *Env, name string) (*sideConns, error) {
 	return openSidesFor(ctx, env, pg.Use{Name: name, Marked: true, LockTimeout: lockPatience})

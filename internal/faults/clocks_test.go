@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"regexp"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -172,6 +173,38 @@ func TestF08BudgetOverAJump(t *testing.T) {
 			r.moved(0, 1)
 			r.writing(1)
 			r.sensible()
+			r.balance(r.target)
+		})
+	}
+}
+
+// TestF08StoppedBesideAJump stops a runner that holds writes, and the clock by which a server would end its hold goes back
+// within the second in which it does: writers go on all the same.
+func TestF08StoppedBesideAJump(t *testing.T) {
+	for side := range 2 {
+		t.Run(fmt.Sprintf("F08 side %d", side), func(t *testing.T) {
+			t.Parallel()
+			r, server := clocked(t, side)
+			p := r.start("freeze.passed@1:stop", applyArgs...)
+			t.Cleanup(func() { p.signal(syscall.SIGKILL) }) // the clients wait for its hold's end
+			if !p.passed("freeze.passed", 1) {
+				t.Fatalf("the runner did not come to its pass:\n%s", p.said())
+			}
+			r.must(server.SetClock(-skew))
+			r.stopped(p)
+			r.writing(0)
+			held := fmt.Sprintf("ended the runner's hold, which its server had left there, on the %s\n", []string{"source", "target"}[side])
+			for deadline := time.Now().Add(time.Minute); !strings.Contains(p.said(), held) && time.Now().Before(deadline); {
+				time.Sleep(10 * time.Millisecond)
+			}
+			if said := p.said(); !strings.Contains(said, held) {
+				t.Errorf("the server ended the hold itself: nothing is proved\n%s", said)
+			}
+			p.signal(syscall.SIGCONT)
+			p.end()
+			r.finally(applyArgs...)
+			r.moved(0, 1)
+			r.writing(1)
 			r.balance(r.target)
 		})
 	}

@@ -188,6 +188,9 @@ const nameBytes = 63
 // appPrefix begins the application_name of every session of a run.
 func appPrefix(runID string) string { return "pgrunbook " + runID + " " }
 
+// ApplicationName is that of the sessions which this process opens for a use: others find them by it.
+func (s *Server) ApplicationName(use string) string { return s.applicationName(Use{Name: use}) }
+
 // applicationName is "pgrunbook RUN NAME ~TOKEN".
 func (s *Server) applicationName(use Use) string {
 	name := "pgrunbook"

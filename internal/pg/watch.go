@@ -35,6 +35,11 @@ type watchedConn struct {
 	asked    time.Time
 	answered time.Time
 	idle     string // what the last look found, if it looked bad
+
+	waits   bool      // for the answer to what was asked since turned
+	turned  time.Time // the first question after the last answer
+	trips   int       // how often it was asked, since somebody wanted to know
+	fastest time.Duration
 }
 
 func newWatch() *watch { return &watch{conns: map[*watchedConn]struct{}{}} }
@@ -48,6 +53,7 @@ func (w *watch) add(conn net.Conn) net.Conn {
 }
 
 func (c *watchedConn) Write(b []byte) (int, error) {
+	c.turn()
 	n, err := c.Conn.Write(b)
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -60,7 +66,45 @@ func (c *watchedConn) Read(b []byte) (int, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.answered = time.Now()
+	if took := c.answered.Sub(c.turned); c.waits && (c.fastest == 0 || took < c.fastest) {
+		c.fastest = took
+	}
+	c.waits = false
 	return n, err
+}
+
+// turn notes a question after an answer: a round trip begins.
+func (c *watchedConn) turn() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.waits {
+		c.waits, c.turned = true, time.Now()
+		c.trips++
+	}
+}
+
+// Trips says how many round trips a session has made since it was asked last, and how long the fastest of them
+// took, which is what the network takes. Both are 0 over a socket, which has none.
+func Trips(conn *pgx.Conn) (n int, fastest time.Duration) {
+	c := watched(conn)
+	if c == nil {
+		return 0, 0
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	n, fastest = c.trips, c.fastest
+	c.trips, c.fastest = 0, 0
+	return n, fastest
+}
+
+// watched finds the connection under a session; nil is a socket, or none of ours.
+func watched(conn *pgx.Conn) *watchedConn {
+	under := conn.PgConn().Conn()
+	if t, ok := under.(*tls.Conn); ok {
+		under = t.NetConn()
+	}
+	c, _ := under.(*watchedConn)
+	return c
 }
 
 func (c *watchedConn) Close() error {
@@ -83,12 +127,8 @@ func (c *watchedConn) waiting() (pid uint32, yes bool) {
 
 // belongs tells a connection which process of the server it leads to, and lets the watch begin.
 func (s *Server) belongs(conn *pgx.Conn, pid uint32) {
-	under := conn.PgConn().Conn()
-	if t, ok := under.(*tls.Conn); ok {
-		under = t.NetConn()
-	}
-	c, ok := under.(*watchedConn)
-	if !ok {
+	c := watched(conn)
+	if c == nil {
 		return
 	}
 	c.mu.Lock()

@@ -26,9 +26,17 @@ type Pass interface {
 type SwitchStep struct {
 	ID      engine.StepID // in the runbook
 	Name    string
-	Timeout time.Duration
+	Timeout time.Duration                   // of Do, and of Undo
+	Begin   func(ctx context.Context) error // the record that Do begins, which is not Do's time; nil is none
 	Do      func(ctx context.Context) error
 	Undo    func(ctx context.Context) error
+}
+
+func (s SwitchStep) begin(ctx context.Context) error {
+	if s.Begin == nil {
+		return nil
+	}
+	return s.Begin(ctx)
 }
 
 // Freeze is one cutover or rollback. All hooks are called with the hold in hand unless said
@@ -287,9 +295,12 @@ func (f *Freeze) repoint(ctx context.Context, mark func(string, string), begun *
 		}
 		*begun = i + 1
 		f.spent.begin("switch step "+s.Name, time.Now())
-		stepCtx, cancel := context.WithTimeout(ctx, s.Timeout)
-		err := s.Do(stepCtx)
-		cancel()
+		err := s.begin(ctx)
+		if err == nil {
+			stepCtx, cancel := context.WithTimeout(ctx, s.Timeout)
+			err = s.Do(stepCtx)
+			cancel()
+		}
 		if err != nil {
 			return fmt.Errorf("switch step %s: %w", s.Name, err)
 		}

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/pgrunbook/pgrunbook/internal/pg"
 	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
@@ -18,10 +19,15 @@ type conns struct {
 	spare                 *pgx.Conn // keeps a place for the witness, which must be new
 	oids                  []uint32
 	trip                  time.Duration // a round trip to the side farther away
+	far                   *pg.Server    // that side
 }
 
 // connectWithin bounds Connect: nobody waits for it yet.
 const connectWithin = 10 * time.Second
+
+// longestTrip is the longest round trip over which a hold is kept: its next sign of life is sent when the last one was answered, and
+// must be there within its timeout on a busy machine, too.
+const longestTrip = idleTimeout / 3
 
 // Connect opens what the next attempt needs, before anybody is made to wait. Attempt does it where this was not
 // called; Disconnect closes it again where no attempt follows.
@@ -31,6 +37,11 @@ func (f *Freeze) Connect(ctx context.Context) error {
 	c, err := f.open(early)
 	if err != nil {
 		return f.early(ctx, err)
+	}
+	if c.trip > longestTrip { // nobody is made to wait for what cannot succeed
+		c.close(ctx)
+		return fmt.Errorf("%w: a round trip to the %s takes %s, and no hold can be kept over more than %s: run pgrunbook nearer to the servers",
+			ErrNotNow, c.far.Side(), c.trip.Round(time.Millisecond), longestTrip)
 	}
 	f.Disconnect(ctx)
 	f.opened = c
@@ -46,8 +57,8 @@ func (f *Freeze) Disconnect(ctx context.Context) {
 }
 
 func (f *Freeze) open(ctx context.Context) (*conns, error) {
-	c := &conns{}
-	var err error
+	c := &conns{far: f.From}
+	all, connecting := errgroup.WithContext(ctx)
 	for _, o := range []struct {
 		conn **pgx.Conn
 		srv  *pg.Server
@@ -59,24 +70,32 @@ func (f *Freeze) open(ctx context.Context) (*conns, error) {
 		{&c.spare, f.From, pg.Use{Name: "freeze spare", Hold: true}},
 		{&c.watch, f.To, pg.Use{Name: "freeze look", LockTimeout: drainTimeout, Hold: true}},
 	} {
-		if *o.conn, err = o.srv.Connect(ctx, o.use); err != nil {
-			c.close(ctx)
-			return nil, err
-		}
+		all.Go(func() (err error) {
+			*o.conn, err = o.srv.Connect(connecting, o.use)
+			return err
+		})
 	}
-	c.oids, err = relations(ctx, c.look, f.Tables)
-	for _, conn := range []*pgx.Conn{c.look, c.watch} {
-		start := time.Now()
-		if err == nil {
-			err = conn.Ping(ctx)
-		}
-		c.trip = max(c.trip, time.Since(start))
+	err := all.Wait()
+	if err == nil {
+		c.oids, err = relations(ctx, c.look, f.Tables)
 	}
 	if err != nil {
 		c.close(ctx)
 		return nil, err
 	}
+	_, c.trip = pg.Trips(c.look)
+	if _, there := pg.Trips(c.watch); there > c.trip {
+		c.trip, c.far = there, f.To
+	}
 	return c, nil
+}
+
+// Trip is a round trip to the side farther away, as the sessions for the attempt at hand have found it; 0: there are none.
+func (f *Freeze) Trip() time.Duration {
+	if f.opened == nil {
+		return 0
+	}
+	return f.opened.trip
 }
 
 func (c *conns) close(ctx context.Context) {

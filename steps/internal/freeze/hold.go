@@ -172,7 +172,7 @@ func (h *Hold) Cause() error {
 	}
 }
 
-// Exec runs one short statement in the hold's transaction. Heartbeats wait for it, so it must notice
+// Exec runs one short statement in the hold's transaction. It waits for a heartbeat's answer, and heartbeats wait for it, so it must notice
 // a network that has fallen silent by itself; the server gives it up at that time as well.
 func (h *Hold) Exec(ctx context.Context, sql string, args ...any) error {
 	h.mu.Lock()
@@ -188,8 +188,6 @@ func (h *Hold) Exec(ctx context.Context, sql string, args ...any) error {
 
 // Alive asks the server for a sign, so that an answer that would not come is missed before it matters.
 func (h *Hold) Alive(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, answerWait)
-	defer cancel()
 	if err := h.Exec(ctx, "SELECT 1"); err != nil {
 		return fmt.Errorf("the hold on the %s does not answer: %w", h.side, err)
 	}

@@ -45,6 +45,40 @@ SELECT count(pg_terminate_backend(l.pid))
    AND ((l.classid::int8 << 32) | l.objid::int8) = $1
    AND l.pid <> pg_backend_pid() AND left(a.application_name, length($2)) = $2`
 
+// endSilentSQL ends the session of a name that holds a gate, or waits for it, for a flip. One that is at its COMMIT is
+// let be: it may wait for a standby, without which that would stand.
+const endSilentSQL = `
+SELECT count(*) FROM (
+  SELECT pg_terminate_backend(a.pid) FROM pg_stat_activity a
+   WHERE a.application_name = $2 AND a.datname = current_database() AND a.pid <> pg_backend_pid()
+     AND EXISTS (
+       SELECT FROM pg_locks l
+        WHERE l.pid = a.pid AND l.locktype = 'advisory' AND l.objsubid = 1 AND l.mode = 'ExclusiveLock'
+          AND l.database = a.datid AND ((l.classid::int8 << 32) | l.objid::int8) = $1
+          AND (NOT l.granted OR a.state LIKE 'idle in transaction%'))) ended`
+
+// HoldNames are how the holds of this process are known on from and on to.
+func (f *Freeze) HoldNames() [2]string {
+	return [2]string{f.From.ApplicationName(holdName), f.To.ApplicationName(holdName)}
+}
+
+// EndHolds ends the holds of those names, of a process that has been silent for longer than its servers let a hold live:
+// they count that by their wall clocks, and one that goes back meanwhile leaves it there. It gives the sides on which
+// there was one. It needs Gates.
+func (f *Freeze) EndHolds(ctx context.Context, names [2]string) (ended []string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, answerWait)
+	defer cancel()
+	var errs [2]error
+	for i, conn := range []*pgx.Conn{f.Gates.from, f.Gates.to} {
+		var n int
+		errs[i] = conn.QueryRow(ctx, endSilentSQL, f.Run.GateKey, names[i]).Scan(&n)
+		if n > 0 {
+			ended = append(ended, []string{f.From.Side(), f.To.Side()}[i])
+		}
+	}
+	return ended, errors.Join(errs[:]...)
+}
+
 // toFlag reads whether to's COMMIT happened. Where a runner stands still between the COMMITs it ends
 // that one's hold instead of waiting until the server does: its COMMIT is refused then, or it has
 // happened. Without the right to end it, it waits.

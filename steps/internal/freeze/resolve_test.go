@@ -3,7 +3,9 @@ package freeze
 import (
 	"context"
 	"errors"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/pgrunbook/pgrunbook/internal/pg"
 )
@@ -101,4 +103,60 @@ func TestNoHoldWhileFromWrites(t *testing.T) {
 		t.Error(err)
 	}
 	p.wantSide("source")
+}
+
+// A hold that its server does not end is ended by whoever knows its name: its COMMIT comes too late. Another
+// process's is let be, and so is one at its COMMIT, which may wait for a standby.
+func TestF08HoldsAreEndedByName(t *testing.T) {
+	p := newPair(t)
+	ctx := context.Background()
+	var err error
+	if p.freeze.Gates, err = OpenGates(ctx, p.freeze.From, p.freeze.To); err != nil {
+		t.Fatal(err)
+	}
+	defer p.freeze.Gates.Close(ctx)
+	names := p.freeze.HoldNames()
+	ends := func(want string) {
+		t.Helper()
+		if ended, err := p.freeze.EndHolds(ctx, names); err != nil || strings.Join(ended, " ") != want {
+			t.Errorf("ended holds on %q, want %q: %v", ended, want, err)
+		}
+	}
+	other := p.hold(server(t, "source", p.source), flagClosed)
+	ends("")
+	if err := other.Alive(ctx); err != nil {
+		t.Errorf("another process's hold was ended: %v", err)
+	}
+	other.Release(ctx)
+	busy := p.hold(p.freeze.From, flagClosed)
+	working := make(chan error, 1)
+	go func() { working <- busy.Exec(ctx, "SELECT pg_sleep(0.8)") }()
+	p.working()
+	ends("")
+	if err := <-working; err != nil {
+		t.Errorf("a hold whose session was at work was ended: %v", err)
+	}
+	to := p.hold(p.freeze.To, flagOpen)
+	ends("source target")
+	for _, hold := range []*Hold{busy, to} {
+		if err := hold.Commit(ctx); err == nil {
+			t.Error("a hold that was ended could COMMIT")
+		}
+	}
+	p.wantSide("source")
+}
+
+// working waits until a statement sleeps on the source.
+func (p *pair) working() {
+	p.t.Helper()
+	conn := p.connect(p.source)
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
+		var n int
+		if err := conn.QueryRow(context.Background(), "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query LIKE 'SELECT pg_sleep%'").Scan(&n); err != nil || time.Now().After(deadline) {
+			p.t.Fatalf("nobody is at work: %v", err)
+		}
+		if n > 0 {
+			return
+		}
+	}
 }

@@ -5,14 +5,17 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/pgrunbook/pgrunbook/engine"
+	"github.com/pgrunbook/pgrunbook/internal/pg"
 )
 
 // DrainOptions say how a backlog is worked off.
 type DrainOptions struct {
 	Workers   int           // pieces at the same time. Defaults to 2
 	PieceRows int64         // delta rows of one piece. Defaults to 200,000
-	Until     time.Duration // the lag to reach. Defaults to 1 s
+	Until     time.Duration // the lag to reach, beside the pass's round trips: no pass does without. Defaults to 1 s
 	Stable    int           // exact passes in a row that must reach it. Defaults to 2
 	// Patience is how long locks and lost connections are tried again. Defaults to a minute.
 	Patience time.Duration
@@ -74,6 +77,7 @@ func (p *Passer) Drain(ctx context.Context, opts DrainOptions) (Result, error) {
 			good = 0
 			continue
 		}
+		p.trips()
 		start := time.Now()
 		res, err := p.Exact(ctx, Options{Patience: opts.Patience})
 		if err != nil {
@@ -81,13 +85,14 @@ func (p *Passer) Drain(ctx context.Context, opts DrainOptions) (Result, error) {
 		}
 		held := p.outwaited()
 		lag := time.Since(start) - held
+		trips := min(p.trips(), lag)
 		rate.applied(backlog.Rows, lag)
 		rate.paused(held)
 		if err := opts.after(ctx, res.Bytes, lag); err != nil {
 			return res, err
 		}
-		p.cfg.Emit(engine.Event{Kind: engine.EventLag, At: time.Now(), Lag: lag, Rows: res.Rows, Message: fmt.Sprintf("the %s is %s behind", p.cfg.To.Side(), lag.Round(time.Millisecond))})
-		if lag <= opts.Until {
+		p.cfg.Emit(engine.Event{Kind: engine.EventLag, At: time.Now(), Lag: lag, Rows: res.Rows, Message: fmt.Sprintf("the %s is %s behind%s", p.cfg.To.Side(), lag.Round(time.Millisecond), ofTrips(trips))})
+		if lag-trips <= opts.Until {
 			if good++; good >= opts.Stable {
 				return res, nil
 			}
@@ -95,6 +100,28 @@ func (p *Passer) Drain(ctx context.Context, opts DrainOptions) (Result, error) {
 		}
 		good, rate.lag = 0, lag
 	}
+}
+
+// manyTrips is the share of a pass that is worth a word.
+const manyTrips = 100 * time.Millisecond
+
+func ofTrips(trips time.Duration) string {
+	if trips < manyTrips {
+		return ""
+	}
+	return fmt.Sprintf(", %s of it for round trips to the servers", trips.Round(time.Millisecond))
+}
+
+// trips is what the network alone took of what the sessions did since it was asked last: as often as each of them
+// waited for its server, as long as the fastest answer took.
+func (p *Passer) trips() (sum time.Duration) {
+	for _, conn := range []*pgx.Conn{p.fromConn(), p.toConn(), p.beat} {
+		if conn != nil {
+			n, fastest := pg.Trips(conn)
+			sum += time.Duration(n) * fastest
+		}
+	}
+	return sum
 }
 
 // round counts a backlog and, where it is more than one pass should carry, takes it out for a while. fine

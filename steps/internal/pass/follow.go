@@ -17,7 +17,7 @@ type FollowOptions struct {
 	// Pieces take a backlog of more than their PieceRows before the pass. While they do, To is between two
 	// snapshots of From. Nil has it go with one pass, of any size.
 	Pieces *DrainOptions
-	// Until is how long a pass may take that keeps up whatever the rates. Defaults to 1 s.
+	// Until is how long a pass may take, beside its round trips, that keeps up whatever the rates. Defaults to 1 s.
 	Until time.Duration
 }
 
@@ -39,10 +39,11 @@ func (p *Passer) Follow(ctx context.Context, opts FollowOptions) (Result, error)
 		opts.most = pieces.PieceRows
 	}
 	for {
+		p.trips()
 		res, err := p.Exact(ctx, opts.Options)
 		var more *large
 		if !errors.As(err, &more) {
-			if err == nil {
+			if res.Trips = p.trips(); err == nil {
 				p.keepsUp(res, opts)
 			}
 			return res, err
@@ -82,7 +83,7 @@ func (p *Passer) keepsUp(res Result, opts FollowOptions) {
 	p.pace.applied(res.Taken, res.Took)
 	p.pace.lag = res.Took
 	switch {
-	case res.Took > opts.Until:
+	case res.Took-res.Trips > opts.Until:
 		p.judge(&p.pace, Backlog{Rows: res.Taken})
 	case p.pace.told:
 		p.pace.told = false

@@ -65,6 +65,7 @@ type Result struct {
 	SnapshotAt time.Time
 	Snapshot   string        // text of pg_current_snapshot()
 	Took       time.Duration // from the snapshot to the commit
+	Trips      time.Duration // what the network took of the time of one that Follow made
 	// Empty says that From had nothing new. PassID is then the last one that To's watermark shows.
 	Empty bool
 	// ExportedSnapshot is for SET TRANSACTION SNAPSHOT on From until Release is called.
