@@ -175,3 +175,26 @@ func TestF08BudgetOverAJump(t *testing.T) {
 		})
 	}
 }
+
+// TestF08FinishBesideAWrongClock: keep_for runs by the clock that wrote when the target took over, however far that one is
+// off: finish is refused for as long as the runbook says, and goes through when that is over.
+func TestF08FinishBesideAWrongClock(t *testing.T) {
+	for _, ahead := range []time.Duration{skew, -skew} {
+		t.Run("F08 the target is "+cond(ahead > 0, "ahead", "behind"), func(t *testing.T) {
+			t.Parallel()
+			r, server := clocked(t, 1)
+			r.setClock(server, ahead)
+			r.finally(applyArgs...)
+			r.moved(0, 1)
+			early := []string{"finish", "--auto-approve"}
+			if o := r.run("", early...); o.code != 1 || !regexp.MustCompile(`keeps the way back for another (29m\d+s|30m0s)`).MatchString(o.text) {
+				t.Errorf("finish at once: %s, want 1 and half an hour\n%s", o, o.text)
+			}
+			r.writing(1)
+			r.sql(r.target, "UPDATE pgrunbook.owner SET since = since - interval '31 min'")
+			r.finally(early...)
+			r.writing(1)
+			r.balance(r.target)
+		})
+	}
+}
