@@ -35,7 +35,8 @@ type StepRecord struct {
 type Approval struct {
 	Name       string
 	By         string
-	At         time.Time
+	At         time.Time     // by the clock of who gave it
+	Age        time.Duration // since the journal has it, by the journal's clock alone; the journal fills it in
 	PlanDigest string
 }
 
@@ -172,7 +173,7 @@ func (w *Walk) approve(ctx context.Context, s Step) error {
 	if err != nil {
 		return err
 	}
-	if found && w.inTime(req, got) {
+	if found && inTime(req, got) {
 		w.emit(Event{Kind: EventApproval, Step: s.ID(), Phase: s.Phase(), Message: fmt.Sprintf("%s approved by %s%s", req.Name, got.By, predicted)})
 		return nil
 	}
