@@ -3,6 +3,7 @@ package faults_test
 import (
 	"fmt"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -173,6 +174,40 @@ func TestF08BudgetOverAJump(t *testing.T) {
 			r.sensible()
 			r.balance(r.target)
 		})
+	}
+}
+
+// lagSaid is how far status --json says that the target is behind.
+var lagSaid = regexp.MustCompile(`"lag_seconds":([0-9.e-]+)`)
+
+// TestF08LagBesideWrongClocks: how far the target is behind, one clock says: the source's, or the runner's as it looked last
+// where nobody can ask the source.
+func TestF08LagBesideWrongClocks(t *testing.T) {
+	for side := range 2 {
+		for _, ahead := range []time.Duration{skew, -skew} {
+			t.Run(fmt.Sprintf("F08 side %d is %s", side, cond(ahead > 0, "ahead", "behind")), func(t *testing.T) {
+				t.Parallel()
+				r, server := clocked(t, side)
+				r.setClock(server, ahead)
+				r.finally(untilCatchUp...)
+				for _, way := range []string{"", "postgresql://nobody@127.0.0.1:1/nowhere"} {
+					r.via[0] = way
+					o := r.run("", "status", "--json")
+					said := lagSaid.FindStringSubmatch(o.text)
+					if said == nil {
+						t.Fatalf("status says no lag: %s\n%s", o, o.text)
+					}
+					if lag, err := strconv.ParseFloat(said[1], 64); err != nil || lag <= 0 || lag > (skew/2).Seconds() {
+						t.Errorf("by way of %q, status says a lag of %s s\n%s", way, said[1], o.text)
+					}
+					r.run("", "status")
+				}
+				r.via[0] = ""
+				r.sensible()
+				r.writing(0)
+				r.balance(r.source)
+			})
+		}
 	}
 }
 
