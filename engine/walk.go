@@ -74,7 +74,9 @@ type Walk struct {
 	OnlyHere bool
 	// Hold is asked before each step that is not done; it may wait. Nil never does.
 	Hold func(ctx context.Context, id StepID) error
-	Now  func() time.Time // Defaults to time.Now
+	// Explain adds to a step's error what its servers are known by; nil adds nothing.
+	Explain func(err error) error
+	Now     func() time.Time // Defaults to time.Now
 }
 
 // Outcome is one step's part in a walk, for the closing table.
@@ -90,6 +92,9 @@ type Outcome struct {
 func (w *Walk) Run(ctx context.Context) ([]Outcome, error) {
 	if w.Now == nil {
 		w.Now = time.Now
+	}
+	if w.Explain == nil {
+		w.Explain = func(err error) error { return err }
 	}
 	if w.Until != "" && !slices.ContainsFunc(w.Steps, func(s Step) bool { return s.ID() == w.Until }) {
 		return nil, Errorf(ClassRunbook, "Take a step's name from: pgrunbook plan", "there is no step %q to stop after", w.Until)
@@ -120,7 +125,7 @@ func (w *Walk) step(ctx context.Context, s Step) (Outcome, error) {
 	}
 	rec, err := w.Journal.Begin(ctx, s)
 	if err != nil {
-		return o, err
+		return o, w.Explain(err)
 	}
 	if rec.State == StepDone {
 		o.State, o.Skipped, o.Elapsed = StepDone, true, rec.Ended.Sub(rec.Started)
@@ -138,12 +143,15 @@ func (w *Walk) step(ctx context.Context, s Step) (Outcome, error) {
 	if err == nil {
 		err = s.Apply(ctx, p, w.Journal.Checkpoint(s.ID(), w.Sink))
 	}
+	if err != nil {
+		err = w.Explain(err)
+	}
 	o.Elapsed = w.Now().Sub(start)
 	// The end is recorded even when the walk is being stopped, or the record would say "running" for ever.
 	endCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 3*time.Second)
 	defer cancel()
 	if endErr := w.Journal.End(endCtx, s.ID(), err); err == nil && endErr != nil {
-		err = fmt.Errorf("recording the end: %w", endErr)
+		err = fmt.Errorf("recording the end: %w", w.Explain(endErr))
 	}
 	if err != nil {
 		o.State = StepFailed
