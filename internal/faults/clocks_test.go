@@ -211,6 +211,9 @@ func TestF08LagBesideWrongClocks(t *testing.T) {
 	}
 }
 
+// goneSaid is since when there is no way back.
+var goneSaid = regexp.MustCompile(`first seen at (\S+); it was possible at ([^)\s]+)`)
+
 // TestF08FinishBesideAWrongClock: keep_for runs by the clock that wrote when the target took over, however far that one is
 // off: finish is refused for as long as the runbook says, and goes through when that is over.
 func TestF08FinishBesideAWrongClock(t *testing.T) {
@@ -226,6 +229,23 @@ func TestF08FinishBesideAWrongClock(t *testing.T) {
 				t.Errorf("finish at once: %s, want 1 and half an hour\n%s", o, o.text)
 			}
 			r.writing(1)
+
+			// When the way back was seen to be gone comes after it was there, and not by an hour.
+			r.sql(r.target, "ALTER TABLE app.item ADD COLUMN stays int")
+			o := r.run("", rollbackArgs...)
+			said := goneSaid.FindStringSubmatch(o.text)
+			if o.code == 0 || said == nil {
+				t.Fatalf("rollback over a changed table: %s\n%s", o, o.text)
+			}
+			var at [2]time.Time
+			for i := range at {
+				var err error
+				at[i], err = time.Parse(time.RFC3339, said[1+i])
+				r.must(err)
+			}
+			if after := at[0].Sub(at[1]); after < 0 || after > skew/2 {
+				t.Errorf("the way back is gone %s after it was there: %s", after, said[0])
+			}
 			r.sql(r.target, "UPDATE pgrunbook.owner SET since = since - interval '31 min'")
 			r.finally(early...)
 			r.writing(1)
