@@ -33,7 +33,7 @@ func (w *Walk) ask(ctx context.Context, req ApprovalRequest) (Approval, error) {
 			case <-time.After(every):
 			}
 			// Not with asking: an answer that comes meanwhile would break the journal's session.
-			if got, found, err := w.Journal.Approval(ctx, req.Name, w.Digest); err == nil && found && w.inTime(req, got) {
+			if got, found, err := w.Journal.Approval(ctx, req.Name, w.Digest); err == nil && found && inTime(req, got) {
 				elsewhere <- got
 				stop(errAnswered)
 				return
@@ -54,6 +54,6 @@ func (w *Walk) ask(ctx context.Context, req ApprovalRequest) (Approval, error) {
 }
 
 // inTime reports whether an approval still counts.
-func (w *Walk) inTime(req ApprovalRequest, got Approval) bool {
-	return req.Expires == 0 || w.Now().Sub(got.At) <= req.Expires
+func inTime(req ApprovalRequest, got Approval) bool {
+	return req.Expires == 0 || got.Age <= req.Expires
 }

@@ -35,7 +35,8 @@ type StepRecord struct {
 type Approval struct {
 	Name       string
 	By         string
-	At         time.Time
+	At         time.Time     // by the clock of who gave it
+	Age        time.Duration // since the journal has it, by the journal's clock alone; the journal fills it in
 	PlanDigest string
 }
 
@@ -73,7 +74,9 @@ type Walk struct {
 	OnlyHere bool
 	// Hold is asked before each step that is not done; it may wait. Nil never does.
 	Hold func(ctx context.Context, id StepID) error
-	Now  func() time.Time // Defaults to time.Now
+	// Explain adds to a step's error what its servers are known by; nil adds nothing.
+	Explain func(err error) error
+	Now     func() time.Time // Defaults to time.Now
 }
 
 // Outcome is one step's part in a walk, for the closing table.
@@ -89,6 +92,9 @@ type Outcome struct {
 func (w *Walk) Run(ctx context.Context) ([]Outcome, error) {
 	if w.Now == nil {
 		w.Now = time.Now
+	}
+	if w.Explain == nil {
+		w.Explain = func(err error) error { return err }
 	}
 	if w.Until != "" && !slices.ContainsFunc(w.Steps, func(s Step) bool { return s.ID() == w.Until }) {
 		return nil, Errorf(ClassRunbook, "Take a step's name from: pgrunbook plan", "there is no step %q to stop after", w.Until)
@@ -124,7 +130,7 @@ func (w *Walk) step(ctx context.Context, s Step) (Outcome, error) {
 	rec, err := w.Journal.Begin(ctx, s)
 	recording := max(recordWithin, 3*time.Since(asked))
 	if err != nil {
-		return o, err
+		return o, w.Explain(err)
 	}
 	if rec.State == StepDone {
 		o.State, o.Skipped, o.Elapsed = StepDone, true, rec.Ended.Sub(rec.Started)
@@ -142,12 +148,15 @@ func (w *Walk) step(ctx context.Context, s Step) (Outcome, error) {
 	if err == nil {
 		err = s.Apply(ctx, p, w.Journal.Checkpoint(s.ID(), w.Sink))
 	}
+	if err != nil {
+		err = w.Explain(err)
+	}
 	o.Elapsed = w.Now().Sub(start)
 	// The end is recorded even when the walk is being stopped, or the record would say "running" for ever.
 	endCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), recording)
 	defer cancel()
 	if endErr := w.Journal.End(endCtx, s.ID(), err); err == nil && endErr != nil {
-		err = fmt.Errorf("recording the end: %w", endErr)
+		err = fmt.Errorf("recording the end: %w", w.Explain(endErr))
 	}
 	if err != nil {
 		o.State = StepFailed
@@ -177,7 +186,7 @@ func (w *Walk) approve(ctx context.Context, s Step) error {
 	if err != nil {
 		return err
 	}
-	if found && w.inTime(req, got) {
+	if found && inTime(req, got) {
 		w.emit(Event{Kind: EventApproval, Step: s.ID(), Phase: s.Phase(), Message: fmt.Sprintf("%s approved by %s%s", req.Name, got.By, predicted)})
 		return nil
 	}

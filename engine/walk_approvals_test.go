@@ -47,6 +47,7 @@ func TestApprovals(t *testing.T) {
 			w.Ask = func(context.Context, engine.ApprovalRequest) (string, error) { return by, err }
 		}
 	}
+	old := time.Now().Add(-61 * time.Minute)
 	cases := map[string]struct {
 		prepare func(t *testing.T, w *engine.Walk)
 		expires time.Duration
@@ -54,9 +55,9 @@ func TestApprovals(t *testing.T) {
 		want    string       // in the error
 	}{
 		"no terminal":            {func(*testing.T, *engine.Walk) {}, 0, engine.ClassApproval, "Batch jobs stopped?"},
-		"given":                  {given(right, start.Add(-72*time.Hour)), 0, 0, ""},
-		"given in time":          {given(right, start.Add(-59*time.Minute)), time.Hour, 0, ""},
-		"expired":                {given(right, start.Add(-61*time.Minute)), time.Hour, engine.ClassApproval, "by anna at 2026-11-20T00:59:00Z has expired"},
+		"given":                  {given(right, time.Now().Add(-72*time.Hour)), 0, 0, ""},
+		"given in time":          {given(right, time.Now().Add(-59*time.Minute)), time.Hour, 0, ""},
+		"expired":                {given(right, old), time.Hour, engine.ClassApproval, "by anna at " + old.UTC().Format(time.RFC3339) + " has expired"},
 		"of another plan":        {given(wrong, start), 0, engine.ClassApproval, "needs an approval"},
 		"given on the terminal":  {ask("bert", nil), 0, 0, ""},
 		"denied on the terminal": {ask("", engine.Errorf(engine.ClassApproval, "", "no")), 0, engine.ClassApproval, "no"},
@@ -106,7 +107,7 @@ func TestApprovalFromElsewhereEndsTheQuestion(t *testing.T) {
 			w, _ := newWalk(t, j, g)
 			w.LookEvery = time.Millisecond
 			w.Ask = func(asking context.Context, _ engine.ApprovalRequest) (string, error) {
-				if err := j.Approve(ctx, engine.Approval{Name: "go", By: "anna", At: start.Add(-c.late), PlanDigest: w.Digest}); err != nil {
+				if err := j.Approve(ctx, engine.Approval{Name: "go", By: "anna", At: time.Now().Add(-c.late), PlanDigest: w.Digest}); err != nil {
 					return "", err
 				}
 				if c.answer == "" {

@@ -88,7 +88,8 @@ func Rollback(ctx context.Context, env *Env, o WalkOptions) ([]engine.Outcome, e
 }
 
 // FollowBack makes reverse passes on the open run of env until ctx ends.
-func FollowBack(ctx context.Context, env *Env, show engine.Sink) error {
+func FollowBack(ctx context.Context, env *Env, show engine.Sink) (err error) {
+	defer func() { err = env.placed(err) }()
 	env.report(show)
 	owner, err := env.Journal.Owner(ctx)
 	if err != nil {
@@ -170,7 +171,8 @@ func unrehearsed(err error) error {
 
 // Rehearse makes the freeze on the live pair up to the switch steps, and lets it go. The sides stay
 // as they are, but for sequences of the target that stand further ahead, and triggers of ours there that somebody touched.
-func Rehearse(ctx context.Context, env *Env, show engine.Sink) (Rehearsal, error) {
+func Rehearse(ctx context.Context, env *Env, show engine.Sink) (_ Rehearsal, err error) {
+	defer func() { err = env.placed(err) }()
 	env.report(show)
 	ctx, cancel := env.Journal.Context(ctx)
 	defer cancel()

@@ -44,6 +44,39 @@ func blamed(ctx context.Context, env *Env, err error) error {
 	return err
 }
 
+// placed says whose server refused a statement for want of something, where one side's alone did: its own words do not
+// tell, and what is to be done is done there.
+func (e *Env) placed(err error) error {
+	var at *pg.Server
+	var seen *placedError
+	if err == nil || errors.As(err, &seen) {
+		return err
+	}
+	for _, side := range []engine.Side{engine.Source, engine.Target} {
+		if srv := e.Server(side); srv != nil && srv.Wants(err) {
+			if at != nil {
+				return err
+			}
+			at = srv
+		}
+	}
+	if at == nil {
+		return err
+	}
+	name := fmt.Sprintf("the %s at %s", at.Side(), at.Address())
+	return &engine.Error{Class: engine.ClassOf(err), Err: &placedError{name, err}, Hint: strings.Replace(engine.HintOf(err), "that server", name, 1)}
+}
+
+// placedError is an error whose server is named.
+type placedError struct {
+	at  string
+	err error
+}
+
+func (p *placedError) Error() string { return "on " + p.at + ": " + p.err.Error() }
+
+func (p *placedError) Unwrap() error { return p.err }
+
 func blockingTrigger(ctx context.Context, conn *pgx.Conn, where string) (name string) {
 	rows, err := conn.Query(ctx, eventTriggersSQL)
 	if err != nil {

@@ -194,7 +194,7 @@ func (s *finishStep) due(owner journal.Ownership) error {
 		return refuseFinish(engine.ClassFailed, "Cut over first: pgrunbook apply. Or give up: pgrunbook abort", "writes are on the source: there is nothing to finish")
 	}
 	keep := s.env.Runbook.Rollback
-	if left := time.Until(owner.Since.Add(keep.KeepFor)); left > 0 && !s.o.Now && keep.Enabled {
+	if left := keep.KeepFor - owner.Age; left > 0 && !s.o.Now && keep.Enabled {
 		now := FinishOptions{Now: true, WithoutSource: s.o.WithoutSource}
 		return refuseFinish(engine.ClassFailed, "Wait, or give up the way back: "+now.command(),
 			"rollback { keep_for = %q } keeps the way back for another %s", keep.KeepFor, left.Round(time.Second))

@@ -35,5 +35,5 @@ func (f *flipper) lateSequences(ctx context.Context) error {
 	for i, c := range behind {
 		names[i] = pg.Name(c.Schema, c.Name)
 	}
-	return fmt.Errorf("numbers were taken on the %s past the margin of %d: on the %s set ahead: %s", f.from, f.env.Runbook.Cutover.SequenceMargin, f.to, strings.Join(names, ", "))
+	return fmt.Errorf("numbers were taken on the %s past the margin of %d, or past half of what was left: on the %s set ahead: %s", f.from, f.env.Runbook.Cutover.SequenceMargin, f.to, strings.Join(names, ", "))
 }

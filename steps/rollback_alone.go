@@ -172,7 +172,7 @@ func RollbackWithoutTarget(ctx context.Context, env *Env, o WalkOptions) ([]engi
 			return nil, err
 		}
 	}
-	w := engine.Walk{Plan: p, Digest: p.Digest(), Steps: built, Journal: record, Sink: env.Sink, Ask: o.Ask, Again: "pgrunbook rollback --without-target", OnlyHere: true}
+	w := engine.Walk{Plan: p, Digest: p.Digest(), Steps: built, Journal: record, Sink: env.Sink, Ask: o.Ask, Again: "pgrunbook rollback --without-target", OnlyHere: true, Explain: env.placed}
 	return w.Run(ctx)
 }
 

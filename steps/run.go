@@ -148,7 +148,7 @@ func (e *Env) walk(ctx context.Context, p *engine.Plan, built []engine.Step, o W
 	}
 	ctx, cancel := e.Journal.Context(ctx)
 	defer cancel()
-	w := engine.Walk{Plan: p, Digest: e.Journal.Digest, Steps: built, Journal: e.Journal, Sink: e.Sink, Ask: o.Ask, Until: o.Until, Predict: e.predicted, Again: o.again}
+	w := engine.Walk{Plan: p, Digest: e.Journal.Digest, Steps: built, Journal: e.Journal, Sink: e.Sink, Ask: o.Ask, Until: o.Until, Predict: e.predicted, Again: o.again, Explain: e.placed}
 	if o.pauses {
 		w.Hold = func(ctx context.Context, id engine.StepID) error {
 			return e.unpaused(ctx, e.Journal.Checkpoint(id, e.Sink).Emit)
@@ -250,7 +250,7 @@ func AbortRun(ctx context.Context, env *Env, o AbortOptions, show engine.Sink) e
 	env.report(show)
 	ctx, cancel := env.Journal.Context(ctx)
 	defer cancel()
-	return withCause(ctx, Abort(ctx, env, o))
+	return withCause(ctx, env.placed(Abort(ctx, env, o)))
 }
 
 // withCause puts the reason for which a context ended before the errors that its end made.

@@ -98,7 +98,8 @@ const withoutTarget = "If the target is gone for good: pgrunbook abort --without
 // OpenRun opens the run of env.Plan on the target, or makes it, takes the locks of both sides, and
 // completes env for apply. Without a plan it continues the run that is there with its own plan.
 // Close env.Journal when done; its Context ends with the locks.
-func OpenRun(ctx context.Context, env *Env, o OpenOptions) error {
+func OpenRun(ctx context.Context, env *Env, o OpenOptions) (err error) {
+	defer func() { err = env.placed(err) }()
 	var run *journal.Run
 	open := func(ctx context.Context) (err error) {
 		run, err = journal.Open(ctx, env.Target, journal.OpenOptions{
@@ -111,7 +112,7 @@ func OpenRun(ctx context.Context, env *Env, o OpenOptions) error {
 	if env.Plan == nil && !o.Steal && !o.Aborted {
 		open = repeated("opening the run", open)
 	}
-	err := open(ctx)
+	err = open(ctx)
 	if err != nil {
 		return goneHint("opening the run", err, withoutTarget)
 	}

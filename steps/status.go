@@ -36,7 +36,8 @@ type Status struct {
 
 	Tables []TableStatus `json:"tables,omitempty"`
 
-	LagSeconds *float64  `json:"lag_seconds,omitempty"` // since the snapshot of the last exact pass
+	Passed     bool      `json:"-"`                     // there was an exact pass
+	LagSeconds *float64  `json:"lag_seconds,omitempty"` // since the snapshot of the last exact pass: now, or at PendingAt
 	Pending    *int64    `json:"pending,omitempty"`     // rows in the deltas: now, or at PendingAt
 	PendingAt  time.Time `json:"pending_at,omitzero"`   // the source was not asked: when the runner last saw them
 	SourceNote string    `json:"source_note,omitempty"` // why the source could not be asked
@@ -123,11 +124,8 @@ func ReadStatus(ctx context.Context, target, source *pg.Server) (Status, error) 
 	if st.Paused && st.running() && !strings.Contains(st.Held+st.Waiting, pausedWords) {
 		st.Waiting = "the pause is not heard yet: what is under way goes on to its next safe point"
 	}
-	if err := st.readLag(ctx, target); err != nil {
-		return st, err
-	}
 	if run.State == journal.Active {
-		if err := st.readRows(ctx, run, source); err != nil {
+		if err := st.readRows(ctx, run, target, source); err != nil {
 			return st, err
 		}
 		if st.Writes == engine.Source {

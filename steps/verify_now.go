@@ -12,7 +12,8 @@ import (
 // VerifyNow compares both sides of the run that is open in env, beside the walk: from the side that
 // takes writes, after a pass from there. Where no pass may be made because both sides may have taken
 // writes, they are compared as they are.
-func VerifyNow(ctx context.Context, env *Env, show engine.Sink) error {
+func VerifyNow(ctx context.Context, env *Env, show engine.Sink) (err error) {
+	defer func() { err = env.placed(err) }()
 	env.report(show)
 	if err := env.notAborting(ctx, "comparing both sides"); err != nil {
 		return err

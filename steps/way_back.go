@@ -206,14 +206,17 @@ func (b Back) dated(ctx context.Context, env *Env, owner journal.Ownership) (Bac
 	if pass, err := lastReverse(ctx, env); err == nil && pass.After(b.Proved) && (!last.Lost || pass.Before(b.Since)) {
 		b.Proved = pass // a look before and after it found nothing
 	}
-	now := time.Now().UTC()
+	now, err := env.Journal.Now(ctx) // as the flip and the reverse passes have it
+	if err != nil {
+		return b, err
+	}
 	object := fmt.Sprintf("flip %d", flip)
 	switch {
 	case b.Possible && last.Lost:
-		b.note(ctx, env, now, engine.Finding{Code: backFound, Severity: engine.SeverityInfo, Object: object, Text: "the way back is there again"}, seenBack{Flip: flip, Proved: now})
+		b.note(ctx, env, engine.Finding{Code: backFound, Severity: engine.SeverityInfo, Object: object, Text: "the way back is there again"}, seenBack{Flip: flip, Proved: now})
 	case !b.Possible && !last.Lost:
 		b.Since = now
-		b.note(ctx, env, now, engine.Finding{Code: backLost, Severity: engine.SeverityWarning, Object: object, Text: "the way back is not possible: " + b.Why, Fix: b.Hint},
+		b.note(ctx, env, engine.Finding{Code: backLost, Severity: engine.SeverityWarning, Object: object, Text: "the way back is not possible: " + b.Why, Fix: b.Hint},
 			seenBack{Flip: flip, Lost: true, Since: now, Proved: last.Proved})
 	}
 	if b.Possible {
@@ -223,7 +226,7 @@ func (b Back) dated(ctx context.Context, env *Env, owner journal.Ownership) (Bac
 }
 
 // note records a change of the way back, from a session of its own where env only reads.
-func (b Back) note(ctx context.Context, env *Env, at time.Time, found engine.Finding, seen seenBack) {
+func (b Back) note(ctx context.Context, env *Env, found engine.Finding, seen seenBack) {
 	run := env.Journal
 	if run.ReadOnly() {
 		attached, err := journal.Attach(ctx, env.Target, "status")
@@ -233,7 +236,7 @@ func (b Back) note(ctx context.Context, env *Env, at time.Time, found engine.Fin
 		defer attached.Close(ctx)
 		run = attached
 	}
-	err := run.Keep(ctx, engine.Event{Kind: engine.EventDiagnosed, At: at, Level: "warn", Mark: backMark, Message: found.Text, Finding: &found}, seen)
+	err := run.Keep(ctx, engine.Event{Kind: engine.EventDiagnosed, At: time.Now().UTC(), Level: "warn", Mark: backMark, Message: found.Text, Finding: &found}, seen)
 	if err != nil && env.Log != nil {
 		env.Log.Debug("recording the way back", "err", err)
 	}

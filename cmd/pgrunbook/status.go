@@ -164,6 +164,7 @@ func statusView(st steps.Status) view.Status {
 	if st.LagSeconds != nil {
 		v.Lag, v.LagKnown = time.Duration(*st.LagSeconds*float64(time.Second)), true
 	}
+	v.Passed = st.Passed
 	v.Pending, v.PendingAt = st.Pending, st.PendingAt
 	if st.Predicted.WriteBlock > 0 {
 		v.Predicted = &st.Predicted

@@ -12,16 +12,17 @@ import (
 	"github.com/pgrunbook/pgrunbook/engine"
 )
 
-// Approval gives the newest approval of this name that is bound to this plan. A rollback uses up
-// the ones from before it: the next cutover needs a new yes.
+// Approval gives the newest approval of this name that is bound to this plan, whatever the clocks of those who gave
+// them say. A rollback uses up the ones from before it: the next cutover needs a new yes.
 func (r *Run) Approval(ctx context.Context, name, planDigest string) (engine.Approval, bool, error) {
 	a := engine.Approval{Name: name, PlanDigest: planDigest}
+	var age float64
 	err := r.do(ctx, func(conn *pgx.Conn) error {
-		return conn.QueryRow(ctx, `SELECT given_by, at FROM pgrunbook.approval
+		return conn.QueryRow(ctx, `SELECT given_by, at, EXTRACT(EPOCH FROM pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) recorded)::float8 FROM pgrunbook.approval
 			WHERE run = $1::text AND name = $2::text AND plan_digest = $3::text
 			  AND recorded > COALESCE((SELECT pg_catalog.max(f.settled) FROM pgrunbook.flip f
 			        WHERE f.run = $1::text AND f.to_side = 'source' AND f.outcome = 'done'), '-infinity')
-			ORDER BY at DESC, n DESC LIMIT 1`, r.ID, name, planDigest).Scan(&a.By, &a.At)
+			ORDER BY n DESC LIMIT 1`, r.ID, name, planDigest).Scan(&a.By, &a.At, &age)
 	})
 	if errors.Is(err, pgx.ErrNoRows) {
 		return engine.Approval{}, false, nil
@@ -29,6 +30,7 @@ func (r *Run) Approval(ctx context.Context, name, planDigest string) (engine.App
 	if err != nil {
 		return engine.Approval{}, false, fmt.Errorf("looking for the approval %q: %w", name, err)
 	}
+	a.Age = time.Duration(age * float64(time.Second))
 	return a, true, nil
 }
 
@@ -66,7 +68,10 @@ func (r *Run) Approvals(ctx context.Context) ([]engine.Approval, error) {
 		if err != nil {
 			return err
 		}
-		out, err = pgx.CollectRows(rows, pgx.RowToStructByPos[engine.Approval])
+		out, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (a engine.Approval, err error) {
+			err = row.Scan(&a.Name, &a.By, &a.At, &a.PlanDigest)
+			return a, err
+		})
 		return err
 	})
 	if err != nil {

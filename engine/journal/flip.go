@@ -35,9 +35,10 @@ const (
 
 // Ownership says who may write.
 type Ownership struct {
-	Side  engine.Side `json:"side"` // source, target or Unclear
-	Since time.Time   `json:"since"`
-	Flip  *Flip       `json:"flip,omitempty"` // the latest, settled or not
+	Side  engine.Side   `json:"side"` // source, target or Unclear
+	Since time.Time     `json:"since"`
+	Age   time.Duration `json:"-"`              // since then, by the target's clock alone
+	Flip  *Flip         `json:"flip,omitempty"` // the latest, settled or not
 }
 
 // DecideFlip records durably that the flip is decided, just before the hold's COMMIT. Deciding
@@ -106,12 +107,17 @@ func scanFlip(row pgx.Row) (*Flip, error) {
 // questions go to the server together, as one transaction: perhaps neither side takes writes now.
 func (r *Run) Owner(ctx context.Context) (Ownership, error) {
 	var o Ownership
-	sql := "SELECT side, since FROM pgrunbook.owner WHERE run = $1::text"
+	sql := "SELECT side, since, EXTRACT(EPOCH FROM pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) since)::float8 FROM pgrunbook.owner WHERE run = $1::text"
 	if !r.use.ReadOnly {
 		sql += " FOR UPDATE"
 	}
 	batch := &pgx.Batch{}
-	batch.Queue(sql, r.ID).QueryRow(func(row pgx.Row) error { return row.Scan(&o.Side, &o.Since) })
+	batch.Queue(sql, r.ID).QueryRow(func(row pgx.Row) error {
+		var age float64
+		err := row.Scan(&o.Side, &o.Since, &age)
+		o.Age = time.Duration(age * float64(time.Second))
+		return err
+	})
 	batch.Queue(latestFlipSQL, r.ID).QueryRow(func(row pgx.Row) (err error) {
 		o.Flip, err = scanFlip(row)
 		return err
@@ -121,7 +127,7 @@ func (r *Run) Owner(ctx context.Context) (Ownership, error) {
 		return o, fmt.Errorf("reading who may write: %w", err)
 	}
 	if o.Flip != nil && o.Flip.Settled.IsZero() {
-		o.Side, o.Since = Unclear, o.Flip.Decided
+		o.Side, o.Since, o.Age = Unclear, o.Flip.Decided, 0
 	}
 	return o, nil
 }

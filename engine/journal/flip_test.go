@@ -266,6 +266,24 @@ func TestCloseLeavesNoSession(t *testing.T) {
 	}
 }
 
+// Who gives an approval may have a clock of his own: the newest is the one that came last, and it is as old as it is here.
+func TestApprovalsBesideWrongClocks(t *testing.T) {
+	ctx, url := testContext(t), newDB(t)
+	r := open(t, url, OpenOptions{Plan: testPlan(t, url, "copy")})
+	for _, c := range []struct {
+		by    string
+		ahead time.Duration
+	}{{"ahead", 3 * time.Hour}, {"behind", -3 * time.Hour}} {
+		if err := r.Approve(ctx, engine.Approval{Name: "go", By: c.by, At: time.Now().Add(c.ahead), PlanDigest: r.Digest}); err != nil {
+			t.Fatal(err)
+		}
+		a, ok, err := r.Approval(ctx, "go", r.Digest)
+		if err != nil || !ok || a.By != c.by || a.Age < 0 || a.Age > time.Hour {
+			t.Errorf("the approval of one whose clock is %s, just given: %+v, %t, %v", c.by, a, ok, err)
+		}
+	}
+}
+
 // An approval from before a rollback must not let the next cutover pass.
 func TestRollbackUsesUpApprovals(t *testing.T) {
 	ctx, url := testContext(t), newDB(t)

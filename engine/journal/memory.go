@@ -72,10 +72,11 @@ func (m *Memory) Approval(_ context.Context, name, planDigest string) (engine.Ap
 	var best engine.Approval
 	found := false
 	for _, a := range m.approvals {
-		if a.Name == name && a.PlanDigest == planDigest && (!found || !a.At.Before(best.At)) {
+		if a.Name == name && a.PlanDigest == planDigest {
 			best, found = a, true
 		}
 	}
+	best.Age = m.now().Sub(best.At) // one process, one clock
 	return best, found, nil
 }
 

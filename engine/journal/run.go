@@ -225,6 +225,15 @@ func (r *Run) do(ctx context.Context, f func(conn *pgx.Conn) error) error {
 	return f(r.conn)
 }
 
+// Now is the time by the clock that the journal's own times are of.
+func (r *Run) Now(ctx context.Context) (at time.Time, err error) {
+	err = r.do(ctx, func(conn *pgx.Conn) error { return conn.QueryRow(ctx, "SELECT pg_catalog.clock_timestamp()").Scan(&at) })
+	if err != nil {
+		return at, fmt.Errorf("asking the journal's server for its time: %w", err)
+	}
+	return at.UTC(), nil
+}
+
 // Read runs f, which only reads, on the journal's own session with the target.
 func (r *Run) Read(ctx context.Context, f func(conn *pgx.Conn) error) error { return r.do(ctx, f) }
 

@@ -3,6 +3,7 @@ package faults_test
 import (
 	"fmt"
 	"regexp"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -137,7 +138,6 @@ func TestF08JumpsInARun(t *testing.T) {
 					"freeze.prepared@1", "freeze.held@1", "freeze.proved@1", "freeze.passed@1", "freeze.decided@1", "freeze.between@1")
 				r.moved(0, 1)
 				r.writing(1)
-				r.sql(r.target, "SELECT nextval('app.ticket')") // one that was never called skips nothing, and holds last long here
 				r.turn(1)
 				walk(rollbackArgs, "pass.read@1", "pass.committed@1", "freeze.held@1", "freeze.passed@1", "freeze.between@1")
 				r.moved(1, 0)
@@ -204,6 +204,83 @@ func TestF08StoppedBesideAJump(t *testing.T) {
 			p.end()
 			r.finally(applyArgs...)
 			r.moved(0, 1)
+			r.writing(1)
+			r.balance(r.target)
+		})
+	}
+}
+
+// lagSaid is how far status --json says that the target is behind.
+var lagSaid = regexp.MustCompile(`"lag_seconds":([0-9.e-]+)`)
+
+// TestF08LagBesideWrongClocks: how far the target is behind, one clock says: the source's, or the runner's as it looked last
+// where nobody can ask the source.
+func TestF08LagBesideWrongClocks(t *testing.T) {
+	for side := range 2 {
+		for _, ahead := range []time.Duration{skew, -skew} {
+			t.Run(fmt.Sprintf("F08 side %d is %s", side, cond(ahead > 0, "ahead", "behind")), func(t *testing.T) {
+				t.Parallel()
+				r, server := clocked(t, side)
+				r.setClock(server, ahead)
+				r.finally(untilCatchUp...)
+				for _, way := range []string{"", "postgresql://nobody@127.0.0.1:1/nowhere"} {
+					r.via[0] = way
+					o := r.run("", "status", "--json")
+					said := lagSaid.FindStringSubmatch(o.text)
+					if said == nil {
+						t.Fatalf("status says no lag: %s\n%s", o, o.text)
+					}
+					if lag, err := strconv.ParseFloat(said[1], 64); err != nil || lag <= 0 || lag > (skew/2).Seconds() {
+						t.Errorf("by way of %q, status says a lag of %s s\n%s", way, said[1], o.text)
+					}
+					r.run("", "status")
+				}
+				r.via[0] = ""
+				r.sensible()
+				r.writing(0)
+				r.balance(r.source)
+			})
+		}
+	}
+}
+
+// goneSaid is since when there is no way back.
+var goneSaid = regexp.MustCompile(`first seen at (\S+); it was possible at ([^)\s]+)`)
+
+// TestF08FinishBesideAWrongClock: keep_for runs by the clock that wrote when the target took over, however far that one is
+// off: finish is refused for as long as the runbook says, and goes through when that is over.
+func TestF08FinishBesideAWrongClock(t *testing.T) {
+	for _, ahead := range []time.Duration{skew, -skew} {
+		t.Run("F08 the target is "+cond(ahead > 0, "ahead", "behind"), func(t *testing.T) {
+			t.Parallel()
+			r, server := clocked(t, 1)
+			r.setClock(server, ahead)
+			r.finally(applyArgs...)
+			r.moved(0, 1)
+			early := []string{"finish", "--auto-approve"}
+			if o := r.run("", early...); o.code != 1 || !regexp.MustCompile(`keeps the way back for another (29m\d+s|30m0s)`).MatchString(o.text) {
+				t.Errorf("finish at once: %s, want 1 and half an hour\n%s", o, o.text)
+			}
+			r.writing(1)
+
+			// When the way back was seen to be gone comes after it was there, and not by an hour.
+			r.sql(r.target, "ALTER TABLE app.item ADD COLUMN stays int")
+			o := r.run("", rollbackArgs...)
+			said := goneSaid.FindStringSubmatch(o.text)
+			if o.code == 0 || said == nil {
+				t.Fatalf("rollback over a changed table: %s\n%s", o, o.text)
+			}
+			var at [2]time.Time
+			for i := range at {
+				var err error
+				at[i], err = time.Parse(time.RFC3339, said[1+i])
+				r.must(err)
+			}
+			if after := at[0].Sub(at[1]); after < 0 || after > skew/2 {
+				t.Errorf("the way back is gone %s after it was there: %s", after, said[0])
+			}
+			r.sql(r.target, "UPDATE pgrunbook.owner SET since = since - interval '31 min'")
+			r.finally(early...)
 			r.writing(1)
 			r.balance(r.target)
 		})

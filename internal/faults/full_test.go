@@ -194,8 +194,11 @@ func TestF16TargetDiskFull(t *testing.T) {
 				if !regexp.MustCompile(c.says).MatchString(said) {
 					t.Errorf("%s: the message does not say %s: %s", at, c.says, said)
 				}
-				if c.where != wal && !strings.Contains(strings.ToLower(o.text), "make room") {
-					t.Errorf("%s: the message does not say what to do\n%s", at, o.text)
+				if !strings.Contains(said, "target") {
+					t.Errorf("%s: the message does not say which side: %s", at, said)
+				}
+				if c.where != wal && !regexp.MustCompile(`(?i)(make room on the target at \S+, and|the target's disk is full: make room and) run the same command`).MatchString(o.text) {
+					t.Errorf("%s: the message does not say what to do, and where\n%s", at, o.text)
 				}
 				if i == 0 && !regexp.MustCompile(`The target needs\s+about \d`).MatchString(o.text) {
 					t.Errorf("the plan does not say how much room the target needs\n%s", o.text)
@@ -256,7 +259,11 @@ func TestF16SourceDiskFull(t *testing.T) {
 	free()
 	r.back(source)
 	r.writing(0)
-	r.acceptable(p.end())
+	o = p.end()
+	r.acceptable(o)
+	if o.code != 0 && !regexp.MustCompile(`on the source( at \S+)?: `).MatchString(o.text) {
+		t.Errorf("the message does not say which side: %s\n%s", o, o.text)
+	}
 	r.finally(applyArgs...)
 	r.moved(0, 1)
 	r.writing(1)

@@ -24,6 +24,7 @@ type Server struct {
 	token    string // tells this process's sessions from another's of the same run
 	watch    *watch
 	known    *knows
+	wants    *wants
 	explain  func(*MovedError) error // nil: a MovedError says it itself
 	readOnly bool                    // every session is one that cannot write
 
@@ -53,7 +54,7 @@ func New(cfg Config) (*Server, error) {
 	if _, err := rand.Read(token[:]); err != nil {
 		return nil, fmt.Errorf("drawing a random token: %w", err)
 	}
-	return &Server{cfg: cfg, conf: conf, warnings: warnings, token: hex.EncodeToString(token[:]), watch: newWatch(), known: &knows{}, proxy: &proxy{}}, nil
+	return &Server{cfg: cfg, conf: conf, warnings: warnings, token: hex.EncodeToString(token[:]), watch: newWatch(), known: &knows{}, wants: &wants{}, proxy: &proxy{}}, nil
 }
 
 // ForRun gives the same side with a run's id and mark, which are known only once the journal is
@@ -154,6 +155,7 @@ func (s *Server) open(ctx context.Context, use Use) (*pgx.Conn, error) {
 		return nil, fmt.Errorf("getting the %s's password: %w", s.cfg.Side, err)
 	}
 	conf.RuntimeParams["application_name"] = s.applicationName(use)
+	conf.OnPgError = s.wants.hear(conf.OnPgError)
 	dial(conf, use, s.watch)
 	conn, err := pgx.ConnectConfig(ctx, conf)
 	if err != nil {

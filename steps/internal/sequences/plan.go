@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"math/big"
-	"slices"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
@@ -35,8 +34,9 @@ func (c Change) SQL() string {
 // Plan computes where each sequence goes on, from the states of both sides in the same order and
 // the values of Columns (which may be nil). It leaves out those that stand there already.
 //
-// A sequence that was called goes on margin calls later, in its own direction and stride, because
-// sessions may hold values that they were given and have not used. Where fewer than twice that are
+// A sequence goes on margin calls later, in its own direction and stride, because sessions may hold
+// values that they were given and have not used. So does one that was never called: no gate stops
+// nextval, which may come between this look and the old side's end. Where fewer than twice that are
 // left before its end, it skips half of what is left. It never goes behind the value that to
 // stands at, nor behind the value found in its column; a cycling sequence may, since it comes round.
 func Plan(from, to []State, columns map[int]int64, margin int64) ([]Change, error) {
@@ -64,15 +64,12 @@ func Plan(from, to []State, columns map[int]int64, margin int64) ([]Change, erro
 func plan(from, to State, column *int64, margin int64) (Change, bool) {
 	n := newNumbers(from)
 	c := Change{Name: from.Name}
-	next := big.NewInt(from.Last)
-	if from.Called {
-		left := n.callsLeft(next)
-		skip := big.NewInt(margin)
-		if half := new(big.Int).Rsh(left, 1); skip.Cmp(half) > 0 {
-			skip, c.Short = half, margin > 0
-		}
-		next = n.after(next, new(big.Int).Add(skip, big.NewInt(1)))
+	next, skip := n.next(from), big.NewInt(margin)
+	left := new(big.Int).Add(n.callsLeft(next), big.NewInt(1)) // with next itself
+	if half := left.Rsh(left, 1); skip.Cmp(half) > 0 {
+		skip, c.Short = half, margin > 0
 	}
+	next = n.after(next, skip)
 	if !from.Cycle {
 		if column != nil {
 			next = n.beyond(next, big.NewInt(*column))
@@ -195,8 +192,8 @@ func Carry(ctx context.Context, from, to *pgx.Conn, seqs []scope.Sequence, margi
 	return changes, Apply(ctx, to, changes)
 }
 
-// Raise sets a side's sequences margin calls ahead of where they stand there, also those that were
-// never called: for a side that goes on without the one that has handed out numbers since.
+// Raise sets a side's sequences margin calls ahead of where they stand there: for a side that goes on
+// without the one that has handed out numbers since.
 func Raise(ctx context.Context, conn *pgx.Conn, seqs []scope.Sequence, margin int64) error {
 	now, err := Read(ctx, conn, seqs)
 	if err != nil {
@@ -206,11 +203,7 @@ func Raise(ctx context.Context, conn *pgx.Conn, seqs []scope.Sequence, margin in
 	if err != nil {
 		return err
 	}
-	called := slices.Clone(now)
-	for i := range called {
-		called[i].Called = true
-	}
-	changes, err := Plan(called, now, used, margin)
+	changes, err := Plan(now, now, used, margin)
 	if err != nil {
 		return err
 	}

@@ -77,8 +77,12 @@ func TestCarry(t *testing.T) {
 		want   string // what the target hands out next
 	}{
 		{name: "called", source: "SELECT nextval('public.s') FROM generate_series(1, 7)", margin: 10, want: "18"},
-		{name: "not called yet", margin: 10, want: "1"},
-		{name: "not called, start moved", source: "SELECT setval('public.s', 500, false)", margin: 10, want: "500"},
+		{name: "not called yet", margin: 10, want: "11"},
+		{name: "not called, start moved", source: "SELECT setval('public.s', 500, false)", margin: 10, want: "510"},
+		{name: "not called, no margin", want: "1"},
+		{name: "not called, descending", define: "CREATE SEQUENCE public.s INCREMENT -5", margin: 10, want: "-51"},
+		{name: "not called, few left keep half", define: "CREATE SEQUENCE public.s MAXVALUE 7", margin: 10, want: "4"},
+		{name: "not called, one left", define: "CREATE SEQUENCE public.s AS smallint", source: "SELECT setval('public.s', 32767, false)", margin: 10, want: "32767"},
 		{name: "no margin", source: "SELECT setval('public.s', 41)", want: "42"},
 		{name: "stride is kept", define: "CREATE SEQUENCE public.s INCREMENT 50", source: "SELECT nextval('public.s')", margin: 2, want: "151"},
 		{name: "descending", define: "CREATE SEQUENCE public.s INCREMENT -1", source: "SELECT setval('public.s', -20)", margin: 5, want: "-26"},
@@ -130,6 +134,40 @@ func TestCarry(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A flip sets the new side's sequences as never called. What is taken late on either side, on the way there and back,
+// comes from none of them again, and Behind names those where more than the margin was taken.
+func TestNothingTakenLateIsHandedOutAgain(t *testing.T) {
+	from, to := pair(t)
+	for _, conn := range []*pgx.Conn{from, to} {
+		run(t, conn, "CREATE SEQUENCE public.s")
+	}
+	const margin = 10
+	for _, way := range []string{"there", "back", "there again"} {
+		if _, err := Carry(testContext(t), from, to, []scope.Sequence{seq("s")}, margin, true); err != nil {
+			t.Fatal(err)
+		}
+		for late, calls := range map[bool]int{false: margin, true: margin + 1} {
+			run(t, from, fmt.Sprintf("SELECT nextval('public.s') FROM generate_series(1, %d)", calls))
+			old, now := state(t, from), state(t, to)
+			next := newNumbers(now).next(now).Int64()
+			if behind := len(Behind([]State{old}, []State{now})) > 0; behind != late || next <= old.Last != late {
+				t.Errorf("%s: %d were taken late, up to %d, and the new side hands out %d; behind: %t", way, calls, old.Last, next, behind)
+			}
+			run(t, from, fmt.Sprintf("SELECT setval('public.s', %d, false)", old.Last-int64(calls)+1))
+		}
+		from, to = to, from
+	}
+}
+
+func state(t *testing.T, conn *pgx.Conn) State {
+	t.Helper()
+	states, err := Read(testContext(t), conn, []scope.Sequence{seq("s")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return states[0]
 }
 
 // Another session's cached values would come out behind what was carried.
@@ -197,7 +235,7 @@ SELECT setval('public.called', 70); SELECT nextval('public.down'); CREATE TABLE 
 	if err := Raise(testContext(t), conn, seqs, 100); err != nil {
 		t.Fatal(err)
 	}
-	for name, want := range map[string]string{"called": "171", "fresh": "601", "down": "-506", "t_id_seq": "9001"} {
+	for name, want := range map[string]string{"called": "171", "fresh": "600", "down": "-506", "t_id_seq": "9001"} {
 		if got := nextval(t, conn, "public."+name); got != want {
 			t.Errorf("%s hands out %s, want %s", name, got, want)
 		}

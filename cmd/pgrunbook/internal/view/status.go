@@ -24,6 +24,7 @@ type Status struct {
 	Paused   string        `json:"paused,omitempty"` // by whom, empty: not paused
 	Lag      time.Duration `json:"-"`
 	LagKnown bool          `json:"-"`
+	Passed   bool          `json:"-"`                 // there was an exact pass
 	Pending  *int64        `json:"pending,omitempty"` // rows that wait for a pass; nil: nobody knows
 	// PendingAt is when the runner saw them; zero is now.
 	PendingAt time.Time     `json:"pending_at,omitzero"`
@@ -193,7 +194,7 @@ func lagText(s Status) string {
 	switch {
 	case s.LagKnown:
 		parts = append(parts, durationText(s.Lag))
-	case s.Pending != nil:
+	case s.Pending != nil && !s.Passed:
 		parts = append(parts, "no exact pass yet")
 	}
 	if s.Pending != nil {
