@@ -154,6 +154,7 @@ func (s *Server) open(ctx context.Context, use Use) (*pgx.Conn, error) {
 		return nil, fmt.Errorf("getting the %s's password: %w", s.cfg.Side, err)
 	}
 	conf.RuntimeParams["application_name"] = s.applicationName(use)
+	conf.OnNotice = hear
 	dial(conf, use, s.watch)
 	conn, err := pgx.ConnectConfig(ctx, conf)
 	if err != nil {

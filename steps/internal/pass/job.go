@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"strings"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 	"golang.org/x/sync/errgroup"
@@ -304,7 +303,11 @@ func (j *job) commit(ctx context.Context) error {
 		}
 	}
 	failpoint.Hit("pass.marked")
-	if err := j.tx.Commit(ctx); err != nil {
+	err := j.tx.Commit(ctx)
+	if err == nil {
+		err = pg.Durable(ctx, j.p.to.conn)
+	}
+	if err != nil {
 		if pg.SQLState(err) != "" && !pg.Retryable(err) {
 			return fmt.Errorf("committing on the %s: %w", j.p.cfg.To.Side(), err)
 		}
@@ -331,30 +334,6 @@ func (j *job) commit(ctx context.Context) error {
 	}
 	failpoint.Hit("pass.forgotten")
 	return nil
-}
-
-// committed finds out whether a COMMIT whose answer was lost took place. It waits for one that still waits for a
-// standby, or is on its way; a plain look would not see it.
-func (p *Passer) committed(ctx context.Context, slot, id string) (bool, error) {
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
-	defer cancel()
-	to, err := p.connectTo(ctx)
-	if err != nil {
-		return false, fmt.Errorf("looking up pass %s: %w", id, err)
-	}
-	defer abandon(ctx, to.conn) // a row that was made by looking must not stay
-	tx, err := to.conn.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.ReadCommitted, AccessMode: pgx.ReadWrite})
-	if err != nil {
-		return false, fmt.Errorf("looking up pass %s: %w", id, err)
-	}
-	var found string
-	if _, err = tx.Exec(ctx, takeSlot, slot, newPassID(), p.cfg.Run.Epoch); err == nil {
-		err = tx.QueryRow(ctx, "SELECT pass::text FROM pgrunbook.watermark WHERE from_side = $1 FOR UPDATE", slot).Scan(&found)
-	}
-	if err != nil {
-		return false, fmt.Errorf("looking up pass %s: %w", id, err)
-	}
-	return found == id, nil
 }
 
 // export opens the pass's snapshot in a session of its own, which keeps it after the pass has
