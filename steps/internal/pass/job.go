@@ -157,20 +157,18 @@ func (j *job) applyKeyed(ctx context.Context, w *work) error {
 	if w.staged == 0 {
 		return nil
 	}
+	h := finding(w.table, w.staged)
+	return h.on(ctx, j.p.to.conn, func() error { return j.writeKeyed(ctx, w, h) })
+}
+
+func (j *job) writeKeyed(ctx context.Context, w *work, h how) error {
 	conn, t := j.p.to.conn, w.table
-	back := ""
-	if w.staged > 10000 && w.staged*4 > t.Rows {
-		if err := run(ctx, conn, "SET LOCAL enable_hashjoin = on; SET LOCAL enable_mergejoin = on"); err != nil {
-			return err
-		}
-		back = "; SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off"
-	}
 	// The rows that are there are counted by themselves: a trigger or rule that swallows some raises nothing.
 	apply := func(remove, insert string) error {
 		if failpoint.Mutant("pass.upsert_first") {
 			remove, insert = insert, remove
 		}
-		results, err := conn.PgConn().Exec(ctx, "SAVEPOINT a; "+remove+"; "+insert+"; SELECT count(*) FROM "+w.stage.name+" WHERE present; RELEASE SAVEPOINT a"+back).ReadAll()
+		results, err := conn.PgConn().Exec(ctx, "SAVEPOINT a; "+remove+"; "+insert+"; SELECT count(*) FROM "+w.stage.name+" WHERE present; RELEASE SAVEPOINT a").ReadAll()
 		if err != nil {
 			return err
 		}
@@ -182,9 +180,9 @@ func (j *job) applyKeyed(ctx context.Context, w *work) error {
 		return nil
 	}
 	if !j.p.permanent[t.ID] && !alwaysIdentity(t) {
-		err := apply(deleteKeys(t, w.stage, true), upsertRows(t, w.stage))
+		err := apply(deleteKeys(t, w.stage, true, h, j.p.to.version), upsertRows(t, w.stage))
 		if err == nil {
-			return j.prove(ctx, w)
+			return j.prove(ctx, w, h)
 		}
 		if !clashes(err) {
 			return fmt.Errorf("applying the changed rows of %s: %w", tableName(t), err)
@@ -194,13 +192,13 @@ func (j *job) applyKeyed(ctx context.Context, w *work) error {
 			return err
 		}
 	}
-	if err := apply(deleteKeys(t, w.stage, false), insertRows(t, w.stage)); err != nil {
+	if err := apply(deleteKeys(t, w.stage, false, h, j.p.to.version), insertRows(t, w.stage)); err != nil {
 		if refused := j.refused(err, t); refused != nil {
 			return refused
 		}
 		return fmt.Errorf("applying the changed rows of %s after deleting their keys: %w", tableName(t), err)
 	}
-	return j.prove(ctx, w)
+	return j.prove(ctx, w, h)
 }
 
 func alwaysIdentity(t scope.Table) bool {
