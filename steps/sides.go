@@ -57,6 +57,9 @@ func (s *sideConns) durable(ctx context.Context) error {
 		}
 		return capture.Heartbeat(ctx, tx)
 	})
+	if err == nil {
+		err = pg.Durable(ctx, s.source)
+	}
 	if err != nil {
 		return sided(engine.Source, err)
 	}

@@ -239,7 +239,12 @@ func (r *Run) Read(ctx context.Context, f func(conn *pgx.Conn) error) error { re
 
 // write runs f in a transaction on the journal's own session.
 func (r *Run) write(ctx context.Context, f func(tx pgx.Tx) error) error {
-	return r.do(ctx, func(conn *pgx.Conn) error { return pgx.BeginFunc(ctx, conn, f) })
+	return r.do(ctx, func(conn *pgx.Conn) error {
+		if err := pgx.BeginFunc(ctx, conn, f); err != nil {
+			return err
+		}
+		return pg.Durable(ctx, conn)
+	})
 }
 
 // fenced is write for what only the present runner may change.

@@ -48,7 +48,7 @@ func IsConnLost(err error) bool {
 		return pgErr.Code[:2] == "08" || slices.Contains([]string{"57P01", "57P02", "57P03", "57P05", "25P03", "25P04"}, pgErr.Code)
 	}
 	var netErr net.Error
-	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, net.ErrClosed) ||
+	return errors.Is(err, ErrAlone) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, net.ErrClosed) ||
 		errors.Is(err, pgconn.ErrConnClosed) || errors.As(err, &netErr) || isErrno(err)
 }
 

@@ -156,6 +156,7 @@ func (s *Server) open(ctx context.Context, use Use) (*pgx.Conn, error) {
 	}
 	conf.RuntimeParams["application_name"] = s.applicationName(use)
 	conf.OnPgError = s.wants.hear(conf.OnPgError)
+	conf.OnNotice = hear
 	dial(conf, use, s.watch)
 	conn, err := pgx.ConnectConfig(ctx, conf)
 	if err != nil {

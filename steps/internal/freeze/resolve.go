@@ -112,6 +112,10 @@ func (f *Freeze) openTo(ctx context.Context, g *Gates) (opened bool, err error) 
 	if err != nil || r.flag == flagOpen {
 		return err == nil, err
 	}
+	// from's COMMIT may be seen and stand there alone: a failover would open from beside to.
+	if err := pg.MakeDurable(ctx, g.from); err != nil {
+		return false, fmt.Errorf("making sure that the %s stays closed: %w", f.From.Side(), err)
+	}
 	err = pg.WithLock(ctx, g.to, f.Opening, func(ctx context.Context, tx pgx.Tx) error { return f.openIn(ctx, g, tx) })
 	if err == nil {
 		failpoint.Hit("freeze.opened")

@@ -3,11 +3,13 @@ package freeze
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/pgrunbook/pgrunbook/internal/pg"
+	"github.com/pgrunbook/pgrunbook/internal/testpg"
 )
 
 // hold takes a side's gate as a runner does, with its heartbeat.
@@ -159,4 +161,46 @@ func (p *pair) working() {
 			return
 		}
 	}
+}
+
+// Somebody cancels the wait of from's COMMIT for a synchronous standby: from shows itself closed, and a failover to that
+// standby would open it again. The runner does not take the COMMIT's word, and who ends the flip opens to only when a
+// later COMMIT was waited for.
+func TestR17CommitWhoseWaitWasCancelled(t *testing.T) {
+	major, _, err := testpg.PairMajors()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := testpg.StartT(t, testpg.Options{Major: major})
+	p := newPairOn(t, c)
+	ctx := context.Background()
+	hold := p.hold(p.freeze.From, flagClosed)
+	pid := hold.conn.PgConn().PID()
+	back := testpg.LoseStandbyT(t, c)
+	committed := make(chan error, 1)
+	go func() { committed <- hold.Commit(ctx) }()
+	testpg.CancelStandbyT(t, p.source, fmt.Sprintf("pid = %d", pid), committed)
+	if err := <-committed; !errors.Is(err, pg.ErrAlone) || refused(err) {
+		t.Fatalf("the COMMIT whose wait was cancelled ended with %v", err)
+	}
+	p.wantSide(`source "25006", target "25006"`)
+	if p.freeze.Gates, err = OpenGates(ctx, p.freeze.From, p.freeze.To); err != nil {
+		t.Fatal(err)
+	}
+	defer p.freeze.Gates.Close(ctx)
+	resolved := make(chan error, 1)
+	go func() {
+		opened, err := p.freeze.Resolve(ctx)
+		if err == nil && !opened {
+			err = errors.New("it did not open the target")
+		}
+		resolved <- err
+	}()
+	testpg.AwaitStandbyT(t, p.source, fmt.Sprintf("pid = %d", p.freeze.Gates.from.PgConn().PID()), resolved)
+	p.wantSide(`source "25006", target "25006"`)
+	back()
+	if err := <-resolved; err != nil {
+		t.Fatal(err)
+	}
+	p.wantSide("target")
 }

@@ -94,8 +94,12 @@ func (l *Loader) reset(ctx context.Context, tx pgx.Tx, t scope.Table, generation
 	return next, l.cfg.Emptied(ctx, tx, t)
 }
 
-// refill gives a table that was emptied its new chunks.
+// refill gives a table that was emptied its new chunks. That it is empty was seen, perhaps after a COMMIT whose answer was
+// lost, and what was captured of it goes.
 func (l *Loader) refill(ctx context.Context, s sides, t scope.Table, generation int) error {
+	if err := pg.MakeDurable(ctx, s.to); err != nil {
+		return fmt.Errorf("starting %s over: %w", tableName(t), err)
+	}
 	if err := l.fill(ctx, s, t, generation); err != nil {
 		return fmt.Errorf("starting %s over: %w", tableName(t), err)
 	}

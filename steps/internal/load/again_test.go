@@ -8,6 +8,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/pgrunbook/pgrunbook/internal/testpg"
 	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
 )
 
@@ -94,6 +95,46 @@ func TestF42ExternalLoadAgain(t *testing.T) {
 	}
 	fill("u")
 	approved = true
+	p.load()
+	p.synced()
+}
+
+// The COMMIT that emptied a table may be seen and not be on the synchronous standby: what was captured before is
+// forgotten only when it is, or a failover would bring back rows that a TRUNCATE took.
+func TestForgetsOnlyWhenTheEmptyingIsDurable(t *testing.T) {
+	source, target, err := testpg.PairMajors()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := testpg.StartT(t, testpg.Options{Major: target})
+	p := pairOf(t, testpg.NewDB(t, testpg.Shared(t, source)), testpg.NewDB(t, c), oneTable)
+	p.beforeCapture(`INSERT INTO t SELECT g, 'v', g FROM generate_series(1, 100) g`)
+	p.load()
+	p.exec(p.source, `TRUNCATE t; INSERT INTO t VALUES (1, 'w', 1)`)
+	l, table := New(p.cfg), p.tables[0]
+	s, err := l.connect(p.ctx, "load again")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.close()
+	var next int
+	err = pgx.BeginFunc(p.ctx, s.to, func(tx pgx.Tx) (err error) { // by a process that died
+		next, err = l.reset(p.ctx, tx, table, 1)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	back, ended := testpg.LoseStandbyT(t, c), make(chan error, 1)
+	go func() { ended <- l.refill(p.ctx, s, table, next) }()
+	testpg.AwaitStandbyT(t, p.target, "application_name LIKE '%load again%'", ended)
+	if n := p.one(p.source, "SELECT count(*)::text FROM pgrunbook.truncated"); n != "1" {
+		t.Errorf("of the TRUNCATE %s marks are left, want 1", n)
+	}
+	back()
+	if err := <-ended; err != nil {
+		t.Fatal(err)
+	}
 	p.load()
 	p.synced()
 }

@@ -85,6 +85,7 @@ var mutants = []struct {
 	{
 		name: "load.mark_apart", ddl: `CREATE TABLE k (a int, v text)`, clean: equal, dirty: differs,
 		play: func(p *pair) error {
+			p.cfg.Control = func() Control { return Control{Workers: 1} } // another one could take the chunk between the two
 			p.beforeCapture(`INSERT INTO k SELECT g, 'v' FROM generate_series(1, 100) g`)
 			p.once("load.marked", func() {
 				if n := p.one(p.target, `SELECT count(pg_terminate_backend(pid))::text FROM pg_stat_activity

@@ -75,6 +75,10 @@ func (l *Loader) removeChanged(ctx context.Context, s sides, t scope.Table) erro
 	if _, err := s.to.Exec(ctx, "ANALYZE "+temp); err != nil {
 		return err
 	}
+	// By the statistics the table may have no row, if it was emptied to be loaded again.
+	if _, err := s.to.Exec(ctx, "SET LOCAL enable_nestloop = off"); err != nil {
+		return err
+	}
 	if _, err := s.to.Exec(ctx, "DELETE FROM "+relation(t)+" AS t USING "+temp+" s WHERE "+strings.Join(match, " AND ")); err != nil {
 		return err
 	}

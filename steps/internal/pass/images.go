@@ -123,13 +123,14 @@ func netImages(t scope.Table, st *stage) string {
 		imageColumns(t), images(st))
 }
 
-// deleteImages deletes as many copies of each image as were deleted on From, in one scan.
+// deleteImages deletes as many copies of each image as were deleted on From. It reads the table twice. Before 12 places cannot be
+// hashed, and must not be joined by a hash of the partition alone, which all of them have in common.
 func deleteImages(t scope.Table, st *stage) string {
 	cols := written(t)
 	return netImages(t, st) + fmt.Sprintf(`DELETE FROM %s AS t USING (
  SELECT r.tid, r.rel FROM (SELECT t.ctid AS tid, t.tableoid AS rel, net.d, row_number() OVER (PARTITION BY net.n) AS nth
    FROM %s AS t JOIN net ON net.d < 0 AND (ROW(%s)::text) COLLATE "C" = net.img) r WHERE r.nth <= -r.d) gone
- WHERE t.ctid = gone.tid AND t.tableoid = gone.rel`,
+ WHERE t.ctid = gone.tid AND t.tableoid = ANY (ARRAY[gone.rel])`,
 		relation(t), relation(t), list(len(cols), func(i int) string { return "t." + ident(cols[i].Name) }))
 }
 
@@ -147,7 +148,7 @@ func (j *job) applyImages(ctx context.Context, w *work) error {
 	if w.staged == 0 {
 		return nil
 	}
-	err := j.writeImages(ctx, w)
+	err := join.on(ctx, j.p.to.conn, func() error { return j.writeImages(ctx, w) })
 	if refused := j.refused(err, w.table); refused != nil {
 		return refused
 	}
@@ -178,27 +179,27 @@ func (j *job) writeImages(ctx context.Context, w *work) error {
 		return fmt.Errorf("counting the row images of %s: %w", tableName(t), err)
 	}
 	if want > 0 {
-		n, err := affected(ctx, conn, "SET LOCAL enable_hashjoin = on; "+deleteImages(t, w.stage)+"; SET LOCAL enable_hashjoin = off")
+		n, err := affected(ctx, conn, deleteImages(t, w.stage))
 		if err != nil {
 			return fmt.Errorf("deleting rows of %s: %w", tableName(t), err)
 		}
-		if n[1] != want {
+		if n[0] != want {
 			from, to := engine.Side(j.p.cfg.From.Side()), j.p.cfg.To.Side()
 			hint := "or begin again with pgrunbook abort."
 			if from == engine.Target {
 				hint = "or stay on the target: pgrunbook finish"
 			}
 			return &engine.Error{
-				Class: engine.ClassDifferences, Op: "following", Object: tableName(t), Err: fmt.Errorf("%d rows were deleted on the %s but only %d of them are on the %s", want, from, n[1], to),
+				Class: engine.ClassDifferences, Op: "following", Object: tableName(t), Err: fmt.Errorf("%d rows were deleted on the %s but only %d of them are on the %s", want, from, n[0], to),
 				Hint: fmt.Sprintf("Find out who wrote to the %[1]s, or what it lost. Write what it lacks there, past its gate (%[2]s), then the same command; %[3]s", to, PastTheGate, hint),
 			}
 		}
-		j.res.Deleted += n[1]
+		j.res.Deleted += n[0]
 	}
-	n, err := affected(ctx, conn, "SET LOCAL enable_hashjoin = on; "+insertImages(t, w.stage)+"; SET LOCAL enable_hashjoin = off")
+	n, err := affected(ctx, conn, insertImages(t, w.stage))
 	if err != nil {
 		return fmt.Errorf("inserting rows of %s: %w", tableName(t), err)
 	}
-	j.res.Rows += n[1]
+	j.res.Rows += n[0]
 	return nil
 }

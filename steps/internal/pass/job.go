@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"strings"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 	"golang.org/x/sync/errgroup"
@@ -158,20 +157,18 @@ func (j *job) applyKeyed(ctx context.Context, w *work) error {
 	if w.staged == 0 {
 		return nil
 	}
+	h := finding(w.table, w.staged)
+	return h.on(ctx, j.p.to.conn, func() error { return j.writeKeyed(ctx, w, h) })
+}
+
+func (j *job) writeKeyed(ctx context.Context, w *work, h how) error {
 	conn, t := j.p.to.conn, w.table
-	back := ""
-	if w.staged > 10000 && w.staged*4 > t.Rows {
-		if err := run(ctx, conn, "SET LOCAL enable_hashjoin = on; SET LOCAL enable_mergejoin = on"); err != nil {
-			return err
-		}
-		back = "; SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off"
-	}
 	// The rows that are there are counted by themselves: a trigger or rule that swallows some raises nothing.
 	apply := func(remove, insert string) error {
 		if failpoint.Mutant("pass.upsert_first") {
 			remove, insert = insert, remove
 		}
-		results, err := conn.PgConn().Exec(ctx, "SAVEPOINT a; "+remove+"; "+insert+"; SELECT count(*) FROM "+w.stage.name+" WHERE present; RELEASE SAVEPOINT a"+back).ReadAll()
+		results, err := conn.PgConn().Exec(ctx, "SAVEPOINT a; "+remove+"; "+insert+"; SELECT count(*) FROM "+w.stage.name+" WHERE present; RELEASE SAVEPOINT a").ReadAll()
 		if err != nil {
 			return err
 		}
@@ -183,9 +180,9 @@ func (j *job) applyKeyed(ctx context.Context, w *work) error {
 		return nil
 	}
 	if !j.p.permanent[t.ID] && !alwaysIdentity(t) {
-		err := apply(deleteKeys(t, w.stage, true), upsertRows(t, w.stage))
+		err := apply(deleteKeys(t, w.stage, true, h, j.p.to.version), upsertRows(t, w.stage))
 		if err == nil {
-			return j.prove(ctx, w)
+			return j.prove(ctx, w, h)
 		}
 		if !clashes(err) {
 			return fmt.Errorf("applying the changed rows of %s: %w", tableName(t), err)
@@ -195,13 +192,13 @@ func (j *job) applyKeyed(ctx context.Context, w *work) error {
 			return err
 		}
 	}
-	if err := apply(deleteKeys(t, w.stage, false), insertRows(t, w.stage)); err != nil {
+	if err := apply(deleteKeys(t, w.stage, false, h, j.p.to.version), insertRows(t, w.stage)); err != nil {
 		if refused := j.refused(err, t); refused != nil {
 			return refused
 		}
 		return fmt.Errorf("applying the changed rows of %s after deleting their keys: %w", tableName(t), err)
 	}
-	return j.prove(ctx, w)
+	return j.prove(ctx, w, h)
 }
 
 func alwaysIdentity(t scope.Table) bool {
@@ -304,7 +301,11 @@ func (j *job) commit(ctx context.Context) error {
 		}
 	}
 	failpoint.Hit("pass.marked")
-	if err := j.tx.Commit(ctx); err != nil {
+	err := j.tx.Commit(ctx)
+	if err == nil {
+		err = pg.Durable(ctx, j.p.to.conn)
+	}
+	if err != nil {
 		if pg.SQLState(err) != "" && !pg.Retryable(err) {
 			return fmt.Errorf("committing on the %s: %w", j.p.cfg.To.Side(), err)
 		}
@@ -331,30 +332,6 @@ func (j *job) commit(ctx context.Context) error {
 	}
 	failpoint.Hit("pass.forgotten")
 	return nil
-}
-
-// committed finds out whether a COMMIT whose answer was lost took place. It waits for one that still waits for a
-// standby, or is on its way; a plain look would not see it.
-func (p *Passer) committed(ctx context.Context, slot, id string) (bool, error) {
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
-	defer cancel()
-	to, err := p.connectTo(ctx)
-	if err != nil {
-		return false, fmt.Errorf("looking up pass %s: %w", id, err)
-	}
-	defer abandon(ctx, to.conn) // a row that was made by looking must not stay
-	tx, err := to.conn.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.ReadCommitted, AccessMode: pgx.ReadWrite})
-	if err != nil {
-		return false, fmt.Errorf("looking up pass %s: %w", id, err)
-	}
-	var found string
-	if _, err = tx.Exec(ctx, takeSlot, slot, newPassID(), p.cfg.Run.Epoch); err == nil {
-		err = tx.QueryRow(ctx, "SELECT pass::text FROM pgrunbook.watermark WHERE from_side = $1 FOR UPDATE", slot).Scan(&found)
-	}
-	if err != nil {
-		return false, fmt.Errorf("looking up pass %s: %w", id, err)
-	}
-	return found == id, nil
 }
 
 // export opens the pass's snapshot in a session of its own, which keeps it after the pass has

@@ -12,13 +12,13 @@ import (
 // prove looks whether To has what was read on From for every key of one table's part of the pass:
 // the row as it was read, or no row. Triggers, rules and policies on To can change rows without an
 // error and without changing how many were written.
-func (j *job) prove(ctx context.Context, w *work) error {
+func (j *job) prove(ctx context.Context, w *work, h how) error {
 	if w.staged > j.opts.Prove {
 		return nil
 	}
 	key := list(len(w.table.Key.Columns), func(i int) string { return fmt.Sprintf("s.k%d", i+1) })
-	sql := fmt.Sprintf("SELECT count(*), coalesce((array_agg(ROW(%[4]s)::text ORDER BY ROW(%[4]s)::text))[1:%[5]d], '{}') FROM %[1]s s LEFT JOIN %[2]s AS t ON %[3]s WHERE NOT CASE WHEN s.present THEN t.tableoid IS NOT NULL AND %[6]s ELSE t.tableoid IS NULL END",
-		w.stage.name, relation(w.table), sameKey(w.table, "s"), key, mostKeys, w.stage.same)
+	sql := fmt.Sprintf("SELECT count(*), coalesce((array_agg(ROW(%[3]s)::text ORDER BY ROW(%[3]s)::text))[1:%[4]d], '{}') FROM %[1]s s %[2]s WHERE NOT CASE WHEN s.present THEN t.tableoid IS NOT NULL AND %[5]s ELSE t.tableoid IS NULL END",
+		w.stage.name, left(w.table, "s", h), key, mostKeys, w.stage.same)
 	var differ int64
 	var keys []string
 	if err := j.p.to.conn.QueryRow(ctx, sql).Scan(&differ, &keys); err != nil {

@@ -55,7 +55,12 @@ func statement(r *rand.Rand) string {
 // write runs random transactions until ctx ends. Errors are the application's own affair.
 func write(ctx context.Context, url string, seed uint64) error {
 	r := rand.New(rand.NewPCG(seed, 7))
-	conn, err := pgx.Connect(ctx, url)
+	conf, err := pgx.ParseConfig(url)
+	if err != nil {
+		return err
+	}
+	conf.RuntimeParams["application_name"] = "writer"
+	conn, err := pgx.ConnectConfig(ctx, conf)
 	if err != nil {
 		return err
 	}
@@ -65,7 +70,7 @@ func write(ctx context.Context, url string, seed uint64) error {
 	}
 	for ctx.Err() == nil {
 		if conn.IsClosed() {
-			if conn, err = pgx.Connect(ctx, url); err != nil {
+			if conn, err = pgx.ConnectConfig(ctx, conf); err != nil {
 				return ctx.Err()
 			}
 		}
@@ -116,6 +121,10 @@ func (p *pair) writers(n int, seed uint64, during time.Duration, f func(ctx cont
 	})
 	if err := g.Wait(); err != nil {
 		p.t.Fatal(err)
+	}
+	// A transaction that its client no longer waits for may only come to the server now.
+	for p.one(p.source, "SELECT count(*)::text FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'writer'") != "0" {
+		time.Sleep(5 * time.Millisecond)
 	}
 }
 

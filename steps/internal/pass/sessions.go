@@ -52,20 +52,12 @@ func (s *toSession) close(ctx context.Context) error {
 	return errors.Join(err, s.conn.Close(ctx))
 }
 
-// nestedLoops makes every lookup by key an index lookup, whatever stale statistics say; where most
-// of a table changed, the plan is freed again for that statement. jit, which would start for the huge cost
-// that a disabled node pretends to have, is off in all sessions of package pg.
-const (
-	nestedLoops = "SET enable_hashjoin = off; SET enable_mergejoin = off"
-	noSeqScans  = "; SET enable_seqscan = off"
-)
-
 func (p *Passer) connectFrom(ctx context.Context, lockTimeout time.Duration) (*fromSession, error) {
 	if lockTimeout == 0 {
 		lockTimeout = defaultLockTimeout
 	}
 	if p.from == nil || p.from.conn.IsClosed() {
-		conn, version, err := open(ctx, p.cfg.From, pg.Use{Name: "pass read", Marked: true, LockTimeout: lockTimeout}, true)
+		conn, version, err := open(ctx, p.cfg.From, pg.Use{Name: "pass read", Marked: true, LockTimeout: lockTimeout})
 		if err != nil {
 			return nil, err
 		}
@@ -89,7 +81,7 @@ func (p *Passer) connectTo(ctx context.Context) (*toSession, error) {
 			p.cfg.Log.Debug("closing a session", "side", p.cfg.To.Side(), "err", err)
 		}
 	}
-	conn, version, err := open(ctx, p.cfg.To, pg.Use{Name: "pass write", Marked: true, Replica: true}, false)
+	conn, version, err := open(ctx, p.cfg.To, pg.Use{Name: "pass write", Marked: true, Replica: true})
 	if err != nil {
 		return nil, err
 	}
@@ -109,17 +101,13 @@ func (p *Passer) connectBeat(ctx context.Context) (*pgx.Conn, error) {
 	return conn, nil
 }
 
-func open(ctx context.Context, server *pg.Server, use pg.Use, noSeqScan bool) (*pgx.Conn, int, error) {
+func open(ctx context.Context, server *pg.Server, use pg.Use) (*pgx.Conn, int, error) {
 	conn, err := server.Connect(ctx, use)
 	if err != nil {
 		return nil, 0, err
 	}
 	var text string
-	plans := nestedLoops
-	if noSeqScan {
-		plans += noSeqScans
-	}
-	if err = run(ctx, conn, plans); err == nil {
+	if err = run(ctx, conn, lookups); err == nil {
 		err = conn.QueryRow(ctx, "SHOW server_version_num").Scan(&text)
 	}
 	if err != nil {

@@ -84,6 +84,10 @@ func columnList(cols []scope.Column) string {
 // sameKey compares the row t with the key columns k1, k2... of other by the key index's own
 // operators and collations: under search_path = pg_catalog a bare "=" would be another type's.
 func sameKey(t scope.Table, other string) string {
+	return compareKey(t, other, func(right string, _ scope.KeyColumn) string { return right })
+}
+
+func compareKey(t scope.Table, other string, with func(right string, k scope.KeyColumn) string) string {
 	parts := make([]string, len(t.Key.Columns))
 	for i, k := range t.Key.Columns {
 		right := fmt.Sprintf("%s.k%d", other, i+1)
@@ -94,22 +98,40 @@ func sameKey(t scope.Table, other string) string {
 		if failpoint.Mutant("pass.bare_operator") {
 			operator = "="
 		}
-		parts[i] = fmt.Sprintf("t.%s %s %s", ident(k.Name), operator, right)
+		parts[i] = fmt.Sprintf("t.%s %s %s", ident(k.Name), operator, with(right, k))
 	}
 	return strings.Join(parts, " AND ")
 }
 
+// left joins the row t, if there is one, to the keys of other. A query that cannot be pulled up is made for each of them:
+// otherwise the planner also thinks of reading all of t, by an index whose order could be merged, and of keeping it,
+// and takes it for one row where the statistics are from when it was empty.
+func left(t scope.Table, other string, h how) string {
+	if h == join {
+		return fmt.Sprintf("LEFT JOIN %s AS t ON %s", relation(t), sameKey(t, other))
+	}
+	cols := written(t)
+	return fmt.Sprintf("LEFT JOIN LATERAL (SELECT %s FROM %s AS t WHERE %s OFFSET 0) AS t ON true",
+		strings.Join(append([]string{"t.tableoid"}, qualified(cols)...), ", "), relation(t), sameKey(t, other))
+}
+
+func qualified(cols []scope.Column) []string {
+	names := make([]string, len(cols))
+	for i, c := range cols {
+		names[i] = "t." + ident(c.Name)
+	}
+	return names
+}
+
 // readRows selects each changed key once, whether its row is there, and the row as it is now. A column
 // of the key does not tell: a composite value with a null field is not "IS NOT NULL".
-func readRows(d dialect, t scope.Table, s span) string {
+func readRows(d dialect, t scope.Table, s span, h how) string {
 	cols := written(t)
 	keys := func(prefix string) string {
 		return list(len(t.Key.Columns), func(i int) string { return fmt.Sprintf("%s.k%d", prefix, i+1) })
 	}
-	return fmt.Sprintf("SELECT %s, t.tableoid IS NOT NULL, %s FROM (SELECT DISTINCT %s FROM %s d WHERE %s) k LEFT JOIN %s AS t ON %s",
-		keys("k"),
-		list(len(cols), func(i int) string { return "t." + ident(cols[i].Name) }),
-		keys("d"), deltaTable(t), s.where(d, t.ID), relation(t), sameKey(t, "k"))
+	return fmt.Sprintf("SELECT %s, t.tableoid IS NOT NULL, %s FROM (SELECT DISTINCT %s FROM %s d WHERE %s) k %s",
+		keys("k"), strings.Join(qualified(cols), ", "), keys("d"), deltaTable(t), s.where(d, t.ID), left(t, "k", h))
 }
 
 func copyOut(query string, binary bool) string {
@@ -141,11 +163,34 @@ func upsertRows(t scope.Table, st *stage) string {
 		list(len(cols), func(i int) string { return ident(cols[i].Name) + " = EXCLUDED." + ident(cols[i].Name) }))
 }
 
-// deleteKeys deletes the rows of the staged keys: of all, or of those whose row is gone.
-func deleteKeys(t scope.Table, st *stage, absent bool) string {
-	q := fmt.Sprintf("DELETE FROM %s AS t USING %s s WHERE %s", relation(t), st.name, sameKey(t, "s"))
+// deleteKeys deletes the rows of the staged keys: of all, or of those whose row is gone. What is deleted from can be anywhere in a
+// join's order, so lookups give places, which no index is ordered by; before 12 a join looks none up, but an array of them is.
+func deleteKeys(t scope.Table, st *stage, absent bool, h how, version int) string {
+	which := "true"
 	if absent {
-		q += " AND NOT s.present"
+		which = "NOT s.present"
 	}
-	return q
+	using := fmt.Sprintf("DELETE FROM %s AS t USING %s s", relation(t), st.name)
+	places := fmt.Sprintf("CROSS JOIN LATERAL (SELECT t.ctid AS tid FROM %s AS t WHERE %s OFFSET 0) p", relation(t), sameKey(t, "s"))
+	switch {
+	case h == join:
+		return using + " WHERE " + sameKey(t, "s") + " AND " + which
+	case t.Kind == scope.Partitioned:
+		return using + " WHERE " + sameKeyUnmerged(t, "s") + " AND " + which
+	case version < 120000:
+		return fmt.Sprintf("DELETE FROM %s AS t WHERE t.ctid = ANY (ARRAY(SELECT p.tid FROM %s s %s WHERE %s))", relation(t), st.name, places, which)
+	default:
+		return using + " " + places + " WHERE t.ctid = p.tid AND " + which
+	}
+}
+
+// sameKeyUnmerged is for the rows of partitions, whose places would be sought in each of them: what stands in an array cannot be merged
+// in the order of an index, so none is read as a whole.
+func sameKeyUnmerged(t scope.Table, other string) string {
+	return compareKey(t, other, func(right string, k scope.KeyColumn) string {
+		if strings.HasSuffix(k.DeltaType, "[]") { // an array of arrays has their elements
+			return right
+		}
+		return "ANY (ARRAY[" + right + "])"
+	})
 }

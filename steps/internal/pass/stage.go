@@ -127,24 +127,18 @@ func versionsAgree(a, b int) bool {
 }
 
 func (j *job) stageRows(ctx context.Context, w *work) error {
-	query := readRows(dialectOf(j.from.version), w.table, w.span)
-	most := w.backlog.keys > 10000 && w.backlog.keys*4 > w.table.Rows
-	if most { // a hash join over the whole table is cheaper than that many lookups
-		if err := run(ctx, j.from.conn, "SET LOCAL enable_hashjoin = on; SET LOCAL enable_mergejoin = on; SET LOCAL enable_seqscan = on"); err != nil {
+	h := finding(w.table, w.backlog.keys)
+	query := readRows(dialectOf(j.from.version), w.table, w.span, h)
+	return h.on(ctx, j.from.conn, func() error {
+		got, err := pg.Pipe(ctx, j.from.conn, j.p.to.conn, copyOut(query, w.stage.binary),
+			"COPY "+w.stage.name+" ("+w.stage.columns+") FROM STDIN"+format(w.stage.binary), nil)
+		w.stage.deadBytes += got.Bytes
+		if err != nil {
 			return err
 		}
-	}
-	got, err := pg.Pipe(ctx, j.from.conn, j.p.to.conn, copyOut(query, w.stage.binary),
-		"COPY "+w.stage.name+" ("+w.stage.columns+") FROM STDIN"+format(w.stage.binary), nil)
-	w.stage.deadBytes += got.Bytes
-	if err != nil {
-		return err
-	}
-	w.staged = got.Rows
-	j.res.Keys += got.Rows
-	j.res.Bytes += got.Bytes
-	if most {
-		return run(ctx, j.from.conn, "SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off; SET LOCAL enable_seqscan = off")
-	}
-	return nil
+		w.staged = got.Rows
+		j.res.Keys += got.Rows
+		j.res.Bytes += got.Bytes
+		return nil
+	})
 }

@@ -3,7 +3,6 @@ package pass
 import (
 	"context"
 	"fmt"
-	"sync"
 	"testing"
 	"time"
 
@@ -14,60 +13,42 @@ import (
 	"github.com/pgrunbook/pgrunbook/internal/testpg"
 )
 
-// unanswering makes every durable commit of a server wait for a standby that is not there, until the
-// returned function lets them all go.
-func (p *pair) unanswering(c *testpg.Cluster) (answer func()) {
-	p.t.Helper()
-	set := func(names string) {
-		if err := c.Exec(context.Background(), "postgres", "ALTER SYSTEM SET synchronous_standby_names = '"+names+"'", "SELECT pg_reload_conf()"); err != nil {
-			p.t.Error(err)
-		}
-	}
-	probe, done := p.connect(p.target), make(chan error, 1)
-	answer = sync.OnceFunc(func() {
-		set("")
-		if err := <-done; err != nil {
-			p.t.Errorf("the probe's commit: %v", err)
-		}
-	})
-	p.t.Cleanup(answer)
-	set("nobody")
-	held := fmt.Sprintf("SELECT count(*)::text FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND pid = %d", probe.PgConn().PID())
-	for { // until the server has taken it up
-		go func() { done <- run(p.ctx, probe, "SELECT pg_logical_emit_message(true, 'probe', '')") }()
-		for len(done) == 0 {
-			if p.one(p.target, held) == "1" {
-				return answer
-			}
-		}
-		if err := <-done; err != nil {
-			done <- err // answer says it
-			p.t.FailNow()
-		}
-	}
-}
-
 // D19: a pass's COMMIT waits on the target for a standby that does not answer, and its session is lost to us meanwhile. A
 // plain look would not see the watermark, and the pass would be made again beside itself. The look-up waits, for a
 // watermark that is new as for one that is written anew, and what was committed is forgotten on the source without
-// another pass.
+// another pass. Where somebody cancels the wait, the client that lost its connection or a person, the COMMIT stands without
+// the standby: it is visible, and must not be trusted before a later one was waited for.
 func TestD19LookUpWaitsForACommitInFlight(t *testing.T) {
 	source, target, err := testpg.PairMajors()
 	if err != nil {
 		t.Fatal(err)
 	}
 	c := testpg.StartT(t, testpg.Options{Major: target})
-	for name, tt := range map[string]struct {
+	type how int
+	const (
+		cancelLost how = iota
+		cancelled      // by pgx, which lost its connection
+		byHand         // and the connection is there
+	)
+	for _, tt := range []struct {
+		name          string
 		ddl           string
 		before, piece bool // a pass, or piece, came before it
+		how           how
 	}{
-		"the first pass":           {plainTable, false, false},
-		"a later pass":             {plainTable, true, false},
-		"a pass with row images":   {plainTable + "; " + keyless, true, false},
-		"the first piece":          {plainTable, false, true},
-		"a later piece of a table": {plainTable, true, true},
+		{"the first pass", plainTable, false, false, cancelLost},
+		{"the first pass, cancelled", plainTable, false, false, cancelled},
+		{"the first pass, cancelled by hand", plainTable, false, false, byHand},
+		{"a later pass", plainTable, true, false, cancelLost},
+		{"a later pass, cancelled", plainTable, true, false, cancelled},
+		{"a pass with row images", plainTable + "; " + keyless, true, false, cancelLost},
+		{"a pass with row images, cancelled", plainTable + "; " + keyless, true, false, cancelled},
+		{"the first piece", plainTable, false, true, cancelLost},
+		{"the first piece, cancelled", plainTable, false, true, cancelled},
+		{"a later piece of a table", plainTable, true, true, cancelLost},
+		{"a later piece of a table, cancelled by hand", plainTable, true, true, byHand},
 	} {
-		t.Run(name, func(t *testing.T) {
+		t.Run(tt.name, func(t *testing.T) {
 			p := pairOf(t, testpg.NewDB(t, testpg.Shared(t, source)), testpg.NewDB(t, c), tt.ddl)
 			proxy := testpg.ListenT(t, c)
 			p.to = server(t, "target", proxy.URL(p.target))
@@ -109,19 +90,26 @@ func TestD19LookUpWaitsForACommitInFlight(t *testing.T) {
 			case err := <-ended:
 				t.Fatalf("the pass ended: %v", err)
 			}
-			answer := p.unanswering(c)
+			answer := testpg.LoseStandbyT(t, c)
 			close(goOn)
-			p.untilOne(p.target, "wait_event = 'SyncRep' AND query ILIKE 'commit%'", ended)
-			proxy.LoseCancels(true)
-			if proxy.Reset() == 0 {
+			pid := fmt.Sprint(testpg.AwaitStandbyT(t, p.target, "query ILIKE 'commit%'", ended))
+			// Another session waits for a standby only once the COMMIT waits no more, or it would wait for that one's lock.
+			looks := "wait_event = 'SyncRep' AND pid <> " + pid
+			if tt.how == cancelLost {
+				proxy.LoseCancels(true)
+				looks = "wait_event_type = 'Lock' AND query LIKE '%pgrunbook.watermark%'"
+			}
+			if tt.how == byHand {
+				p.one(p.target, "SELECT pg_cancel_backend("+pid+")::text")
+			} else if proxy.Reset() == 0 {
 				t.Error("no connection was cut")
 			}
-			p.untilOne(p.target, "wait_event_type = 'Lock' AND query LIKE '%pgrunbook.watermark%'", ended)
+			p.untilOne(p.target, looks, ended)
 			if n := p.one(p.source, "SELECT count(*)::text FROM "+deltaTable(p.tables[tableAt(p, "t")])); n == "0" || waiting == 0 {
 				t.Error("keys are forgotten whose COMMIT is not known")
 			}
-			if proxy.Fired(testpg.FaultCancel) == 0 {
-				t.Error("no cancel request was lost")
+			if lost := proxy.Fired(testpg.FaultCancel); (lost > 0) != (tt.how == cancelLost) {
+				t.Errorf("%d cancel requests were lost", lost)
 			}
 			answer()
 			if err := <-ended; err != nil {
