@@ -61,7 +61,7 @@ func (f *flipper) predict(ctx context.Context) engine.Prediction {
 	c := costsOf(f.env.Scope)
 	c.limits = switchLimits(f.env)
 	c.askSizes(ctx, f.looks.of(f.from), f.env.Scope)
-	c.trip = f.looks.trip(ctx)
+	c.from, c.to = f.looks.trip(ctx, f.from), f.looks.trip(ctx, f.from.Other())
 	if f.reload.bytes = c.bytes; c.planned { // as they were some day: they tell no rate
 		f.reload.bytes = 0
 	}

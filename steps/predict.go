@@ -29,9 +29,9 @@ const (
 // Round trips to the servers, one after the other, beside those of the last pass. All of the above was measured where
 // they take next to nothing.
 const (
-	tripsWork = 20
-	tripsFlip = 40
-	shortTrip = time.Millisecond // is in the costs above
+	workFrom, workTo = 14, 6
+	flipFrom, flipTo = 26, 14
+	shortTrip        = time.Millisecond // is in the costs above
 
 	roundTrips = "round trips"
 )
@@ -49,7 +49,7 @@ type costs struct {
 	bytes     int64         // of these
 	planned   bool          // as they were when the plan was made
 	limits    time.Duration // of the switch steps together
-	trip      time.Duration // to the side farther away; 0: nobody has asked
+	from, to  time.Duration // a round trip to the side that is frozen, and to the other; 0: nobody has asked
 }
 
 func costsOf(s *scope.Scope) costs {
@@ -76,7 +76,7 @@ func (c costs) predict(m measured) engine.Prediction {
 	}
 	p.Undone = max(0, sumOf(parts)-firm)
 	parts = append(parts, engine.Part{Takes: costFlip, What: "to flip"})
-	parts = append(parts, c.trips(tripsFlip, "to flip")...)
+	parts = append(parts, c.trips(flipFrom, flipTo, "to flip")...)
 	if p.Drain > 0 {
 		parts = append(parts, engine.Part{Takes: p.Drain, What: "for the last drain"})
 	}
@@ -122,15 +122,20 @@ func (c costs) work(m measured, rate float64) []engine.Part {
 			fmt.Sprintf("to reload %s inside the freeze, %s at %s/s", engine.Plural(c.reloads, "table"), size, humanize.IBytes(uint64(rate))))
 	}
 	add(m.Pass, "for the last pass")
-	return append(parts, c.trips(tripsWork, "to prove and carry")...)
+	return append(parts, c.trips(workFrom, workTo, "to prove and carry")...)
 }
 
-// trips is the part of n round trips.
-func (c costs) trips(n int, what string) []engine.Part {
-	if c.trip < shortTrip {
-		return nil
+// trips is the part of so many round trips to either side.
+func (c costs) trips(from, to int, what string) (parts []engine.Part) {
+	for _, t := range []struct {
+		n    int
+		trip time.Duration
+	}{{from, c.from}, {to, c.to}} {
+		if t.trip >= shortTrip {
+			parts = append(parts, engine.Part{Takes: whole(time.Duration(t.n) * t.trip), What: fmt.Sprintf("for %d %s of %s %s", t.n, roundTrips, whole(t.trip), what)})
+		}
 	}
-	return []engine.Part{{Takes: whole(time.Duration(n) * c.trip), What: fmt.Sprintf("for %d %s of %s %s", n, roundTrips, whole(c.trip), what)}}
+	return parts
 }
 
 func sumOf(parts []engine.Part) (sum time.Duration) {

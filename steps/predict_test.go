@@ -58,8 +58,9 @@ func TestPredict(t *testing.T) {
 		{"a part of a millisecond counts whole", costs{tables: 11}, 1100 * time.Microsecond, "", 64 * ms, 0, "2ms for 11 tables + 2ms for the last pass"},
 		{"tables are reloaded at the assumed rate", reload, 0, "", 2070 * ms, 0, "2.01s to reload 2 tables inside the freeze, 40 MiB at 20 MiB/s"},
 		{"sizes that nobody could ask for", costs{reloads: 1, bytes: 20 << 20, planned: true}, 0, "", 1065 * ms, 0, "1.005s to reload 1 table inside the freeze, 20 MiB when planned, at 20 MiB/s"},
-		{"servers that are far away", costs{trip: 80 * ms}, 1480 * ms, "", 6340 * ms, 0, "1.48s for the last pass + 1.6s for 20 round trips of 80ms to prove and carry + 20ms to flip + 3.2s for 40 round trips of 80ms to flip"},
-		{"servers that are near", costs{trip: 900 * time.Microsecond}, 0, "", 60 * ms, 0, "40ms to hold and prove + 20ms to flip"},
+		{"servers that are far away", costs{from: 80 * ms, to: 40 * ms}, 1480 * ms, "", 5540 * ms, 0, "1.48s for the last pass + 1.12s for 14 round trips of 80ms to prove and carry + 240ms for 6 round trips of 40ms to prove and carry + 20ms to flip + 2.08s for 26 round trips of 80ms to flip + 560ms for 14 round trips of 40ms to flip"},
+		{"a runner beside the source", costs{from: 900 * time.Microsecond, to: 40 * ms}, 0, "", 860 * ms, 0, "240ms for 6 round trips of 40ms to prove and carry + 20ms to flip + 560ms for 14 round trips of 40ms to flip"},
+		{"servers that are near", costs{from: 900 * time.Microsecond, to: 900 * time.Microsecond}, 0, "", 60 * ms, 0, "40ms to hold and prove + 20ms to flip"},
 		{"a pass", work, 19 * ms, "", 81 * ms, 0, "19ms for the last pass"},
 		{"a rehearsal that took longer than its parts", work, 19 * ms, rehearsed, 912 * ms, 900 * ms, "819ms more, since the latest rehearsal took 880ms after its drain + 20ms to flip + 12ms for the last drain"},
 		{"a rehearsal that took less", reload, 0, rehearsed, 2082 * ms, 0, "+ 20ms to flip + 12ms for the last drain"},
@@ -132,7 +133,7 @@ func TestOverPredicted(t *testing.T) {
 
 // TestOverPredictedByTrips: round trips count, and whoever may not try a freeze for them is told to go nearer.
 func TestOverPredictedByTrips(t *testing.T) {
-	p := costs{trip: 80 * ms}.predict(measured{})
+	p := costs{from: 80 * ms, to: 80 * ms}.predict(measured{})
 	p.Budget = time.Second
 	if got := overPredicted(p).Error(); !p.Over() || !strings.Contains(got, "shorter where pgrunbook runs nearer to the servers") {
 		t.Errorf("got %s", got)

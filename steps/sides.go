@@ -14,19 +14,13 @@ import (
 // sideConns is one plain session a side, for looks and short statements.
 type sideConns struct{ source, target *pgx.Conn }
 
-// trip is a round trip to the side farther away; 0 where that cannot be asked.
-func (s *sideConns) trip(ctx context.Context) (longest time.Duration) {
-	for _, conn := range []*pgx.Conn{s.source, s.target} {
-		pg.Trips(conn)
-		for range 3 {
-			if conn.Ping(ctx) != nil {
-				return 0
-			}
-		}
-		_, fastest := pg.Trips(conn)
-		longest = max(longest, fastest)
+// trip is a round trip to a side; 0 where that cannot be asked.
+func (s *sideConns) trip(ctx context.Context, side engine.Side) time.Duration {
+	took, err := pg.Trip(ctx, s.of(side))
+	if err != nil {
+		return 0
 	}
-	return longest
+	return took
 }
 
 func openSides(ctx context.Context, env *Env, name string) (*sideConns, error) {

@@ -40,6 +40,7 @@ func Durable(ctx context.Context, conn *pgx.Conn) error {
 // is seen may be there alone: a client that loses its connection asks for its COMMIT's wait to be cancelled. A later COMMIT waits
 // for the log up to its own place, and so for all before it. conn is outside a transaction, and no AsyncCommit session.
 func MakeDurable(ctx context.Context, conn *pgx.Conn) error {
+	delete(conn.PgConn().CustomData(), alone) // this COMMIT waits for those before it, too
 	_, err := conn.Exec(ctx, "SELECT pg_catalog.pg_logical_emit_message(true, 'pgrunbook', '')")
 	if err == nil {
 		err = Durable(ctx, conn)

@@ -97,6 +97,18 @@ func Trips(conn *pgx.Conn) (n int, fastest time.Duration) {
 	return n, fastest
 }
 
+// Trip measures a round trip to a session's server, not to what stands before it: the fastest of a few. It is 0 over a socket.
+func Trip(ctx context.Context, conn *pgx.Conn) (time.Duration, error) {
+	Trips(conn)
+	for range 3 {
+		if err := conn.Ping(ctx); err != nil {
+			return 0, err
+		}
+	}
+	_, fastest := Trips(conn)
+	return fastest, nil
+}
+
 // watched finds the connection under a session; nil is a socket, or none of ours.
 func watched(conn *pgx.Conn) *watchedConn {
 	under := conn.PgConn().Conn()

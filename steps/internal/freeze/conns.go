@@ -57,7 +57,7 @@ func (f *Freeze) Disconnect(ctx context.Context) {
 }
 
 func (f *Freeze) open(ctx context.Context) (*conns, error) {
-	c := &conns{far: f.From}
+	c := &conns{}
 	all, connecting := errgroup.WithContext(ctx)
 	for _, o := range []struct {
 		conn **pgx.Conn
@@ -83,9 +83,18 @@ func (f *Freeze) open(ctx context.Context) (*conns, error) {
 		c.close(ctx)
 		return nil, err
 	}
-	_, c.trip = pg.Trips(c.look)
-	if _, there := pg.Trips(c.watch); there > c.trip {
-		c.trip, c.far = there, f.To
+	for _, way := range []struct {
+		conn *pgx.Conn
+		to   *pg.Server
+	}{{c.look, f.From}, {c.watch, f.To}} {
+		trip, err := pg.Trip(ctx, way.conn)
+		if err != nil {
+			c.close(ctx)
+			return nil, err
+		}
+		if trip > c.trip {
+			c.trip, c.far = trip, way.to
+		}
 	}
 	return c, nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 
 	"github.com/jackc/pgx/v5"
 
@@ -64,16 +65,21 @@ func (f *Freeze) HoldNames() [2]string {
 
 // EndHolds ends the holds of those names, of a process that has been silent for longer than its servers let a hold live:
 // they count that by their wall clocks, and one that goes back meanwhile leaves it there. It gives the sides on which
-// there was one. It needs Gates.
+// there was one. A side that does not let its holds be ended, or does not answer, keeps nothing from the other. It needs Gates.
 func (f *Freeze) EndHolds(ctx context.Context, names [2]string) (ended []string, err error) {
-	ctx, cancel := context.WithTimeout(ctx, answerWait)
-	defer cancel()
+	var counts [2]int
 	var errs [2]error
+	var both sync.WaitGroup
 	for i, conn := range []*pgx.Conn{f.Gates.from, f.Gates.to} {
-		var n int
-		errs[i] = conn.QueryRow(ctx, endSilentSQL, f.Run.GateKey, names[i]).Scan(&n)
-		if n > 0 {
-			ended = append(ended, []string{f.From.Side(), f.To.Side()}[i])
+		both.Go(func() { errs[i] = conn.QueryRow(ctx, endSilentSQL, f.Run.GateKey, names[i]).Scan(&counts[i]) })
+	}
+	both.Wait()
+	for i, srv := range []*pg.Server{f.From, f.To} {
+		if counts[i] > 0 {
+			ended = append(ended, srv.Side())
+		}
+		if errs[i] != nil {
+			errs[i] = fmt.Errorf("ending a silent runner's hold on the %s: %w", srv.Side(), errs[i])
 		}
 	}
 	return ended, errors.Join(errs[:]...)

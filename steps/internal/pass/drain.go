@@ -77,7 +77,6 @@ func (p *Passer) Drain(ctx context.Context, opts DrainOptions) (Result, error) {
 			good = 0
 			continue
 		}
-		p.trips()
 		start := time.Now()
 		res, err := p.Exact(ctx, Options{Patience: opts.Patience})
 		if err != nil {
@@ -112,14 +111,21 @@ func ofTrips(trips time.Duration) string {
 	return fmt.Sprintf(", %s of it for round trips to the servers", trips.Round(time.Millisecond))
 }
 
-// trips is what the network alone took of what the sessions did since it was asked last: as often as each of them
-// waited for its server, as long as the fastest answer took.
+// trips is what the network alone took of the latest try of a pass: as often as each session waited for its server, as
+// long as the fastest answer of that took.
 func (p *Passer) trips() (sum time.Duration) {
-	for _, conn := range []*pgx.Conn{p.fromConn(), p.toConn(), p.beat} {
-		if conn != nil {
+	for _, side := range [][]*pgx.Conn{{p.fromConn(), p.beat}, {p.toConn()}} {
+		trips, way := 0, time.Duration(0)
+		for _, conn := range side {
+			if conn == nil {
+				continue
+			}
 			n, fastest := pg.Trips(conn)
-			sum += time.Duration(n) * fastest
+			if trips += n; way == 0 || n > 0 && fastest < way {
+				way = fastest
+			}
 		}
+		sum += time.Duration(trips) * way
 	}
 	return sum
 }

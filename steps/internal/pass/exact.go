@@ -41,6 +41,7 @@ func (p *Passer) Exact(ctx context.Context, opts Options) (Result, error) {
 
 func (p *Passer) exact(ctx context.Context, opts Options) (Result, error) {
 	opts.outwaits = true
+	p.trips() // those before are none of it
 	from, err := p.prepare(ctx, opts.LockTimeout, maxStages)
 	if err != nil {
 		return Result{}, err

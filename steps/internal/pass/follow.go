@@ -39,7 +39,6 @@ func (p *Passer) Follow(ctx context.Context, opts FollowOptions) (Result, error)
 		opts.most = pieces.PieceRows
 	}
 	for {
-		p.trips()
 		res, err := p.Exact(ctx, opts.Options)
 		var more *large
 		if !errors.As(err, &more) {

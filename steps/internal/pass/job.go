@@ -62,6 +62,9 @@ func (j *job) do(ctx context.Context) (Result, error) {
 	if err := j.lockTarget(ctx); err != nil {
 		return j.res, err
 	}
+	if err := j.outlast(ctx); err != nil {
+		return j.res, err
+	}
 	if err := j.apply(ctx); err != nil {
 		return j.res, err
 	}

@@ -10,6 +10,26 @@ import (
 	"github.com/pgrunbook/pgrunbook/internal/pg"
 )
 
+// outlast waits for earlier passes over the same tables whose COMMIT is on its way still, since its answer was lost and nobody could
+// look it up: rows are found by their places, and those that they write have none yet.
+func (j *job) outlast(ctx context.Context) error {
+	side := j.p.cfg.From.Side()
+	own, slots := side, []string{side}
+	for _, w := range j.work {
+		slots = append(slots, j.p.slot(w.table))
+	}
+	if !j.whole && len(j.work) == 1 {
+		own = j.p.slot(j.work[0].table)
+	}
+	b := &pgx.Batch{}
+	b.Queue(takeSlot, own, j.id, j.p.cfg.Run.Epoch)
+	b.Queue("SELECT FROM pgrunbook.watermark WHERE from_side = ANY ($1::text[]) ORDER BY from_side FOR UPDATE", slots)
+	if err := j.tx.SendBatch(ctx, b).Close(); err != nil {
+		return fmt.Errorf("waiting for earlier passes on the %s: %w", j.p.cfg.To.Side(), err)
+	}
+	return nil
+}
+
 // committed finds out whether a COMMIT whose answer was lost took place, and makes it durable.
 func (p *Passer) committed(ctx context.Context, slot, id string) (bool, error) {
 	known, err := p.visible(ctx, slot, id)

@@ -215,7 +215,7 @@ func (p *Passer) piece(ctx context.Context, t scope.Table, rows int64) (took, by
 			return 0, 0, false, err
 		}
 		if cutting {
-			w.span.cut, last = cut, false
+			w.span.cut, w.backlog.keys, last = cut, rows, false
 		}
 	}
 	j := &job{p: p, from: from, found: found, work: []work{w}, opts: Options{outwaits: true}}

@@ -188,7 +188,7 @@ func deleteKeys(t scope.Table, st *stage, absent bool, h how, version int) strin
 // in the order of an index, so none is read as a whole.
 func sameKeyUnmerged(t scope.Table, other string) string {
 	return compareKey(t, other, func(right string, k scope.KeyColumn) string {
-		if strings.HasSuffix(k.DeltaType, "[]") { // an array of arrays has their elements
+		if typ := k.DeltaType[strings.LastIndexByte(k.DeltaType, '.')+1:]; strings.HasPrefix(strings.TrimPrefix(typ, `"`), "_") { // an array of arrays has their elements
 			return right
 		}
 		return "ANY (ARRAY[" + right + "])"
