@@ -172,7 +172,7 @@ func (c *comparison) settle(ctx context.Context, env *Env, cp engine.Checkpoint,
 	for _, d := range unused { // by now, as a rule: what used it has changed as well, or does when passes see it
 		if err := d.run(ctx, cp, sides); err == nil {
 			cp.Emit(engine.Event{Kind: engine.EventNote, Level: "warn", Object: d.item.ID(), Message: d.text() + ": dropped on the target too" + d.how()})
-		} else if !d.mild || pg.SQLState(err) != "2BP01" { // dependent_objects_still_exist
+		} else if !d.mild || !slices.Contains([]string{"2BP01", "42501"}, pg.SQLState(err)) { // it is used, which a server says after whose it is
 			return err
 		}
 	}
