@@ -1,8 +1,10 @@
 package steps
 
 import (
+	"bytes"
 	"io"
 	"log/slog"
+	"strings"
 	"testing"
 	"time"
 
@@ -24,30 +26,18 @@ func TestGuardianReadsTheRecordAgain(t *testing.T) {
 	r.must(err)
 	cp := r.env.Journal.Checkpoint(freeze.ID(), r.env.Sink)
 	r.must(cp.Save(ctx, nil, freezeCursor{Paused: true}))
-	g := &guard{
-		brief: brief{Source: r.env.Source.Config(), Target: r.env.Target.Config(), Run: r.env.Run, Scope: r.env.Scope, From: engine.Source, Step: freeze.ID(), Cutover: r.env.Runbook.Cutover},
-		out:   io.Discard, warnings: slog.New(slog.DiscardHandler),
-	}
-	r.must(g.equip())
+	g, _ := r.guardian(freeze)
 	defer g.drop(ctx)
 	g.flip, err = g.open(ctx)
 	r.must(err)
 
-	waits := func(url string) {
-		t.Helper()
-		for deadline := time.Now().Add(time.Minute); query(t, url, "SELECT count(*)::text FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'") != "1"; time.Sleep(20 * time.Millisecond) {
-			if time.Now().After(deadline) {
-				t.Fatal("the guardian waits for nothing")
-			}
-		}
-	}
 	record := r.inTransaction(r.target, "SELECT FROM pgrunbook.step WHERE id = 'freeze' FOR UPDATE")
 	done := make(chan error, 1)
 	go func() { done <- g.act(ctx, "the runner has fallen silent") }()
-	waits(r.target) // it has seen that the source takes writes
+	r.waits(r.target) // it has seen that the source takes writes
 	hold := r.inTransaction(r.source, "SELECT pg_advisory_xact_lock("+query(t, r.target, "SELECT gate_key::text FROM pgrunbook.run")+")")
 	record()
-	waits(r.source) // it has read the record
+	r.waits(r.source) // it has read the record
 	want := freezeCursor{Begun: 1, Paused: true}
 	r.must(cp.Save(ctx, nil, want))
 	hold()
@@ -59,6 +49,66 @@ func TestGuardianReadsTheRecordAgain(t *testing.T) {
 	want.Paused = false
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("the guardian wrote over what the runner had recorded (-want +got):\n%s", diff)
+	}
+}
+
+// TestF08GuardianThatMayNotEndHolds: a guardian without the right to end the hold of a runner that fell silent says so,
+// and settles who may write all the same once that hold is gone.
+func TestF08GuardianThatMayNotEndHolds(t *testing.T) {
+	r := newRig(t, "")
+	ctx := t.Context()
+	r.must(r.walk(ctx, newSchema(r.env), newCapture(r.env), newArm(r.env)))
+	freeze := newFreeze(r.env, nil)
+	_, err := r.env.Journal.Begin(ctx, freeze)
+	r.must(err)
+	cp := r.env.Journal.Checkpoint(freeze.ID(), r.env.Sink)
+	r.must(cp.Save(ctx, nil, freezeCursor{Paused: true}))
+	g, said := r.guardian(freeze)
+	defer g.drop(ctx)
+	g.flip, err = g.open(ctx)
+	r.must(err)
+	for _, url := range []string{r.source, r.target} {
+		r.exec(url, `DO $$ BEGIN EXECUTE format('ALTER FUNCTION %s RENAME TO not_for_us',
+			(SELECT oid::regprocedure FROM pg_proc WHERE proname = 'pg_terminate_backend')); END $$`)
+	}
+	hold := r.inTransaction(r.source, "SELECT pg_advisory_xact_lock("+query(t, r.target, "SELECT gate_key::text FROM pgrunbook.run")+")")
+	done := make(chan error, 1)
+	go func() { done <- g.act(ctx, "the runner has fallen silent") }()
+	r.waits(r.source)
+	hold()
+	r.must(<-done)
+	var got freezeCursor
+	_, err = cp.Load(ctx, &got)
+	r.must(err)
+	if got.Paused {
+		t.Error("the guardian let nobody go on")
+	}
+	for _, want := range []string{"hold on the source", "hold on the target", "42883", "guardian: the source takes writes"} {
+		if !strings.Contains(said.String(), want) {
+			t.Errorf("the guardian does not say %q:\n%s", want, said)
+		}
+	}
+}
+
+// guardian is one that stands in for a runner that froze writes, and what it says; no hold of that runner may be left.
+func (r *rig) guardian(freeze engine.Step) (*guard, *bytes.Buffer) {
+	r.t.Helper()
+	var said bytes.Buffer
+	g := &guard{
+		brief: brief{Source: r.env.Source.Config(), Target: r.env.Target.Config(), Run: r.env.Run, Scope: r.env.Scope, From: engine.Source, Step: freeze.ID(), Cutover: r.env.Runbook.Cutover},
+		out:   io.Discard, warnings: slog.New(slog.NewTextHandler(&said, nil)), over: true,
+	}
+	r.must(g.equip())
+	return g, &said
+}
+
+// waits waits until a session waits for a lock.
+func (r *rig) waits(url string) {
+	r.t.Helper()
+	for deadline := time.Now().Add(time.Minute); query(r.t, url, "SELECT count(*)::text FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'") != "1"; time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			r.t.Fatal("the guardian waits for nothing")
+		}
 	}
 }
 

@@ -148,6 +148,40 @@ func TestF08HoldsAreEndedByName(t *testing.T) {
 	p.wantSide("source")
 }
 
+// mayNotEnd takes from everybody what ends a session.
+const mayNotEnd = `DO $$ BEGIN EXECUTE format('ALTER FUNCTION %s RENAME TO not_for_us',
+  (SELECT oid::regprocedure FROM pg_proc WHERE proname = 'pg_terminate_backend')); END $$`
+
+// A side on which holds may not be ended keeps that of the other side no longer: whose it is, is said.
+func TestF08HoldsThatMayNotBeEnded(t *testing.T) {
+	for i, side := range []string{"source", "target"} {
+		t.Run(side, func(t *testing.T) {
+			p := newPair(t)
+			ctx := context.Background()
+			var err error
+			if p.freeze.Gates, err = OpenGates(ctx, p.freeze.From, p.freeze.To); err != nil {
+				t.Fatal(err)
+			}
+			defer p.freeze.Gates.Close(ctx)
+			holds := []*Hold{p.hold(p.freeze.From, flagClosed), p.hold(p.freeze.To, flagOpen)}
+			p.exec([]string{p.source, p.target}[i], mayNotEnd)
+			ended, err := p.freeze.EndHolds(ctx, p.freeze.HoldNames())
+			if other := []string{"target", "source"}[i]; len(ended) != 1 || ended[0] != other {
+				t.Errorf("ended holds on %q, want the %s", ended, other)
+			}
+			if pg.SQLState(err) != "42883" || !strings.Contains(err.Error(), "hold on the "+side) {
+				t.Errorf("of the %s it says %v", side, err)
+			}
+			if err := holds[1-i].Commit(ctx); err == nil {
+				t.Error("a hold that was ended could COMMIT")
+			}
+			if err := holds[i].Alive(ctx); err != nil {
+				t.Errorf("a hold that may not be ended is gone: %v", err)
+			}
+		})
+	}
+}
+
 // working waits until a statement sleeps on the source.
 func (p *pair) working() {
 	p.t.Helper()
