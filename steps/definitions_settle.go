@@ -17,20 +17,44 @@ import (
 	"github.com/pgrunbook/pgrunbook/steps/internal/dump"
 )
 
-// named tells a person, before writes are held, what differs and will stay so; an error is what a
+// named tells a person, before writes are held, what differs and will stay so, each once; an error is what a
 // rule can still carry, or must not be passed over.
-func (c *comparison) named(cp interface{ Emit(engine.Event) }) error {
+func (c *comparison) named(cp interface{ Emit(engine.Event) }, once func(text string) bool) error {
 	for _, d := range c.differences {
-		if _, there := c.target[d.item.ID()]; d.later && there && len(d.sql) == 0 {
+		if c.made(d) {
 			continue
 		}
 		if !d.mild && !d.later {
 			return &engine.Error{Op: "comparing the definitions of both sides", Object: d.item.ID(), Err: errors.New(d.text()), Hint: "Run the same command again: catch_up carries it, or says what to do."}
 		}
-		f := d.finding()
-		cp.Emit(engine.Event{Kind: engine.EventDiagnosed, Level: "warn", Object: f.Object, Message: f.Text, Finding: f})
+		if f := d.finding(); once(f.Text) {
+			cp.Emit(engine.Event{Kind: engine.EventDiagnosed, Level: "warn", Object: f.Object, Message: f.Text, Finding: f})
+		}
 	}
 	return nil
+}
+
+// left tells what differs once the target takes writes: no step carries it any more.
+func (c *comparison) left(cp interface{ Emit(engine.Event) }) {
+	for _, d := range c.differences {
+		if c.made(d) {
+			continue
+		}
+		f := d.finding()
+		if !d.mild && !d.later {
+			f.Code, f.Text = "CUT001", "definitions differ between both sides: "+f.Text
+			if len(d.sql) > 0 && d.verb != "was dropped" {
+				f.Fix += " On the target: " + strings.Join(d.sql, "; ")
+			}
+		}
+		cp.Emit(engine.Event{Kind: engine.EventDiagnosed, Level: "warn", Object: f.Object, Message: f.Text, Finding: f})
+	}
+}
+
+// made reports whether what comes after the rows has made a definition.
+func (c *comparison) made(d difference) bool {
+	_, there := c.target[d.item.ID()]
+	return d.later && there && len(d.sql) == 0
 }
 
 // mendRefused looks, when the target refused a row in the load, for definitions that changed since

@@ -187,7 +187,7 @@ func (f *flipper) attempts(ctx context.Context) error {
 		if err := f.silent(ctx); err != nil {
 			return err
 		}
-		if err := f.compareDefinitions(ctx); err != nil {
+		if err := f.alike(ctx); err != nil {
 			return err
 		}
 		if err := refreshMaterialized(ctx, f.looks, f.cp); err != nil {
@@ -197,6 +197,9 @@ func (f *flipper) attempts(ctx context.Context) error {
 	var last error
 	for n := 1; n <= c.Attempts; n++ {
 		if err := f.turn(ctx); err != nil {
+			return err
+		}
+		if err := f.alike(ctx); err != nil { // views may have been refreshed for long, and a window waited for
 			return err
 		}
 		predicted, err := f.drain(ctx)

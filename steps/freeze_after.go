@@ -35,8 +35,10 @@ func (f *flipper) after(ctx context.Context) error {
 		}})
 	}
 	if f.to == engine.Target {
-		if err := f.compareDefinitions(ctx); err != nil {
-			warn("definitions differ between both sides", err)
+		if c, err := f.compareDefinitions(ctx); err != nil {
+			warn("comparing the definitions of both sides", err)
+		} else if c != nil {
+			c.left(f.cp)
 		}
 	}
 	if err := f.openedByHand(ctx); err != nil {
@@ -77,18 +79,26 @@ func (f *flipper) after(ctx context.Context) error {
 	return nil
 }
 
-// compareDefinitions names what changed on the source and is not on the target: before the freeze,
-// and once more when the application is there.
-func (f *flipper) compareDefinitions(ctx context.Context) error {
-	var cursor catchUpCursor
-	if _, err := f.env.Journal.Checkpoint(catchUpID, f.env.Sink).Load(ctx, &cursor); err != nil {
-		return err
+// alike stops before an attempt at the freeze where something changed on the source that catch_up carries, or says what to do
+// about. What will stay different is named.
+func (f *flipper) alike(ctx context.Context) error {
+	if f.to == engine.Source {
+		return nil
 	}
-	c, err := compareDefinitions(ctx, f.env, f.looks, cursor)
+	c, err := f.compareDefinitions(ctx)
 	if err != nil || c == nil {
 		return err
 	}
-	return c.named(f.cp)
+	return c.named(f.cp, f.env.watch.once)
+}
+
+// compareDefinitions finds what changed on the source and is not on the target.
+func (f *flipper) compareDefinitions(ctx context.Context) (*comparison, error) {
+	var cursor catchUpCursor
+	if _, err := f.env.Journal.Checkpoint(catchUpID, f.env.Sink).Load(ctx, &cursor); err != nil {
+		return nil, err
+	}
+	return compareDefinitions(ctx, f.env, f.looks, cursor)
 }
 
 // endSessions ends the application's sessions on the old side: their pools would keep connections

@@ -88,19 +88,26 @@ func tellTemporary(ctx context.Context, env *Env, cp engine.Checkpoint, sides *s
 	if err != nil {
 		return err
 	}
-	env.watch.mu.Lock()
-	defer env.watch.mu.Unlock()
 	for _, text := range list {
-		if env.watch.told[text] {
-			continue
+		if env.watch.once(text) {
+			cp.Emit(engine.Event{Kind: engine.EventNote, Level: "warn", Message: text})
 		}
-		if env.watch.told == nil {
-			env.watch.told = map[string]bool{}
-		}
-		env.watch.told[text] = true
-		cp.Emit(engine.Event{Kind: engine.EventNote, Level: "warn", Message: text})
 	}
 	return nil
+}
+
+// once is true for a text that was not told before.
+func (w *watch) once(text string) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.told[text] {
+		return false
+	}
+	if w.told == nil {
+		w.told = map[string]bool{}
+	}
+	w.told[text] = true
+	return true
 }
 
 // errRedefined says that definitions of the source changed which no captured table shows.

@@ -106,6 +106,9 @@ func (w *world) stands(e Event) {
 	if e.Undo != nil {
 		w.pending = append(w.pending, e)
 	}
+	if e.Table == routineName {
+		w.routines = append(w.routines, e.SQL...)
+	}
 }
 
 func (w *world) gone(e Event) {

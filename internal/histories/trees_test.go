@@ -57,14 +57,14 @@ func treeEvents(g *gen, t *Table, n string) []Event {
 
 // schemaEvents are changes beside a history's tables, in the same schema.
 func schemaEvents() []Event {
-	extra, sequence, level, account := &Table{Name: "extra"}, &Table{Name: "extra_seq"}, &Table{Name: "level"}, &Table{Name: "account"}
+	extra, sequence, level, account, routine := &Table{Name: "extra"}, &Table{Name: "extra_seq"}, &Table{Name: "level"}, &Table{Name: "account"}, &Table{Name: routineName}
 	table := event(extra, "create table", "CREATE TABLE h.extra (id int PRIMARY KEY, v text)", "INSERT INTO h.extra SELECT g, 'new table' FROM generate_series(1, 50) g")
 	later := func(e Event, kind string, sql ...string) Event {
 		e.Kind, e.Later = e.Kind+", "+kind, sql
 		return e
 	}
 	number := event(sequence, "create sequence", "CREATE SEQUENCE h.extra_seq", "SELECT nextval('h.extra_seq') FROM generate_series(1, 7)")
-	code := event(account, "create function and view", "CREATE FUNCTION h.extra_code() RETURNS int LANGUAGE sql AS 'SELECT 1'", "CREATE VIEW h.extra_view AS SELECT h.extra_code() AS n")
+	code := event(routine, "create function and view", "CREATE FUNCTION h.extra_code() RETURNS int LANGUAGE sql AS 'SELECT 1'", "CREATE VIEW h.extra_view AS SELECT h.extra_code() AS n")
 	index := event(account, "create index and check", "CREATE INDEX extra_index ON h.account (balance)", "ALTER TABLE h.account ADD CONSTRAINT extra_check CHECK (id >= 0)")
 	return []Event{
 		table, later(table, "write it later", "UPDATE h.extra SET v = 'last'"), later(table, "drop it later", "DROP TABLE h.extra"),

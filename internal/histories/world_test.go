@@ -108,6 +108,7 @@ type world struct {
 	fired          map[string]int
 	pending        []Event // happened, and must stop the run
 	touched        []string
+	routines       []string // happened, and may be named only after the flip
 	missed         []string // events that did not happen, and why
 	modes          string   // what gives the source's triggers their mode back
 	judged         []string // what the last look says of a program with rules left out
