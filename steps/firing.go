@@ -26,7 +26,7 @@ func firing(ctx context.Context, conn *pgx.Conn, side engine.Side, s *scope.Scop
 	why = fmt.Sprintf("on the %s %s would fire for the rows that are carried there (ENABLE ALWAYS or REPLICA)", side, strings.Join(cut(names, 5), ", "))
 	hint = "Disable them there (ALTER TABLE ... DISABLE TRIGGER ...), run the command again, and give them their mode back when that side takes writes."
 	if side == engine.Target {
-		hint = "Disable them there (ALTER TABLE ... DISABLE TRIGGER ...) and run the command again: the cutover gives them their mode back."
+		hint = "Disable those there that are so on the source, too (ALTER TABLE ... DISABLE TRIGGER ...): the cutover gives them their mode back. Give others the mode that they have on the source. Then run the command again."
 	}
 	return why, hint, nil
 }

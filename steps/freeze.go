@@ -184,9 +184,6 @@ func (f *flipper) attempts(ctx context.Context) error {
 		return err
 	}
 	if f.to == engine.Target {
-		if err := f.silent(ctx); err != nil {
-			return err
-		}
 		if err := f.alike(ctx); err != nil {
 			return err
 		}

@@ -80,10 +80,13 @@ func (f *flipper) after(ctx context.Context) error {
 }
 
 // alike stops before an attempt at the freeze where something changed on the source that catch_up carries, or says what to do
-// about. What will stay different is named.
+// about; and where a trigger of the target fires for what passes write. What will stay different is named.
 func (f *flipper) alike(ctx context.Context) error {
 	if f.to == engine.Source {
 		return nil
+	}
+	if err := f.silent(ctx); err != nil {
+		return err
 	}
 	c, err := f.compareDefinitions(ctx)
 	if err != nil || c == nil {
