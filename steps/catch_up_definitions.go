@@ -53,13 +53,19 @@ func carriedSoFar(ctx context.Context, env *Env, cp engine.Checkpoint) (cursor c
 	if _, err := cp.Load(ctx, &cursor); err != nil {
 		return cursor, err
 	}
-	var early catchUpCursor
-	if _, err := env.Journal.Checkpoint(copyID, env.Sink).Load(ctx, &early); err != nil {
-		return cursor, err
-	}
 	handled := map[string]string{}
-	maps.Copy(handled, early.Handled)
-	maps.Copy(handled, cursor.Handled)
+	for _, id := range []engine.StepID{copyID, constraintsID} { // what they made, as it was then
+		var built catchUpCursor
+		if _, err := env.Journal.Checkpoint(id, env.Sink).Load(ctx, &built); err != nil {
+			return cursor, err
+		}
+		maps.Copy(handled, built.Handled)
+	}
+	for id, def := range cursor.Handled {
+		if def != gone || handled[id] == "" { // else it came again; where it did not, the target has none
+			handled[id] = def
+		}
+	}
 	cursor.Handled = handled
 	return cursor, nil
 }
@@ -171,7 +177,7 @@ func (s *catchUpStep) reopen(ctx context.Context, c *comparison, n news) error {
 		later = later || slices.ContainsFunc(c.differences, func(d difference) bool { return d.later })
 	}
 	if later {
-		if err := s.env.Journal.Reopen(ctx, "constraints", true, "definitions came that it makes"); err != nil {
+		if err := s.env.Journal.Reopen(ctx, constraintsID, true, "definitions came that it makes"); err != nil {
 			return err
 		}
 	}

@@ -16,12 +16,13 @@ import (
 
 // constraintsStep makes, after the first exact pass, what could not stand while rows of different
 // times were on the target: unique and exclusion constraints, foreign keys, and then what would
-// fire or filter: rules, policies, triggers. It keeps no cursor: it looks what is there and valid.
+// fire or filter: rules, policies, triggers. It looks what is there and valid; its cursor tells only what came since the
+// structure was restored.
 type constraintsStep struct{ env *Env }
 
 func newConstraints(env *Env) engine.Step { return &constraintsStep{env: env} }
 
-func (s *constraintsStep) ID() engine.StepID   { return "constraints" }
+func (s *constraintsStep) ID() engine.StepID   { return constraintsID }
 func (s *constraintsStep) Phase() engine.Phase { return engine.PhaseCatchUp }
 
 // Fingerprint covers nothing: the objects are read from the source when the step runs, so that an
@@ -81,15 +82,6 @@ func (s *constraintsStep) Plan(ctx context.Context) (engine.StepPlan, error) {
 	return p, nil
 }
 
-// postData gives what comes after the rows, for copy and constraints. On a target that somebody else
-// prepared there is nothing to make: the schema phase has seen that every key has its index.
-func postData(ctx context.Context, env *Env, source *pgx.Conn) ([]dump.Object, error) {
-	if env.Runbook.Schema.Mode == "existing" {
-		return nil, nil
-	}
-	return dump.PostData(ctx, source, env.Scope)
-}
-
 // builtByCopy gives the objects that the copy phase makes: keys and plain indexes of the tables
 // whose rows are loaded live, by their place in objects.
 func (s *constraintsStep) builtByCopy(objects []dump.Object) map[int]bool {
@@ -135,7 +127,7 @@ func (s *constraintsStep) build(ctx context.Context, cp engine.Checkpoint) error
 		return err
 	}
 	defer sides.close(context.WithoutCancel(ctx))
-	objects, err := dump.PostData(ctx, sides.source, s.env.Scope)
+	objects, err := toBuild(ctx, s.env, cp, sides.source)
 	if err != nil {
 		return err
 	}
@@ -254,6 +246,13 @@ func (s *constraintsStep) rest(ctx context.Context, cp engine.Checkpoint, sides 
 	entries, err := a.Rest(ctx, sides.source, sides.target)
 	if err != nil || len(entries) == 0 {
 		return err
+	}
+	if was, err := restoredDefinitions(ctx, s.env); err != nil {
+		return err
+	} else if was != nil {
+		if err := cameSince(ctx, s.env, cp, sides.source, was, restedKinds); err != nil {
+			return err
+		}
 	}
 	return restoreEntries(ctx, s.env, cp, sides, a, o, roles, entries)
 }

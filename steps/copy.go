@@ -105,9 +105,11 @@ func (s *copyStep) loader(ctx context.Context, limits *limits, cp engine.Checkpo
 		return nil, err
 	}
 	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
-	objects, err := postData(ctx, s.env, conn)
-	if err != nil {
-		return nil, err
+	var objects []dump.Object
+	if s.env.Runbook.Schema.Mode != "existing" { // there the schema phase has seen that every key has its index
+		if objects, err = toBuild(ctx, s.env, cp, conn); err != nil {
+			return nil, err
+		}
 	}
 	progress := &copyProgress{cp: cp, tables: map[int32]load.Progress{}, began: time.Now()}
 	for _, t := range s.env.Scope.Tables {

@@ -97,8 +97,8 @@ func (f *flipper) alike(ctx context.Context) error {
 
 // compareDefinitions finds what changed on the source and is not on the target.
 func (f *flipper) compareDefinitions(ctx context.Context) (*comparison, error) {
-	var cursor catchUpCursor
-	if _, err := f.env.Journal.Checkpoint(catchUpID, f.env.Sink).Load(ctx, &cursor); err != nil {
+	cursor, err := carriedSoFar(ctx, f.env, f.env.Journal.Checkpoint(catchUpID, f.env.Sink))
+	if err != nil {
 		return nil, err
 	}
 	return compareDefinitions(ctx, f.env, f.looks, cursor)
