@@ -90,7 +90,8 @@ func (c *client) once(ctx context.Context, op Op) error {
 			return err
 		}
 		c.conn = conn
-		if _, err := conn.Exec(ctx, "SET deadlock_timeout = '100ms'; SET application_name = 'writer'"); err != nil {
+		// A TRUNCATE that waits for the snapshot of a flip keeps the comparison waiting that this one is for.
+		if _, err := conn.Exec(ctx, "SET deadlock_timeout = '100ms'; SET lock_timeout = '3s'; SET application_name = 'writer'"); err != nil {
 			return err
 		}
 	}
