@@ -4,7 +4,10 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/pgrunbook/pgrunbook/engine"
+	"github.com/pgrunbook/pgrunbook/steps/internal/dump"
 )
 
 // TestF41DroppedBeforeItWasCompared: what comes after the rows is made as the source has it at that time. What the source
@@ -60,5 +63,30 @@ func TestF41DroppedBeforeItWasCompared(t *testing.T) {
 		t.Errorf("nobody was told that %s", text)
 	}
 	r.exec(r.target, "DROP VIEW shop.brief_view")
+	r.sameDefinitions(t)
+}
+
+// TestF41DroppedSinceTheDump: a runner that died before its dump is followed by one much later. What the dump has that came
+// meanwhile, and the source drops again, goes on the target too, or is named.
+func TestF41DroppedSinceTheDump(t *testing.T) {
+	r := newRig(t, "schema { on_ddl = \"carry\" }\n"+patient)
+	ctx := t.Context()
+	step := newSchema(r.env)
+	conn, err := pgx.Connect(ctx, r.source)
+	r.must(err)
+	items, err := dump.Inventory(ctx, conn, r.env.Scope)
+	r.must(err)
+	r.must(conn.Close(ctx))
+	r.must(r.cursor(step).Save(ctx, nil, schemaCursor{Definitions: dump.Fingerprint(items)}))
+	r.exec(r.source, `ALTER TABLE shop.customer ADD CONSTRAINT brief CHECK (id < 1000); CREATE FUNCTION shop.brief() RETURNS int LANGUAGE sql AS 'SELECT 1';
+		CREATE SEQUENCE shop.brief_seq; CREATE FUNCTION shop.kept() RETURNS int LANGUAGE sql AS 'SELECT 1'; CREATE INDEX kept_index ON shop.customer (name)`)
+	r.must(r.walk(ctx, step))
+	r.want(r.target, "SELECT count(*)::text FROM pg_constraint WHERE conname = 'brief'", "1")
+	r.exec(r.source, "ALTER TABLE shop.customer DROP CONSTRAINT brief; DROP FUNCTION shop.brief(); DROP SEQUENCE shop.brief_seq")
+	r.must(r.walk(ctx, newCapture(r.env), newCopy(r.env), newCatchUp(r.env), newConstraints(r.env), newReverse(r.env), newArm(r.env), newFreeze(r.env, nil)))
+	if text := `function "shop"."brief"() was dropped on the source and is still on the target`; !r.heard(text) {
+		t.Errorf("nobody was told that %s", text)
+	}
+	r.exec(r.target, "DROP FUNCTION shop.brief()")
 	r.sameDefinitions(t)
 }

@@ -33,6 +33,9 @@ func (s *schemaStep) definitions(ctx context.Context, sides *sideConns, c *schem
 	}
 	failpoint.Hit("schema.dumped")
 	if !c.Restored {
+		if err := s.dumped(ctx, sides.source, c, cp); err != nil {
+			return err
+		}
 		if err := s.restorePre(ctx, sides, a, o, c, cp); err != nil {
 			return err
 		}
@@ -51,6 +54,25 @@ func (s *schemaStep) definitions(ctx context.Context, sides *sideConns, c *schem
 	}
 	failpoint.Hit("schema.recorded")
 	c.Owned = true
+	return cp.Save(ctx, nil, c)
+}
+
+// dumped records what came between the reading of the definitions and the end of the dump, which may have it: a process that
+// died before its dump may be followed by one much later. Should the source drop it, it is known as what the restore made.
+func (s *schemaStep) dumped(ctx context.Context, source *pgx.Conn, c *schemaCursor, cp engine.Checkpoint) error {
+	items, err := dump.Inventory(ctx, source, s.env.Scope)
+	if err != nil {
+		return sided(engine.Source, err)
+	}
+	came := false
+	for id, i := range items {
+		if c.Definitions[id] == "" && !i.Kind.AfterRows() {
+			c.Definitions[id], came = begun, true
+		}
+	}
+	if !came {
+		return nil
+	}
 	return cp.Save(ctx, nil, c)
 }
 
