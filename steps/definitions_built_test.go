@@ -77,7 +77,9 @@ func TestF41DroppedSinceTheDump(t *testing.T) {
 	items, err := dump.Inventory(ctx, conn, r.env.Scope)
 	r.must(err)
 	r.must(conn.Close(ctx))
-	r.must(r.cursor(step).Save(ctx, nil, schemaCursor{Definitions: dump.Fingerprint(items)}))
+	_, err = r.env.Journal.Begin(ctx, step)
+	r.must(err)
+	r.must(r.env.Journal.Checkpoint(step.ID(), r.env.Sink).Save(ctx, nil, schemaCursor{Definitions: dump.Fingerprint(items)}))
 	r.exec(r.source, `ALTER TABLE shop.customer ADD CONSTRAINT brief CHECK (id < 1000); CREATE FUNCTION shop.brief() RETURNS int LANGUAGE sql AS 'SELECT 1';
 		CREATE SEQUENCE shop.brief_seq; CREATE FUNCTION shop.kept() RETURNS int LANGUAGE sql AS 'SELECT 1'; CREATE INDEX kept_index ON shop.customer (name)`)
 	r.must(r.walk(ctx, step))
