@@ -3,8 +3,10 @@ package pg
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -21,9 +23,13 @@ type miniPooler struct {
 	server  string
 	session bool  // session mode
 	silent  int32 // which client gets no answer; 0: none
+	late    bool  // a client's server connection comes back only after another client got one
+	oldest  bool  // it gives the connection out first that has been idle for longest
 	clients atomic.Int32
 	mu      sync.Mutex
 	idle    []*pgproto3.Frontend
+	kept    *pgproto3.Frontend // comes back late
+	keptOf  any                // its client
 }
 
 func (p *miniPooler) listen() string {
@@ -48,12 +54,24 @@ func (p *miniPooler) listen() string {
 	return l.Addr().String()
 }
 
-func (p *miniPooler) take() (*pgproto3.Frontend, error) {
+func (p *miniPooler) take(client any) (*pgproto3.Frontend, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if f := p.kept; f != nil {
+		p.kept = nil
+		if p.keptOf == client {
+			return f, nil
+		}
+		p.late = false
+		defer func() { p.idle = append(p.idle, f) }()
+	}
 	if n := len(p.idle); n > 0 {
-		f := p.idle[n-1]
-		p.idle = p.idle[:n-1]
+		at := n - 1
+		if p.oldest {
+			at = 0
+		}
+		f := p.idle[at]
+		p.idle = slices.Delete(p.idle, at, at+1)
 		return f, nil
 	}
 	conn, err := net.Dial("tcp", p.server)
@@ -77,9 +95,13 @@ func (p *miniPooler) take() (*pgproto3.Frontend, error) {
 	}
 }
 
-func (p *miniPooler) give(f *pgproto3.Frontend) {
+func (p *miniPooler) give(client any, f *pgproto3.Frontend) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.late {
+		p.kept, p.keptOf = f, client
+		return
+	}
 	p.idle = append(p.idle, f)
 }
 
@@ -106,7 +128,7 @@ func (p *miniPooler) serve(conn net.Conn) {
 			return
 		}
 		if f == nil {
-			if f, err = p.take(); err != nil {
+			if f, err = p.take(b); err != nil {
 				return
 			}
 		}
@@ -123,7 +145,7 @@ func (p *miniPooler) serve(conn net.Conn) {
 			return
 		}
 		if status == 'I' && !p.session {
-			p.give(f)
+			p.give(b, f)
 			f = nil
 		}
 	}
@@ -147,14 +169,24 @@ func relay(f *pgproto3.Frontend, b *pgproto3.Backend) (byte, error) {
 }
 
 func TestPoolerInTransactionModeIsRefused(t *testing.T) {
+	for _, p := range []*miniPooler{{}, {oldest: true}, {late: true}, {late: true, oldest: true}} {
+		t.Run(fmt.Sprintf("late %v, oldest first %v", p.late, p.oldest), func(t *testing.T) { refusedBehind(t, p) })
+	}
+}
+
+func refusedBehind(t *testing.T, p *miniPooler) {
 	c := testpg.Shared(t, testMajor)
-	p := &miniPooler{t: t, server: c.Addr()}
+	late := p.late
+	p.t, p.server = t, c.Addr()
 	s := newServer(t, Config{URL: "postgresql://postgres@" + p.listen() + "/postgres?sslmode=disable"})
 	var refused *PoolerError
 	if _, err := s.Connect(testContext(t), Use{ReadOnly: true}); !errors.As(err, &refused) {
 		t.Errorf("Connect: %v", err)
 	}
-	f, err := p.take()
+	if late && p.late {
+		t.Error("no connection came back late")
+	}
+	f, err := p.take(nil)
 	if err != nil {
 		t.Fatal(err)
 	}
