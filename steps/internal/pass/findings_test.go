@@ -34,10 +34,10 @@ func (p *pair) duringRead(ddl string) {
 	}
 }
 
-// settled waits until a session's statement is done or waits for a lock.
+// settled waits until the first statement of a session is done or waits for a lock.
 func (p *pair) settled(conn *pgx.Conn) {
 	p.t.Helper()
-	for p.one(p.source, `SELECT count(*)::text FROM pg_stat_activity WHERE pid = `+strconv.Itoa(int(conn.PgConn().PID()))+` AND (wait_event_type = 'Lock' OR state = 'idle')`) != "1" {
+	for p.one(p.source, `SELECT count(*)::text FROM pg_stat_activity WHERE pid = `+strconv.Itoa(int(conn.PgConn().PID()))+` AND query <> '' AND (wait_event_type = 'Lock' OR state = 'idle')`) != "1" {
 		if p.ctx.Err() != nil {
 			return
 		}
