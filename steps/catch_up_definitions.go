@@ -20,6 +20,7 @@ import (
 // catchUpCursor is what the step keeps of definitions that it carried.
 type catchUpCursor struct {
 	Handled map[string]string `json:"handled,omitempty"` // by name, as dump.Fingerprint has them
+	Again   map[string]string `json:"again,omitempty"`   // likewise, what came again after it was gone
 	Made    []dump.Made       `json:"made,omitempty"`    // on the target, for abort
 	Before  []dump.Made       `json:"before,omitempty"`  // what the target held before a restore that is not in Made yet
 }
@@ -53,16 +54,18 @@ func carriedSoFar(ctx context.Context, env *Env, cp engine.Checkpoint) (cursor c
 	if _, err := cp.Load(ctx, &cursor); err != nil {
 		return cursor, err
 	}
-	handled := map[string]string{}
+	handled, again := map[string]string{}, map[string]string{}
 	for _, id := range []engine.StepID{copyID, constraintsID} { // what they made, as it was then
 		var built catchUpCursor
 		if _, err := env.Journal.Checkpoint(id, env.Sink).Load(ctx, &built); err != nil {
 			return cursor, err
 		}
 		maps.Copy(handled, built.Handled)
+		maps.Copy(again, built.Again)
 	}
-	for id, def := range cursor.Handled {
-		if def != gone || handled[id] == "" { // else it came again; where it did not, the target has none
+	maps.Copy(handled, cursor.Handled)
+	for id, def := range again {
+		if handled[id] == gone {
 			handled[id] = def
 		}
 	}

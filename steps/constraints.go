@@ -247,12 +247,8 @@ func (s *constraintsStep) rest(ctx context.Context, cp engine.Checkpoint, sides 
 	if err != nil || len(entries) == 0 {
 		return err
 	}
-	if was, err := restoredDefinitions(ctx, s.env); err != nil {
+	if err := cameSince(ctx, s.env, cp, sides.source, restedKinds); err != nil {
 		return err
-	} else if was != nil {
-		if err := cameSince(ctx, s.env, cp, sides.source, was, restedKinds); err != nil {
-			return err
-		}
 	}
 	return restoreEntries(ctx, s.env, cp, sides, a, o, roles, entries)
 }

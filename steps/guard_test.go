@@ -2,6 +2,7 @@ package steps
 
 import (
 	"bytes"
+	"context"
 	"io"
 	"log/slog"
 	"strings"
@@ -20,22 +21,13 @@ import (
 func TestGuardianReadsTheRecordAgain(t *testing.T) {
 	r := newRig(t, "")
 	ctx := t.Context()
-	r.must(r.walk(ctx, newSchema(r.env), newCapture(r.env), newArm(r.env)))
-	freeze := newFreeze(r.env, nil)
-	_, err := r.env.Journal.Begin(ctx, freeze)
-	r.must(err)
-	cp := r.env.Journal.Checkpoint(freeze.ID(), r.env.Sink)
-	r.must(cp.Save(ctx, nil, freezeCursor{Paused: true}))
-	g, _ := r.guardian(freeze)
-	defer g.drop(ctx)
-	g.flip, err = g.open(ctx)
-	r.must(err)
+	g, cp, _ := r.guardian()
 
 	record := r.inTransaction(r.target, "SELECT FROM pgrunbook.step WHERE id = 'freeze' FOR UPDATE")
 	done := make(chan error, 1)
 	go func() { done <- g.act(ctx, "the runner has fallen silent") }()
 	r.waits(r.target) // it has seen that the source takes writes
-	hold := r.inTransaction(r.source, "SELECT pg_advisory_xact_lock("+query(t, r.target, "SELECT gate_key::text FROM pgrunbook.run")+")")
+	hold := r.gateHeld()
 	record()
 	r.waits(r.source) // it has read the record
 	want := freezeCursor{Begun: 1, Paused: true}
@@ -44,7 +36,7 @@ func TestGuardianReadsTheRecordAgain(t *testing.T) {
 	r.must(<-done)
 
 	var got freezeCursor
-	_, err = cp.Load(ctx, &got)
+	_, err := cp.Load(ctx, &got)
 	r.must(err)
 	want.Paused = false
 	if diff := cmp.Diff(want, got); diff != "" {
@@ -57,28 +49,19 @@ func TestGuardianReadsTheRecordAgain(t *testing.T) {
 func TestF08GuardianThatMayNotEndHolds(t *testing.T) {
 	r := newRig(t, "")
 	ctx := t.Context()
-	r.must(r.walk(ctx, newSchema(r.env), newCapture(r.env), newArm(r.env)))
-	freeze := newFreeze(r.env, nil)
-	_, err := r.env.Journal.Begin(ctx, freeze)
-	r.must(err)
-	cp := r.env.Journal.Checkpoint(freeze.ID(), r.env.Sink)
-	r.must(cp.Save(ctx, nil, freezeCursor{Paused: true}))
-	g, said := r.guardian(freeze)
-	defer g.drop(ctx)
-	g.flip, err = g.open(ctx)
-	r.must(err)
+	g, cp, said := r.guardian()
 	for _, url := range []string{r.source, r.target} {
 		r.exec(url, `DO $$ BEGIN EXECUTE format('ALTER FUNCTION %s RENAME TO not_for_us',
 			(SELECT oid::regprocedure FROM pg_proc WHERE proname = 'pg_terminate_backend')); END $$`)
 	}
-	hold := r.inTransaction(r.source, "SELECT pg_advisory_xact_lock("+query(t, r.target, "SELECT gate_key::text FROM pgrunbook.run")+")")
+	hold := r.gateHeld()
 	done := make(chan error, 1)
 	go func() { done <- g.act(ctx, "the runner has fallen silent") }()
 	r.waits(r.source)
 	hold()
 	r.must(<-done)
 	var got freezeCursor
-	_, err = cp.Load(ctx, &got)
+	_, err := cp.Load(ctx, &got)
 	r.must(err)
 	if got.Paused {
 		t.Error("the guardian let nobody go on")
@@ -90,16 +73,32 @@ func TestF08GuardianThatMayNotEndHolds(t *testing.T) {
 	}
 }
 
-// guardian is one that stands in for a runner that froze writes, and what it says; no hold of that runner may be left.
-func (r *rig) guardian(freeze engine.Step) (*guard, *bytes.Buffer) {
+// guardian is one that stands in for a runner that paused its poolers for a freeze, with the freeze's record, and what it
+// says. No hold of that runner may be left.
+func (r *rig) guardian() (*guard, engine.Checkpoint, *bytes.Buffer) {
 	r.t.Helper()
+	ctx := r.t.Context()
+	r.must(r.walk(ctx, newSchema(r.env), newCapture(r.env), newArm(r.env)))
+	freeze := newFreeze(r.env, nil)
+	_, err := r.env.Journal.Begin(ctx, freeze)
+	r.must(err)
+	cp := r.env.Journal.Checkpoint(freeze.ID(), r.env.Sink)
+	r.must(cp.Save(ctx, nil, freezeCursor{Paused: true}))
 	var said bytes.Buffer
 	g := &guard{
 		brief: brief{Source: r.env.Source.Config(), Target: r.env.Target.Config(), Run: r.env.Run, Scope: r.env.Scope, From: engine.Source, Step: freeze.ID(), Cutover: r.env.Runbook.Cutover},
 		out:   io.Discard, warnings: slog.New(slog.NewTextHandler(&said, nil)), over: true,
 	}
 	r.must(g.equip())
-	return g, &said
+	r.t.Cleanup(func() { g.drop(context.Background()) })
+	g.flip, err = g.open(ctx)
+	r.must(err)
+	return g, cp, &said
+}
+
+// gateHeld holds the source's gate as somebody's freeze does.
+func (r *rig) gateHeld() (end func()) {
+	return r.inTransaction(r.source, "SELECT pg_advisory_xact_lock("+query(r.t, r.target, "SELECT gate_key::text FROM pgrunbook.run")+")")
 }
 
 // waits waits until a session waits for a lock.

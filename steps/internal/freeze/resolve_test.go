@@ -29,6 +29,17 @@ func (p *pair) hold(srv *pg.Server, flag int) *Hold {
 	return h
 }
 
+// gates opens the sessions that look at both gates, until the test ends.
+func (p *pair) gates() {
+	p.t.Helper()
+	ctx := context.Background()
+	var err error
+	if p.freeze.Gates, err = OpenGates(ctx, p.freeze.From, p.freeze.To); err != nil {
+		p.t.Fatal(err)
+	}
+	p.t.Cleanup(func() { p.freeze.Gates.Close(ctx) })
+}
+
 // A runner that stands still, or only seems to, between the COMMITs still holds to. Who ends the flip
 // does not wait for that, and the runner's COMMIT comes too late.
 func TestF03ResolveEndsTheHoldOnTo(t *testing.T) {
@@ -36,11 +47,7 @@ func TestF03ResolveEndsTheHoldOnTo(t *testing.T) {
 	ctx := context.Background()
 	p.exec(p.source, "ALTER SEQUENCE pgrunbook.gate_flag RESTART 1")
 	hold := p.hold(p.freeze.To, flagOpen)
-	var err error
-	if p.freeze.Gates, err = OpenGates(ctx, p.freeze.From, p.freeze.To); err != nil {
-		t.Fatal(err)
-	}
-	defer p.freeze.Gates.Close(ctx)
+	p.gates()
 	s, err := p.freeze.Look(ctx)
 	if err != nil || !s.FromClosed || !s.ToClosed {
 		t.Fatalf("looking: %+v, %v", s, err)
@@ -60,11 +67,7 @@ func TestF03ResolveEndsTheHoldOnTo(t *testing.T) {
 func TestLooksDuringTheHold(t *testing.T) {
 	p := newPair(t)
 	ctx := context.Background()
-	var err error
-	if p.freeze.Gates, err = OpenGates(ctx, p.freeze.From, p.freeze.To); err != nil {
-		t.Fatal(err)
-	}
-	defer p.freeze.Gates.Close(ctx)
+	p.gates()
 	hold := p.hold(p.freeze.From, flagClosed)
 	if closed, err := p.freeze.FromClosed(ctx); err != nil || closed {
 		t.Errorf("in the hold from is closed: %v, %v", closed, err)
@@ -112,11 +115,7 @@ func TestNoHoldWhileFromWrites(t *testing.T) {
 func TestF08HoldsAreEndedByName(t *testing.T) {
 	p := newPair(t)
 	ctx := context.Background()
-	var err error
-	if p.freeze.Gates, err = OpenGates(ctx, p.freeze.From, p.freeze.To); err != nil {
-		t.Fatal(err)
-	}
-	defer p.freeze.Gates.Close(ctx)
+	p.gates()
 	names := p.freeze.HoldNames()
 	ends := func(want string) {
 		t.Helper()
@@ -158,11 +157,7 @@ func TestF08HoldsThatMayNotBeEnded(t *testing.T) {
 		t.Run(side, func(t *testing.T) {
 			p := newPair(t)
 			ctx := context.Background()
-			var err error
-			if p.freeze.Gates, err = OpenGates(ctx, p.freeze.From, p.freeze.To); err != nil {
-				t.Fatal(err)
-			}
-			defer p.freeze.Gates.Close(ctx)
+			p.gates()
 			holds := []*Hold{p.hold(p.freeze.From, flagClosed), p.hold(p.freeze.To, flagOpen)}
 			p.exec([]string{p.source, p.target}[i], mayNotEnd)
 			ended, err := p.freeze.EndHolds(ctx, p.freeze.HoldNames())
@@ -218,10 +213,7 @@ func TestR17CommitWhoseWaitWasCancelled(t *testing.T) {
 		t.Fatalf("the COMMIT whose wait was cancelled ended with %v", err)
 	}
 	p.wantSide(`source "25006", target "25006"`)
-	if p.freeze.Gates, err = OpenGates(ctx, p.freeze.From, p.freeze.To); err != nil {
-		t.Fatal(err)
-	}
-	defer p.freeze.Gates.Close(ctx)
+	p.gates()
 	resolved := make(chan error, 1)
 	go func() {
 		opened, err := p.freeze.Resolve(ctx)
