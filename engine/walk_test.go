@@ -5,6 +5,7 @@ import (
 	"errors"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -201,6 +202,84 @@ func TestCancelledWalk(t *testing.T) {
 			t.Errorf("the end was recorded with %v under a context with %v", j.cause, j.ctxErr)
 		}
 	})
+}
+
+// farJournal is a long way off: each of its records takes so long.
+type farJournal struct {
+	engine.Journal
+	takes time.Duration
+	ended bool
+}
+
+func (f *farJournal) way(ctx context.Context) error {
+	select {
+	case <-time.After(f.takes):
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+func (f *farJournal) Begin(ctx context.Context, s engine.Step) (engine.StepRecord, error) {
+	if err := f.way(ctx); err != nil {
+		return engine.StepRecord{}, err
+	}
+	return f.Journal.Begin(ctx, s)
+}
+
+func (f *farJournal) End(ctx context.Context, id engine.StepID, cause error) error {
+	if err := f.way(ctx); err != nil {
+		return err
+	}
+	f.ended = true
+	return f.Journal.End(ctx, id, cause)
+}
+
+// TestEndIsRecordedOverALongWay: the time that the record of a step's end has follows from what that of
+// its begin took, also where the walk was stopped in between; it has an end where no answer comes.
+func TestEndIsRecordedOverALongWay(t *testing.T) {
+	for name, c := range map[string]struct {
+		begin, end time.Duration
+		stopped    bool
+		lost       bool
+	}{
+		"a step that is done": {begin: 4 * time.Second, end: 10 * time.Second},
+		"a walk that stops":   {begin: 4 * time.Second, end: 10 * time.Second, stopped: true},
+		"near":                {end: 2 * time.Second},
+		"no answer":           {begin: 4 * time.Second, end: time.Hour, lost: true},
+		"no answer, near":     {end: 4 * time.Second, lost: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				ctx, cancel := context.WithCancelCause(t.Context())
+				defer cancel(nil)
+				cause := errors.New("stopped by a person")
+				j := &farJournal{Journal: journal.NewMemory(), takes: c.begin}
+				w, _ := newWalk(t, j, &step{id: "a", apply: func(ctx context.Context, _ engine.Checkpoint) error {
+					j.takes = c.end
+					if c.stopped {
+						cancel(cause)
+					}
+					return context.Cause(ctx)
+				}})
+				outcomes, err := w.Run(ctx)
+				var want error
+				switch {
+				case c.lost:
+					want = context.DeadlineExceeded
+				case c.stopped:
+					want = cause
+				}
+				if !errors.Is(err, want) {
+					t.Errorf("the walk ended with %v, want %v", err, want)
+				}
+				compare(t, "outcomes", []string{map[bool]string{true: "a failed", false: "a done"}[want != nil]}, states(outcomes))
+				if j.ended == c.lost {
+					t.Errorf("the step's end is recorded: %v", j.ended)
+				}
+			})
+		})
+	}
 }
 
 // endRecorder notes how a step's end was recorded.
