@@ -1,7 +1,6 @@
 package faults_test
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -213,59 +212,4 @@ func TestF16TargetDiskFull(t *testing.T) {
 			r.balance(r.target)
 		})
 	}
-}
-
-// TestF16SourceDiskFull: deltas share the source's disk with the application. The limit acts before;
-// without it the application's own writes fail, say so, and lose nothing, until there is room.
-func TestF16SourceDiskFull(t *testing.T) {
-	t.Parallel()
-	slots <- struct{}{}
-	t.Cleanup(func() { <-slots })
-	sourceMajor, targetMajor := majors(t)
-	disk := smallDisk(t, 400)
-	source := testpg.StartT(t, testpg.Options{Major: sourceMajor, Dir: disk, Settings: map[string]string{"min_wal_size": "32MB", "max_wal_size": "64MB"}})
-	r := newRigOn(t, testpg.NewDB(t, source), testpg.NewDB(t, testpg.Shared(t, targetMajor)))
-	const limit = "limit \"delta_size\" {\n  max  = \"64KiB\"\n  then = \"stop\"\n}\n\ncopy {"
-	r.edit("copy {", limit)
-	r.finally("apply", "--auto-approve", "--until", "capture")
-	r.sql(r.source, "UPDATE app.item SET name = name || '.'; UPDATE app.item SET name = name || '.'; UPDATE app.item SET name = name || '.'")
-	o := r.run("", applyArgs...)
-	if o.code != 1 || !regexp.MustCompile(`delta_size: it is \d+(\.\d+)?[KM]iB, over 64KiB`).MatchString(o.text) {
-		t.Fatalf("deltas over their limit: %s, want 1 with their size and the limit\n%s", o, o.text)
-	}
-	r.writing(0) // before the disk is full
-
-	r.edit("64KiB", "10GiB")
-	p := r.start("load.claimed@3:sleep=3s", applyArgs...)
-	if !p.passed("load.claimed", 3) {
-		t.Fatal("the runner copied nothing")
-	}
-	free := fill(t, disk)
-	refused := func() int { return r.ledger.Stats().Errors["53100"] }
-	for deadline := time.Now().Add(2 * time.Minute); refused() == 0 && source.Running() && time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
-		conn, err := pgx.Connect(context.Background(), r.source)
-		if err != nil {
-			continue
-		}
-		_, _ = conn.Exec(context.Background(), "UPDATE app.item SET name = name || repeat('.', 200)") // uses up what tables have left
-		_ = conn.Close(context.Background())
-	}
-	if refused() == 0 && source.Running() {
-		t.Fatal("the application wrote on on a full disk")
-	}
-	if !strings.Contains(source.Log(), "No space left on device") {
-		t.Fatal("the source's disk was not full")
-	}
-	free()
-	r.back(source)
-	r.writing(0)
-	o = p.end()
-	r.acceptable(o)
-	if o.code != 0 && !regexp.MustCompile(`on the source( at \S+)?: `).MatchString(o.text) {
-		t.Errorf("the message does not say which side: %s\n%s", o, o.text)
-	}
-	r.finally(applyArgs...)
-	r.moved(0, 1)
-	r.writing(1)
-	r.balance(r.target)
 }
