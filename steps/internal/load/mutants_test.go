@@ -63,6 +63,10 @@ var mutants = []struct {
 		play: (*pair).loadBehindRewrite,
 	},
 	{
+		name: "load.no_lock", ddl: `CREATE TABLE t (id int, v text, n int)`, clean: equal, dirty: differs,
+		play: (*pair).loadBehindRewrite,
+	},
+	{
 		name: "load.no_scrub", ddl: oneTable, clean: equal, dirty: stuck,
 		play: func(p *pair) error {
 			p.beforeCapture(`INSERT INTO t SELECT g, repeat('v', 100), g FROM generate_series(1, 2000) g`)
@@ -152,34 +156,71 @@ func TestMutants(t *testing.T) {
 	}
 }
 
-// TestMutantOfTheScrubWithoutHeartbeat crashes the source after a scrub, which forgets the changes that it had not made
-// durable: the rows were removed on the target, and no key says so any more.
-func TestMutantOfTheScrubWithoutHeartbeat(t *testing.T) {
+// unsafePair is a pair whose source forgets what was committed, for seconds, when it crashes.
+func unsafePair(t *testing.T) (p *pair, crash func()) {
+	t.Helper()
 	major, targetMajor, err := testpg.PairMajors()
 	if err != nil {
 		t.Fatal(err)
 	}
 	c := testpg.StartT(t, testpg.Options{Major: major, Settings: map[string]string{"synchronous_commit": "off", "wal_writer_delay": "10s"}})
+	p = pairOf(t, testpg.NewDB(t, c), testpg.NewDB(t, testpg.Shared(t, targetMajor)), oneTable)
+	p.exec(p.source, `SET synchronous_commit = on; SET pgrunbook.mark = '`+p.run.Mark+`'; INSERT INTO t SELECT g, 'old', g FROM generate_series(1, 100) g`)
+	crashed := false
+	t.Cleanup(func() {
+		if !crashed {
+			t.Error("the source did not crash")
+		}
+	})
+	return p, func() {
+		crashed = true
+		if err := errors.Join(c.KillPostmaster(), c.Start(p.ctx)); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// TestMutantOfTheScrubWithoutHeartbeat crashes the source after a scrub, which forgets the changes that it had not made
+// durable: the rows were removed on the target, and no key says so any more.
+func TestMutantOfTheScrubWithoutHeartbeat(t *testing.T) {
 	for name, want := range map[string]string{"": equal, "load.scrub_no_heartbeat": differs} {
 		t.Run("it ends "+want, func(t *testing.T) {
 			t.Cleanup(failpoint.Mutate(name))
-			p := pairOf(t, testpg.NewDB(t, c), testpg.NewDB(t, testpg.Shared(t, targetMajor)), oneTable)
-			p.exec(p.source, `SET synchronous_commit = on; SET pgrunbook.mark = '`+p.run.Mark+`'; INSERT INTO t SELECT g, 'old', g FROM generate_series(1, 100) g`)
+			p, crash := unsafePair(t)
 			p.once("load.committed", func() { p.exec(p.source, `UPDATE t SET v = 'new' WHERE id % 10 = 0`) })
-			crashed := false
 			p.once("load.scrubbed", func() {
-				crashed = true
 				if n := p.one(p.target, "SELECT count(*)::text FROM t"); n != "90" {
 					p.t.Errorf("%s rows are left after the scrub", n)
 				}
-				if err := errors.Join(c.KillPostmaster(), c.Start(p.ctx)); err != nil {
-					p.t.Error(err)
+				crash()
+			})
+			p.load()
+			if got := p.ended(p.follow()); got != want {
+				t.Errorf("it ended %s, want %s", got, want)
+			}
+		})
+	}
+}
+
+// TestD7MutantOfTheLoadWithoutHeartbeat crashes the source after a chunk with rows that it had not made durable: the
+// source has them no more, and no change says so.
+func TestD7MutantOfTheLoadWithoutHeartbeat(t *testing.T) {
+	for name, want := range map[string]string{"": equal, "load.no_heartbeat": differs} {
+		t.Run("it ends "+want, func(t *testing.T) {
+			t.Cleanup(failpoint.Mutate(name))
+			p, crash := unsafePair(t)
+			p.once("load.claimed", func() { p.exec(p.source, `UPDATE t SET v = 'new' WHERE id % 10 = 0`) })
+			p.once("load.committed", func() {
+				if n := p.one(p.target, "SELECT count(*)::text FROM t WHERE v = 'new'"); n != "10" {
+					p.t.Errorf("%s of the new rows are on the target", n)
+				}
+				crash()
+				lost := map[string]string{equal: "10", differs: "0"}[want]
+				if n := p.one(p.source, "SELECT count(*)::text FROM t WHERE v = 'new'"); n != lost {
+					p.t.Errorf("%s of the new rows are on the source after its crash, want %s", n, lost)
 				}
 			})
 			p.load()
-			if !crashed {
-				t.Error("the source did not crash")
-			}
 			if got := p.ended(p.follow()); got != want {
 				t.Errorf("it ended %s, want %s", got, want)
 			}

@@ -300,7 +300,10 @@ func (w *worker) begin(ctx context.Context, t scope.Table) (snapshot string, err
 		_, err := w.from.Exec(ctx, "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY")
 		return "", err
 	}
-	sql := fmt.Sprintf("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; LOCK TABLE %s, pgrunbook.image_%d IN ACCESS SHARE MODE", relation(t), t.ID)
+	sql := "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
+	if !failpoint.Mutant("load.no_lock") {
+		sql += fmt.Sprintf("; LOCK TABLE %s, pgrunbook.image_%d IN ACCESS SHARE MODE", relation(t), t.ID)
+	}
 	if _, err := w.from.PgConn().Exec(ctx, sql).ReadAll(); err != nil {
 		return "", fmt.Errorf("beginning to read %s: %w", tableName(t), err)
 	}
@@ -340,6 +343,9 @@ func (w *worker) unchanged(ctx context.Context, t scope.Table, lo lower, state j
 func (w *worker) settle(ctx context.Context) error {
 	if _, err := w.from.Exec(ctx, "COMMIT"); err != nil {
 		return fmt.Errorf("ending the read of a chunk: %w", err)
+	}
+	if failpoint.Mutant("load.no_heartbeat") {
+		return nil
 	}
 	return capture.Heartbeat(ctx, w.from)
 }
