@@ -153,6 +153,11 @@ func (s *finishStep) allowed(ctx context.Context) error {
 		}
 		byHand(s.env, engine.Target, err) // a pooler that is gone keeps nobody from staying
 	}
+	if !s.o.WithoutSource {
+		if err := flipLost(ctx, s.env); err != nil {
+			return err
+		}
+	}
 	if err := s.due(owner); err != nil {
 		return err
 	}

@@ -25,6 +25,11 @@ var placeApprovals = regexp.MustCompile(`^(source|target)-timeline-[0-9]+$`)
 // pinPlaces compares both sides' timelines with those that the run has seen, and makes every later
 // session of this process insist on them.
 func pinPlaces(ctx context.Context, env *Env, o OpenOptions) error {
+	if !o.AnyPlace {
+		if err := flipLost(ctx, env); err != nil {
+			return err
+		}
+	}
 	for _, side := range []engine.Side{engine.Source, engine.Target} {
 		is, err := timelineOf(ctx, env, side)
 		if err != nil {
@@ -147,7 +152,8 @@ func promoted(side engine.Side, m *pg.MovedError) error {
 	return &engine.Error{
 		Class: engine.ClassAmbiguous, Op: "trusting the", Object: string(side), Err: fmt.Errorf("%w; a standby that lagged has lost commits", m),
 		Hint: fmt.Sprintf("Before the flip, pgrunbook verify compares every row: where both sides are equal, the same command goes on afterwards; where they differ, pgrunbook abort and begin anew. "+
-			"If the standby is known to have lost nothing: pgrunbook approve %s --by WHO, then the same command.", placeApproval(side, m.Is)),
+			"If the standby is known to have lost nothing: pgrunbook approve %s --by WHO, then the same command. "+
+			"After the flip, what a target lost is lost: what reverse passes had carried of it stays on the source. It goes on as it is, and pgrunbook finish takes ours off.", placeApproval(side, m.Is)),
 	}
 }
 

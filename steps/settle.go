@@ -81,6 +81,11 @@ func (f *flipper) settle(ctx context.Context) (opened bool, err error) {
 		e.Hint = fmt.Sprintf("Writes go to the %s: find out who opened it, and never open the %s beside it. pgrunbook status says what to type.", f.from, f.to)
 		return false, e
 	default:
+		if f.from == engine.Source && state.FromClosed && state.ToClosed {
+			if err := closedByLostFlip(ctx, f.env, owner); err != nil {
+				return false, err
+			}
+		}
 		return false, ambiguous(fmt.Sprintf("%s closed: %v, %s closed: %v, and the journal records no flip that explains it", f.from, state.FromClosed, f.to, state.ToClosed))
 	}
 }

@@ -164,6 +164,14 @@ func (st *Status) readShut(ctx context.Context, env *Env, owner journal.Ownershi
 	default:
 		st.Shut = fmt.Sprintf("neither side takes writes: by the journal the %s does, and its gate is closed, which no flip explains", side)
 		st.shutNext = fmt.Sprintf("nothing before you know who closed the %s, and why. %s", side, reopen)
+		if side == engine.Target {
+			return nil
+		}
+		lost, err := findLostFlip(ctx, env.Source, now)
+		if err != nil || lost == nil {
+			return err
+		}
+		st.Shut, st.shutNext = lost.why(), lost.next(env.Target.Address())
 	}
 	return nil
 }

@@ -18,6 +18,9 @@ func VerifyNow(ctx context.Context, env *Env, show engine.Sink) (err error) {
 	if err := env.notAborting(ctx, "comparing both sides"); err != nil {
 		return err
 	}
+	if err := flipLost(ctx, env); err != nil { // the rows differ by what was written since, and neither is mended by writing
+		return err
+	}
 	s, err := verifyFrom(ctx, env)
 	if err != nil {
 		return err

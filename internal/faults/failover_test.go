@@ -132,6 +132,86 @@ func TestF12F13Failover(t *testing.T) {
 	}
 }
 
+// TestF13FailoverAfterTheFlip promotes a standby at the target's address once the target takes writes.
+func TestF13FailoverAfterTheFlip(t *testing.T) {
+	source, target := majors(t)
+	begin := func(t *testing.T, until ...string) (*rig, *site) {
+		t.Parallel()
+		slots <- struct{}{}
+		t.Cleanup(func() { <-slots })
+		s := ownSite(t, target)
+		r := newRigOn(t, testpg.NewDB(t, testpg.Shared(t, source)), s.url)
+		r.finally(append(applyArgs, until...)...)
+		s.lag(t)
+		return r, s
+	}
+	refuses := func(r *rig, url string) {
+		r.t.Helper()
+		if !testpg.Refuses(r.t.Context(), url, probeSQL) {
+			r.t.Fatal("a side takes writes that must not")
+		}
+	}
+
+	// It lacks the flip with all that came after it. The source is closed, and knows of it: neither side takes writes, and
+	// every command leads to the one that ends that.
+	t.Run("F13 the target's standby lacks the flip", func(t *testing.T) {
+		r, s := begin(t, "--until", "catch_up")
+		r.writing(0)
+		r.finally(applyArgs...)
+		r.writing(1)
+		s.fail(t)
+		refuses(r, r.source)
+		refuses(r, r.target)
+		for _, args := range [][]string{applyArgs, {"verify"}, {"follow"}, {"rollback", "--auto-approve"}, {"finish", "--auto-approve", "--now"}, abortArgs} {
+			if o := r.run("", args...); o.code != 15 || !strings.Contains(o.text, "pgrunbook rollback --without-target") {
+				t.Fatalf("%s: %s, want 15 with what to type\n%s", args, o, o.text)
+			}
+		}
+		if o := r.run("", "status"); !strings.Contains(o.text, "neither side takes writes") || !strings.Contains(o.text, "Next: pgrunbook rollback --without-target --check") {
+			t.Fatalf("status: %s\n%s", o, o.text)
+		}
+		// A person may say that it lost nothing; that it lacks the flip is found all the same.
+		r.finally("approve", "target-timeline-2", "--by", "anna")
+		if o := r.run("", applyArgs...); o.code != 15 || !strings.Contains(o.text, "pgrunbook rollback --without-target") {
+			t.Fatalf("apply, approved: %s, want 15\n%s", o, o.text)
+		}
+		refuses(r, r.source)
+		refuses(r, r.target)
+		r.finally("rollback", "--without-target", "--auto-approve", "--accept-loss")
+		r.writing(0)
+		refuses(r, r.target)
+		r.stop() // what was written to the target alone is the failover's own loss: the ledger would name it
+		r.oneSide()
+	})
+
+	// It has the flip, and has lost what came later: that is the failover's own loss. It takes writes, the source stays
+	// closed, nothing trusts it without a person's word, and finish ends the run.
+	t.Run("F13 the target's standby lost its last writes", func(t *testing.T) {
+		r, s := begin(t)
+		r.writing(1)
+		s.fail(t)
+		r.writing(1)
+		refuses(r, r.source)
+		for _, args := range [][]string{applyArgs, {"follow"}, {"rollback", "--auto-approve"}} {
+			if o := r.run("", args...); o.code != 15 || !strings.Contains(o.text, "timeline 2") || !strings.Contains(o.text, "pgrunbook finish") {
+				t.Fatalf("%s: %s, want 15 with what to type\n%s", args, o, o.text)
+			}
+		}
+		if o := r.run("", "rollback", "--without-target", "--check"); o.code != 1 || !strings.Contains(o.text, "takes writes") {
+			t.Fatalf("giving up a target that takes writes: %s\n%s", o, o.text)
+		}
+		refuses(r, r.source)
+		r.finally("finish", "--auto-approve", "--now")
+		r.writing(1)
+		refuses(r, r.source)
+		r.stop()
+		r.oneSide()
+		if torn := r.number(r.target, "SELECT count(*) FROM ("+r.ledger.Torn()+") t"); torn != 0 {
+			t.Error("a transaction is there in part")
+		}
+	})
+}
+
 // TestF22ReplicaLag: a replica of the target that falls behind makes the load wait, and passes go on.
 func TestF22ReplicaLag(t *testing.T) {
 	t.Parallel()
