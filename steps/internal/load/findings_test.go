@@ -16,6 +16,7 @@ import (
 	"github.com/pgrunbook/pgrunbook/engine"
 	"github.com/pgrunbook/pgrunbook/engine/journal"
 	"github.com/pgrunbook/pgrunbook/internal/testpg"
+	"github.com/pgrunbook/pgrunbook/steps/internal/capture"
 	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
 )
 
@@ -271,26 +272,48 @@ func (p *pair) reopen() {
 }
 
 // D23: a subtransaction's row has an xmin that a snapshot takes for committed; captured rows are
-// told by the xmin of their images instead.
+// told by the xmin of their images instead. The one here is older than the trigger, and is still open when what was captured
+// before the load is forgotten: its row is both captured and there to be read.
 func TestD23AppendOnlyRowsAreLoadedOrCapturedOnce(t *testing.T) {
-	p := newPair(t, `CREATE TABLE k (a int, v text); CREATE TABLE other (a int PRIMARY KEY)`, chunks(8<<10), func(t *scope.Table) {
-		if t.Key == nil {
-			t.Identity = scope.AppendOnly
+	source, target := testpg.Pair(t)
+	older, err := pgx.Connect(t.Context(), source)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = older.Close(context.Background()) }()
+	run := func(conn *pgx.Conn, statements ...string) {
+		t.Helper()
+		for _, sql := range statements {
+			if _, err := conn.Exec(t.Context(), sql); err != nil {
+				t.Fatalf("%s: %v", sql, err)
+			}
+		}
+	}
+	begun := false
+	p := pairOf(t, source, target, `CREATE TABLE k (a int, v text)`, chunks(8<<10), func(t *scope.Table) {
+		t.Identity = scope.AppendOnly
+		if !begun { // before the trigger is there
+			begun = true
+			run(older, "CREATE SCHEMA beside", "CREATE TABLE beside.other (a int)", "BEGIN", "SAVEPOINT s", "INSERT INTO beside.other VALUES (1)")
 		}
 	})
 	p.beforeCapture(`INSERT INTO k SELECT g, 'old' FROM generate_series(1, 2000) g`)
-	p.exec(p.source, `BEGIN; SAVEPOINT s; INSERT INTO other VALUES (1); INSERT INTO k VALUES (42, 'sub'); RELEASE s; COMMIT`)
-	app := p.connect(p.source)
-	for _, sql := range []string{"BEGIN", "SAVEPOINT s", "INSERT INTO k VALUES (43, 'later')", "RELEASE s"} {
-		if _, err := app.Exec(p.ctx, sql); err != nil {
-			t.Fatal(err)
-		}
-	}
-	p.load()
-	p.exec(p.source, `INSERT INTO k VALUES (44, 'after')`)
-	if _, err := app.Exec(p.ctx, "COMMIT"); err != nil {
+	run(older, "INSERT INTO k VALUES (42, 'older')", "RELEASE s")
+	l := New(p.cfg)
+	if err := l.Prepare(p.ctx); err != nil {
 		t.Fatal(err)
 	}
+	run(older, "COMMIT")
+	if n := p.one(p.source, "SELECT count(*)::text FROM "+capture.ImageName(p.tables[0].ID)); n != "1" {
+		t.Fatalf("%s rows are captured before they are loaded: this proves nothing", n)
+	}
+	app := p.connect(p.source)
+	run(app, "BEGIN", "SAVEPOINT s", "INSERT INTO k VALUES (43, 'later')", "RELEASE s")
+	if err := l.Run(p.ctx); err != nil {
+		t.Fatal(err)
+	}
+	p.exec(p.source, `INSERT INTO k VALUES (44, 'after')`)
+	run(app, "COMMIT")
 	p.synced()
 }
 
