@@ -100,6 +100,23 @@ func TestFreezeBesideLocks(t *testing.T) {
 			t.Errorf("the next attempt: %v", err)
 		}
 	})
+	t.Run("R10 a table is reloaded as it is once writers are held", func(t *testing.T) {
+		f, err := newFreeze(r.env, nil).(*freezeStep).build(t.Context(), r.env.Journal.Checkpoint("freeze", r.env.Sink))
+		r.must(err)
+		defer f.close(context.Background())
+		f.Rehearsal = true
+		prepare := f.Prepare
+		f.Prepare = func(ctx context.Context) (freeze.Pass, error) { // its locks are there; a snapshot would be too early
+			p, err := prepare(ctx)
+			r.exec(r.source, "INSERT INTO shop.log VALUES ('before the hold')")
+			return p, err
+		}
+		r.must(f.clearWay(t.Context()))
+		if _, err := f.Attempt(t.Context(), 1); err != nil {
+			t.Fatal(err)
+		}
+		r.want(r.target, "SELECT count(*)::text FROM shop.log WHERE line = 'before the hold'", "1")
+	})
 	r.latelyChanged()
 	r.exec(r.target, "ALTER TABLE shop.invoice ADD CONSTRAINT small CHECK (total < 5) NOT VALID") // as a first cutover leaves it
 	vacuum := r.app(r.target)
