@@ -161,6 +161,29 @@ func TestD11TruncateInABacklogOfPieces(t *testing.T) {
 	}
 }
 
+// D11: ids of transactions are no order of their commits. What a transaction with a smaller id than the TRUNCATE's brings
+// after it is in the backlog's first piece.
+func TestD11TruncateBeforeAnOlderTransaction(t *testing.T) {
+	p := newPair(t, plainTable)
+	older := p.connect(p.source)
+	begin := func(sql string) {
+		t.Helper()
+		if err := run(p.ctx, older, sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+	begin("BEGIN; SELECT txid_current()")
+	p.app(`INSERT INTO t SELECT g, 'before' FROM generate_series(1, 100) g; TRUNCATE t`)
+	begin(`INSERT INTO t SELECT g, 'older' FROM generate_series(1, 50) g; COMMIT`)
+	for n := range 3 {
+		p.app(fmt.Sprintf(`INSERT INTO t SELECT g, 'later' FROM generate_series(%d, %d) g`, 200+n*30, 229+n*30))
+	}
+	if _, err := p.passer.Drain(p.ctx, DrainOptions{PieceRows: 20, Workers: 1}); err != nil {
+		t.Fatal(err)
+	}
+	p.equal()
+}
+
 const keyless = `CREATE TABLE k (a int, j json, at point, f float8)`
 
 // D12: row images are applied in order, by top-level transaction and compared as records.
@@ -321,6 +344,23 @@ func TestS5F37ValuesThatMoveBetweenRows(t *testing.T) {
 	p.synced()
 	p.app(`UPDATE u SET mail = 'n' || id; UPDATE u SET mail = 'm' || (31 - id) WHERE id <= 30`)
 	if _, err := p.passer.Drain(p.ctx, DrainOptions{PieceRows: 5}); err != nil {
+		t.Fatal(err)
+	}
+	p.equal()
+}
+
+// S5: what cuts the swap of two values apart holds one of them twice: such a piece is made larger.
+func TestS5PiecesThatClash(t *testing.T) {
+	p := newPair(t, `CREATE TABLE u (id int PRIMARY KEY, mail text UNIQUE)`)
+	p.app(`INSERT INTO u SELECT g, 'm' || g FROM generate_series(1, 10) g`)
+	p.synced()
+	for _, sql := range []string{"UPDATE u SET mail = 'tmp' WHERE id = 2", "UPDATE u SET mail = 'm2' WHERE id = 3", "UPDATE u SET mail = 'm3' WHERE id = 2"} {
+		p.app(sql)
+	}
+	if _, _, last, err := p.passer.piece(p.ctx, p.tables[0], 1); err == nil || !clashes(err) || last {
+		t.Fatalf("the first piece ended with %v, last %v: this proves nothing", err, last)
+	}
+	if _, err := p.passer.Drain(p.ctx, DrainOptions{PieceRows: 1, Workers: 1}); err != nil {
 		t.Fatal(err)
 	}
 	p.equal()

@@ -95,6 +95,19 @@ var mutants = []mutant{
 		},
 	},
 	{
+		// D18: the session is lost, and what the look-up finds is the id of another runner's pass.
+		name: "pass.any_watermark", clean: equal, dirty: differs,
+		play: func(p *pair) error {
+			p.app(`INSERT INTO t VALUES (1, 'a')`)
+			p.after("pass.marked", func() {
+				p.endSessions(p.target)
+				p.exec(p.target, `INSERT INTO pgrunbook.watermark (from_side, pass, epoch, snapshot, at) VALUES ('source', md5('another')::uuid, 1, '1:1:', now())
+					ON CONFLICT (from_side) DO UPDATE SET pass = EXCLUDED.pass`)
+			})
+			return p.pass()
+		},
+	},
+	{
 		name: "pass.forget_by_xid", clean: equal, dirty: differs,
 		play: func(p *pair) error {
 			slow := p.connect(p.source)
