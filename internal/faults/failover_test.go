@@ -132,6 +132,43 @@ func TestF12F13Failover(t *testing.T) {
 	}
 }
 
+// TestF12StandbyAtTheAddress leads the source's address to its standby, which nobody has promoted, while the target follows and
+// between the two COMMITs. It proves nothing about the source: every command says what it is, and none changes anything.
+func TestF12StandbyAtTheAddress(t *testing.T) {
+	t.Parallel()
+	slots <- struct{}{}
+	t.Cleanup(func() { <-slots })
+	source, target := majors(t)
+	s := ownSite(t, source)
+	r := newRigOn(t, s.url, testpg.NewDB(t, testpg.Shared(t, target)))
+	astray := func(commands ...[]string) {
+		t.Helper()
+		s.address.Retarget(s.standby.Addr())
+		for _, args := range commands {
+			o := r.run("", args...)
+			if r.acceptable(o); o.code == 0 || !strings.Contains(o.text, "in recovery") || !strings.Contains(o.text, "Promote it, or point the runbook at the primary") {
+				t.Fatalf("%s beside a standby: %s, want what it is and what to do\n%s", args, o, o.text)
+			}
+			if !testpg.Refuses(t.Context(), r.target, probeSQL) {
+				t.Fatalf("%s opened the target", args)
+			}
+		}
+		s.address.Retarget(s.primary.Addr())
+	}
+	r.finally("apply", "--auto-approve", "--until", "catch_up")
+	astray(applyArgs, []string{"verify"}, abortArgs)
+	r.writing(0)
+	r.fallen(applyArgs...)
+	astray(applyArgs, abortArgs, rollbackArgs)
+	if !testpg.Refuses(t.Context(), r.source, probeSQL) {
+		t.Fatal("the source was opened")
+	}
+	r.finally(applyArgs...)
+	r.moved(0, 1)
+	r.writing(1)
+	r.balance(r.target)
+}
+
 // TestF13FailoverAfterTheFlip promotes a standby at the target's address once the target takes writes.
 func TestF13FailoverAfterTheFlip(t *testing.T) {
 	source, target := majors(t)
