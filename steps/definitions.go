@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 
 	"github.com/jackc/pgx/v5"
 
@@ -32,6 +33,7 @@ type difference struct {
 	ran       int        // how many of them did
 	restore   bool       // made from a dump of the source
 	later     bool       // made with what comes after the rows
+	atFlip    bool       // made by the statements at the opening: see dump.FlipStatements
 	elsewhere bool       // capture.Check tells it
 	mild      bool       // no row and no later statement depends on it: named, not stopped for
 	made      *madeTable // the table, where this run made it and it is not part of it: see dropMade
@@ -46,7 +48,7 @@ func (d difference) text() string {
 	return t
 }
 
-func (d difference) carried() bool { return len(d.sql) > 0 || d.restore || d.later }
+func (d difference) carried() bool { return len(d.sql) > 0 || d.restore || d.later || d.atFlip }
 
 func (d difference) finding() *engine.Finding {
 	f := &engine.Finding{Code: "RUN012", Severity: engine.SeverityWarning, Side: engine.Source, Object: d.item.ID(), Text: d.text() + " and is not carried", Fix: "Make the same change on the target if it is wanted there."}
@@ -213,6 +215,10 @@ func (c *comparison) remedy(ctx context.Context, env *Env, sides *sideConns, d *
 		}
 		if !missing {
 			d.sql = append(d.sql, dump.Drop(i))
+		}
+		if strings.HasSuffix(sql, " NOT VALID") { // rows that break it may still be on their way
+			d.atFlip = true
+			return nil
 		}
 		d.sql = append(d.sql, sql)
 		return nil

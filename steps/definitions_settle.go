@@ -21,7 +21,7 @@ import (
 // rule can still carry, or must not be passed over.
 func (c *comparison) named(cp interface{ Emit(engine.Event) }, once func(text string) bool) error {
 	for _, d := range c.differences {
-		if c.made(d) {
+		if c.made(d) || d.opens() {
 			continue
 		}
 		if !d.mild && !d.later {
@@ -50,6 +50,9 @@ func (c *comparison) left(cp interface{ Emit(engine.Event) }) {
 		cp.Emit(engine.Event{Kind: engine.EventDiagnosed, Level: "warn", Object: f.Object, Message: f.Text, Finding: f})
 	}
 }
+
+// opens reports whether all that is left of a difference is made when the target is opened.
+func (d difference) opens() bool { return d.atFlip && len(d.sql) == 0 }
 
 // made reports whether what comes after the rows has made a definition.
 func (c *comparison) made(d difference) bool {
@@ -171,7 +174,7 @@ func (c *comparison) settle(ctx context.Context, env *Env, cp engine.Checkpoint,
 			continue
 		case d.mild && !d.restore:
 			continue
-		case d.later && len(d.sql) == 0:
+		case d.later && len(d.sql) == 0 || d.opens():
 			continue // in either mode: it is made from the source as it is then
 		case stop || !d.carried():
 			return d.stop(stop)

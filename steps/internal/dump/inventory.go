@@ -124,10 +124,10 @@ func Unchanged(was map[string]string, i Item) bool {
 func inventoryOf(major int) string {
 	r := []string{
 		"{generated}", "a.attgenerated::text", "{prokind}", "p.prokind IN ('f', 'p', 'w')", "{aggregate}", "p.prokind = 'a'",
-		"{conparent}", "con.conparentid = 0", "{tgparent}", "t.tgparentid = 0", "{kindcolumn}", "prokind",
+		"{conparent}", "con.conparentid = 0", "{tgparent}", "t.tgparentid = 0", "{kindcolumn}", "prokind", "{stattarget}", "nullif(s.stxstattarget, -1)", // the default, NULL since 17
 	}
 	if major < 13 {
-		r[9] = "NOT t.tgisinternal" // clones were internal
+		r[9], r[13] = "NOT t.tgisinternal", "NULL" // clones were internal
 	}
 	if major < 12 {
 		r[1] = "''"

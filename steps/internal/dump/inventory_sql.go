@@ -56,9 +56,10 @@ WITH ns AS (
   UNION ALL SELECT 'pg_trigger'::regclass, t.oid, rel.oid, 'trigger', quoted(t.tgname) || chr(1) || rel.name, pg_get_triggerdef(t.oid)
     FROM pg_trigger t JOIN rel ON rel.oid = t.tgrelid JOIN pg_proc f ON f.oid = t.tgfoid WHERE NOT t.tgisinternal AND {tgparent} AND f.pronamespace::regnamespace::text <> 'pgrunbook'
   UNION ALL SELECT 'pg_rewrite'::regclass, r.oid, rel.oid, 'rule', quoted(r.rulename) || chr(1) || rel.name, pg_get_ruledef(r.oid) FROM pg_rewrite r JOIN rel ON rel.oid = r.ev_class WHERE r.rulename <> '_RETURN'
-  UNION ALL SELECT 'pg_policy'::regclass, p.oid, rel.oid, 'policy', quoted(p.polname) || chr(1) || rel.name, concat_ws(' ', p.polcmd, p.polpermissive, pg_get_expr(p.polqual, p.polrelid), pg_get_expr(p.polwithcheck, p.polrelid))
+  UNION ALL SELECT 'pg_policy'::regclass, p.oid, rel.oid, 'policy', quoted(p.polname) || chr(1) || rel.name, concat_ws(' ', p.polcmd, p.polpermissive, pg_get_expr(p.polqual, p.polrelid), pg_get_expr(p.polwithcheck, p.polrelid),
+      (SELECT string_agg(quoted(r.rolname), ', ' ORDER BY r.rolname) FROM pg_roles r WHERE r.oid = ANY (p.polroles))) -- nothing for PUBLIC
     FROM pg_policy p JOIN rel ON rel.oid = p.polrelid
-  UNION ALL SELECT 'pg_statistic_ext'::regclass, s.oid, rel.oid, 'statistics', ns.name || '.' || quoted(s.stxname), pg_get_statisticsobjdef(s.oid) FROM pg_statistic_ext s JOIN rel ON rel.oid = s.stxrelid JOIN ns ON ns.oid = s.stxnamespace
+  UNION ALL SELECT 'pg_statistic_ext'::regclass, s.oid, rel.oid, 'statistics', ns.name || '.' || quoted(s.stxname), concat_ws(' ', pg_get_statisticsobjdef(s.oid), {stattarget}) FROM pg_statistic_ext s JOIN rel ON rel.oid = s.stxrelid JOIN ns ON ns.oid = s.stxnamespace
   UNION ALL SELECT 'pg_extension'::regclass, oid, 0, 'extension', quoted(extname), extversion FROM pg_extension
   UNION ALL SELECT o.classid, o.oid, 0, 'object', i.type || ' ' || i.identity, ''
     FROM (SELECT 'pg_operator'::regclass::oid AS classid, o.oid FROM pg_operator o JOIN ns ON ns.oid = o.oprnamespace
