@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strings"
 
 	"github.com/jackc/pgx/v5"
 
@@ -86,7 +85,8 @@ func (c *comparison) read(ctx context.Context, env *Env, sides *sideConns, was m
 		awaited := missing && i.Kind.AfterRows() && handled[id] != "" // nothing has made it so far
 		// One that went under another name, as a partition that had been detached, or with an identity, is still known.
 		lacking := missing && slices.Contains([]dump.ItemKind{dump.ItemTable, dump.ItemPartition, dump.ItemSequence}, i.Kind) && env.Runbook.Schema.Mode != "existing"
-		if !awaited && !lacking && (dump.Unchanged(was, i) || c.target[id].Def == i.Def && !ownWords(i.Kind)) {
+		inTheWay := i.NotValid && !missing // as a first cutover leaves it
+		if !awaited && !lacking && !inTheWay && (dump.Unchanged(was, i) || c.target[id].Def == i.Def && !ownWords(i.Kind)) {
 			continue
 		}
 		if !known && ownWords(i.Kind) {
@@ -209,16 +209,18 @@ func (c *comparison) remedy(ctx context.Context, env *Env, sides *sideConns, d *
 	case dump.ItemTable, dump.ItemPartition:
 		return c.tableRemedy(ctx, env, sides, d, missing)
 	case dump.ItemCheck, dump.ItemDomainCheck:
+		if i.NotValid { // rows that break it may be on their way, or be read again
+			if d.atFlip = true; !missing {
+				d.verb, d.sql = "is NOT VALID", []string{dump.Drop(i)}
+			}
+			return nil
+		}
 		sql, err := dump.Define(ctx, sides.source, i)
 		if err != nil {
 			return err
 		}
 		if !missing {
 			d.sql = append(d.sql, dump.Drop(i))
-		}
-		if strings.HasSuffix(sql, " NOT VALID") { // rows that break it may still be on their way
-			d.atFlip = true
-			return nil
 		}
 		d.sql = append(d.sql, sql)
 		return nil

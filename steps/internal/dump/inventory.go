@@ -21,6 +21,7 @@ type Item struct {
 	Name       string
 	On         string // the quoted relation or domain of what has no name of its own
 	Def        string
+	NotValid   bool // a check that old rows may break: FlipStatements makes it
 }
 
 // ItemKind groups definitions by what can be done about a difference.
@@ -86,7 +87,7 @@ func Inventory(ctx context.Context, conn *pgx.Conn, s *scope.Scope) (map[string]
 			return err
 		}
 		var i Item
-		_, err = pgx.ForEachRow(rows, []any{&i.Class, &i.OID, &i.Rel, &i.Kind, &i.Name, &i.Def}, func() error {
+		_, err = pgx.ForEachRow(rows, []any{&i.Class, &i.OID, &i.Rel, &i.Kind, &i.Name, &i.Def, &i.NotValid}, func() error {
 			if !gone[objectID{i.Class, i.OID}] && (i.Rel == 0 || !gone[objectID{classRelation, i.Rel}]) {
 				one := i
 				one.Name, one.On, _ = strings.Cut(i.Name, "\x01")

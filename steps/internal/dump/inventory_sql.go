@@ -1,7 +1,7 @@
 package dump
 
-// inventorySQL gives class, oid, relation, kind, name and digest of every definition. quoted(x) is x as
-// pgx.Identifier writes it. Definitions have qualified names because search_path is pg_catalog in our
+// inventorySQL gives class, oid, relation, kind, name and digest of every definition, and whether it is a check that
+// is NOT VALID. quoted(x) is x as pgx.Identifier writes it. Definitions have qualified names because search_path is pg_catalog in our
 // sessions. A table's columns are sorted by name:
 // their order may differ on two servers that hold the same. Before 12 the oid is no column that * gives.
 const inventorySQL = `
@@ -22,7 +22,7 @@ WITH ns AS (
   SELECT t.oid, t.typtype, t.typbasetype, t.typtypmod, t.typnotnull, t.typdefault, ns.name || '.' || quoted(t.typname) AS name
     FROM pg_type t JOIN ns ON ns.oid = t.typnamespace WHERE t.typtype IN ('e', 'd', 'r') AND NOT EXISTS (SELECT FROM ext WHERE classid = 'pg_type'::regclass AND objid = t.oid)
 ), con AS (
-  SELECT con.oid, con.conrelid, con.contypid, con.contype::text AS contype, con.conname, con.conindid, pg_get_constraintdef(con.oid) AS def
+  SELECT con.oid, con.conrelid, con.contypid, con.contype::text AS contype, con.conname, con.conindid, pg_get_constraintdef(con.oid) AS def, con.contype = 'c' AND con.coninhcount = 0 AS own_check
     FROM pg_constraint con JOIN ns ON ns.oid = con.connamespace WHERE con.contype IN ('c', 'p', 'u', 'x', 'f') AND (con.conislocal OR con.conrelid = 0) AND {conparent}
 ), item (classid, oid, rel, kind, name, def) AS (
   SELECT 'pg_namespace'::regclass::oid, oid, 0::oid, 'schema', name, '' FROM ns WHERE NOT EXISTS (SELECT FROM ext WHERE classid = 'pg_namespace'::regclass AND objid = ns.oid)
@@ -90,4 +90,4 @@ WITH ns AS (
     FROM pg_db_role_setting s CROSS JOIN unnest(s.setconfig) c LEFT JOIN pg_roles r ON r.oid = s.setrole
    WHERE s.setdatabase = (SELECT oid FROM pg_database WHERE datname = current_database()) AND split_part(c, '=', 1) <> 'default_transaction_read_only'
 )
-SELECT classid, oid, rel, kind, name, md5(coalesce(def, '')) FROM item`
+SELECT classid, oid, rel, kind, name, md5(coalesce(def, '')), classid = 'pg_constraint'::regclass AND oid IN (SELECT con.oid FROM con WHERE con.own_check AND con.def LIKE '% NOT VALID') FROM item`
