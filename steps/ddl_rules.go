@@ -26,8 +26,8 @@ func ddlRules(carry bool) []engine.Rule {
 			How: "ALTER TYPE ... ADD VALUE, RENAME VALUE; ALTER TABLE, ALTER DOMAIN ... ADD, DROP CONSTRAINT; CREATE OR REPLACE FUNCTION, VIEW; ALTER SEQUENCE: before rows fail",
 		},
 		{
-			Change: "new indexes, keys, foreign keys, triggers, rewrite rules, policies and statistics", Then: "carried, whatever on_ddl says",
-			How: "made as they are by then, when the rows are there; named where they come after the last catch_up",
+			Change: "new indexes, keys, foreign keys, triggers, rewrite rules, policies and statistics; new checks that are NOT VALID; which triggers and rules are enabled", Then: "carried, whatever on_ddl says",
+			How: "made as they are by then, when the rows are there; named where they come after the last catch_up; checks and modes at the flip",
 		},
 		{
 			Change: "indexes, keys, foreign keys, triggers, rewrite rules, policies and statistics that changed or were dropped", Then: carried,

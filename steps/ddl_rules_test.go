@@ -17,7 +17,7 @@ var kindsOfDDL = map[string][]string{
 		"new schemas, tables, sequences, types, domains, functions, views, materialized views, extensions", "labels of enums, check constraints of tables and domains, functions, views and sequences that changed",
 		"indexes, keys, foreign keys, triggers, rewrite rules, policies and statistics that changed or were dropped",
 	},
-	"carried, whatever on_ddl says":            {"new indexes, keys, foreign keys, triggers, rewrite rules, policies and statistics"},
+	"carried, whatever on_ddl says":            {"new indexes, keys, foreign keys, triggers, rewrite rules, policies and statistics", "new checks that are NOT VALID", "which triggers and rules are enabled"},
 	"table loaded again, whatever on_ddl says": {"rewritten with other rows", "partitions were detached, dropped or swapped", "no key and got or lost a column", "came to inherit", "triggers of ours were touched"},
 	"stops, named, with what to do":            {"a renamed table, partition or column", "a key's column or type, or its index", "became generated", "a parent outside of the scope", "a foreign partition", "a change without a statement that makes it"},
 	"left out, named":                          {"a temporary object"},
@@ -81,4 +81,6 @@ func TestF41NewAfterRowsWithoutCarry(t *testing.T) {
 		r.exec(r.source, c.undo)
 		r.must(r.catchUp())
 	}
+	r.exec(r.source, "ALTER TABLE shop.invoice ADD CONSTRAINT low CHECK (total < 5) NOT VALID; ALTER TABLE shop.customer DISABLE TRIGGER customer_t")
+	r.must(r.catchUp())
 }

@@ -32,6 +32,7 @@ type difference struct {
 	ran       int        // how many of them did
 	restore   bool       // made from a dump of the source
 	later     bool       // made with what comes after the rows
+	atFlip    bool       // made by the statements at the opening: see dump.FlipStatements
 	elsewhere bool       // capture.Check tells it
 	mild      bool       // no row and no later statement depends on it: named, not stopped for
 	made      *madeTable // the table, where this run made it and it is not part of it: see dropMade
@@ -46,7 +47,7 @@ func (d difference) text() string {
 	return t
 }
 
-func (d difference) carried() bool { return len(d.sql) > 0 || d.restore || d.later }
+func (d difference) carried() bool { return len(d.sql) > 0 || d.restore || d.later || d.atFlip }
 
 func (d difference) finding() *engine.Finding {
 	f := &engine.Finding{Code: "RUN012", Severity: engine.SeverityWarning, Side: engine.Source, Object: d.item.ID(), Text: d.text() + " and is not carried", Fix: "Make the same change on the target if it is wanted there."}
@@ -84,7 +85,8 @@ func (c *comparison) read(ctx context.Context, env *Env, sides *sideConns, was m
 		awaited := missing && i.Kind.AfterRows() && handled[id] != "" // nothing has made it so far
 		// One that went under another name, as a partition that had been detached, or with an identity, is still known.
 		lacking := missing && slices.Contains([]dump.ItemKind{dump.ItemTable, dump.ItemPartition, dump.ItemSequence}, i.Kind) && env.Runbook.Schema.Mode != "existing"
-		if !awaited && !lacking && (dump.Unchanged(was, i) || c.target[id].Def == i.Def && !ownWords(i.Kind)) {
+		inTheWay := i.NotValid && !missing // as a first cutover leaves it
+		if !awaited && !lacking && !inTheWay && (dump.Unchanged(was, i) || c.target[id].Def == i.Def && !ownWords(i.Kind)) {
 			continue
 		}
 		if !known && ownWords(i.Kind) {
@@ -207,6 +209,12 @@ func (c *comparison) remedy(ctx context.Context, env *Env, sides *sideConns, d *
 	case dump.ItemTable, dump.ItemPartition:
 		return c.tableRemedy(ctx, env, sides, d, missing)
 	case dump.ItemCheck, dump.ItemDomainCheck:
+		if i.NotValid { // rows that break it may be on their way, or be read again
+			if d.atFlip = true; !missing {
+				d.verb, d.sql = "is NOT VALID", []string{dump.Drop(i)}
+			}
+			return nil
+		}
 		sql, err := dump.Define(ctx, sides.source, i)
 		if err != nil {
 			return err

@@ -21,7 +21,7 @@ import (
 // rule can still carry, or must not be passed over.
 func (c *comparison) named(cp interface{ Emit(engine.Event) }, once func(text string) bool) error {
 	for _, d := range c.differences {
-		if c.made(d) {
+		if c.made(d) || c.atFlip(d) {
 			continue
 		}
 		if !d.mild && !d.later {
@@ -49,6 +49,11 @@ func (c *comparison) left(cp interface{ Emit(engine.Event) }) {
 		}
 		cp.Emit(engine.Event{Kind: engine.EventDiagnosed, Level: "warn", Object: f.Object, Message: f.Text, Finding: f})
 	}
+}
+
+// atFlip reports whether the statements at the opening make a definition, or leave it as it is.
+func (c *comparison) atFlip(d difference) bool {
+	return d.atFlip && (len(d.sql) == 0 || c.target[d.item.ID()].Def == d.item.Def)
 }
 
 // made reports whether what comes after the rows has made a definition.
@@ -88,7 +93,7 @@ func mendRefused(ctx context.Context, env *Env, cp engine.Checkpoint) (bool, err
 		if len(d.sql) == 0 || d.restore || d.later || d.mild {
 			continue
 		}
-		if env.Runbook.Schema.OnDDL != "carry" {
+		if env.Runbook.Schema.OnDDL != "carry" && !c.atFlip(d) {
 			return false, d.stop(true)
 		}
 		if err := d.carry(ctx, cp, sides); err != nil {
@@ -171,8 +176,9 @@ func (c *comparison) settle(ctx context.Context, env *Env, cp engine.Checkpoint,
 			continue
 		case d.mild && !d.restore:
 			continue
-		case d.later && len(d.sql) == 0:
+		case (d.later || d.atFlip) && len(d.sql) == 0:
 			continue // in either mode: it is made from the source as it is then
+		case c.atFlip(d): // likewise
 		case stop || !d.carried():
 			return d.stop(stop)
 		}

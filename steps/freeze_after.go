@@ -145,13 +145,13 @@ func (f *flipper) statementsAtOpen(ctx context.Context) ([]string, error) {
 	if f.to == engine.Source {
 		return list, nil
 	}
-	modes, err := dump.FlipStatements(ctx, f.looks.source, f.looks.target, f.env.Scope)
+	modes, err := dump.FlipStatements(ctx, f.looks.source, f.looks.target, f.env.Scope, f.env.Runbook.Schema.Mode == "existing")
 	return append(list, modes...), err
 }
 
 // openedByHand ends what a person who opened to with psql may have left out: sessions that begin there are
 // refused every write while its database is read-only by default, and triggers that were made disabled for our sessions do
-// not fire. Elsewhere it finds nothing to do.
+// not fire. Elsewhere it finds only what changed on the source since the statements at the opening were written down.
 func (f *flipper) openedByHand(ctx context.Context) error {
 	own := ""
 	if f.to == engine.Source {
@@ -173,7 +173,7 @@ func (f *flipper) openedByHand(ctx context.Context) error {
 	if f.to == engine.Source {
 		return nil
 	}
-	left, err := dump.LeftAtFlip(ctx, f.looks.source, conn, f.env.Scope)
+	left, err := dump.FlipStatements(ctx, f.looks.source, conn, f.env.Scope, f.env.Runbook.Schema.Mode == "existing")
 	if err != nil {
 		return fmt.Errorf("asking the target for the modes of its triggers: %w", err)
 	}

@@ -95,7 +95,9 @@ func (r *reader) checks(ctx context.Context) error {
 			def += " NOT VALID"
 		}
 		what, on := "DOMAIN "+pg.Name(schema, typ), "DOMAIN "+pg.Name(schema, typ)
-		if table != "" {
+		if table == "" {
+			o.domain = scope.Name{Schema: schema, Name: typ}
+		} else {
 			o.Table.Schema, o.Table.Name = schema, table
 			what, on = "TABLE "+pg.Name(schema, table), pg.Name(schema, table)
 		}

@@ -21,6 +21,7 @@ type Item struct {
 	Name       string
 	On         string // the quoted relation or domain of what has no name of its own
 	Def        string
+	NotValid   bool // a check that old rows may break: FlipStatements makes it
 }
 
 // ItemKind groups definitions by what can be done about a difference.
@@ -86,7 +87,7 @@ func Inventory(ctx context.Context, conn *pgx.Conn, s *scope.Scope) (map[string]
 			return err
 		}
 		var i Item
-		_, err = pgx.ForEachRow(rows, []any{&i.Class, &i.OID, &i.Rel, &i.Kind, &i.Name, &i.Def}, func() error {
+		_, err = pgx.ForEachRow(rows, []any{&i.Class, &i.OID, &i.Rel, &i.Kind, &i.Name, &i.Def, &i.NotValid}, func() error {
 			if !gone[objectID{i.Class, i.OID}] && (i.Rel == 0 || !gone[objectID{classRelation, i.Rel}]) {
 				one := i
 				one.Name, one.On, _ = strings.Cut(i.Name, "\x01")
@@ -124,10 +125,10 @@ func Unchanged(was map[string]string, i Item) bool {
 func inventoryOf(major int) string {
 	r := []string{
 		"{generated}", "a.attgenerated::text", "{prokind}", "p.prokind IN ('f', 'p', 'w')", "{aggregate}", "p.prokind = 'a'",
-		"{conparent}", "con.conparentid = 0", "{tgparent}", "t.tgparentid = 0", "{kindcolumn}", "prokind",
+		"{conparent}", "con.conparentid = 0", "{tgparent}", "t.tgparentid = 0", "{kindcolumn}", "prokind", "{stattarget}", "nullif(s.stxstattarget, -1)", // the default, NULL since 17
 	}
 	if major < 13 {
-		r[9] = "NOT t.tgisinternal" // clones were internal
+		r[9], r[13] = "NOT t.tgisinternal", "NULL" // clones were internal
 	}
 	if major < 12 {
 		r[1] = "''"

@@ -1,7 +1,7 @@
 package dump
 
-// inventorySQL gives class, oid, relation, kind, name and digest of every definition. quoted(x) is x as
-// pgx.Identifier writes it. Definitions have qualified names because search_path is pg_catalog in our
+// inventorySQL gives class, oid, relation, kind, name and digest of every definition, and whether it is a check that
+// is NOT VALID. quoted(x) is x as pgx.Identifier writes it. Definitions have qualified names because search_path is pg_catalog in our
 // sessions. A table's columns are sorted by name:
 // their order may differ on two servers that hold the same. Before 12 the oid is no column that * gives.
 const inventorySQL = `
@@ -22,7 +22,7 @@ WITH ns AS (
   SELECT t.oid, t.typtype, t.typbasetype, t.typtypmod, t.typnotnull, t.typdefault, ns.name || '.' || quoted(t.typname) AS name
     FROM pg_type t JOIN ns ON ns.oid = t.typnamespace WHERE t.typtype IN ('e', 'd', 'r') AND NOT EXISTS (SELECT FROM ext WHERE classid = 'pg_type'::regclass AND objid = t.oid)
 ), con AS (
-  SELECT con.oid, con.conrelid, con.contypid, con.contype::text AS contype, con.conname, con.conindid, pg_get_constraintdef(con.oid) AS def
+  SELECT con.oid, con.conrelid, con.contypid, con.contype::text AS contype, con.conname, con.conindid, pg_get_constraintdef(con.oid) AS def, con.contype = 'c' AND con.coninhcount = 0 AS own_check
     FROM pg_constraint con JOIN ns ON ns.oid = con.connamespace WHERE con.contype IN ('c', 'p', 'u', 'x', 'f') AND (con.conislocal OR con.conrelid = 0) AND {conparent}
 ), item (classid, oid, rel, kind, name, def) AS (
   SELECT 'pg_namespace'::regclass::oid, oid, 0::oid, 'schema', name, '' FROM ns WHERE NOT EXISTS (SELECT FROM ext WHERE classid = 'pg_namespace'::regclass AND objid = ns.oid)
@@ -56,9 +56,10 @@ WITH ns AS (
   UNION ALL SELECT 'pg_trigger'::regclass, t.oid, rel.oid, 'trigger', quoted(t.tgname) || chr(1) || rel.name, pg_get_triggerdef(t.oid)
     FROM pg_trigger t JOIN rel ON rel.oid = t.tgrelid JOIN pg_proc f ON f.oid = t.tgfoid WHERE NOT t.tgisinternal AND {tgparent} AND f.pronamespace::regnamespace::text <> 'pgrunbook'
   UNION ALL SELECT 'pg_rewrite'::regclass, r.oid, rel.oid, 'rule', quoted(r.rulename) || chr(1) || rel.name, pg_get_ruledef(r.oid) FROM pg_rewrite r JOIN rel ON rel.oid = r.ev_class WHERE r.rulename <> '_RETURN'
-  UNION ALL SELECT 'pg_policy'::regclass, p.oid, rel.oid, 'policy', quoted(p.polname) || chr(1) || rel.name, concat_ws(' ', p.polcmd, p.polpermissive, pg_get_expr(p.polqual, p.polrelid), pg_get_expr(p.polwithcheck, p.polrelid))
+  UNION ALL SELECT 'pg_policy'::regclass, p.oid, rel.oid, 'policy', quoted(p.polname) || chr(1) || rel.name, concat_ws(' ', p.polcmd, p.polpermissive, pg_get_expr(p.polqual, p.polrelid), pg_get_expr(p.polwithcheck, p.polrelid),
+      (SELECT string_agg(quoted(r.rolname), ', ' ORDER BY r.rolname) FROM pg_roles r WHERE r.oid = ANY (p.polroles))) -- nothing for PUBLIC
     FROM pg_policy p JOIN rel ON rel.oid = p.polrelid
-  UNION ALL SELECT 'pg_statistic_ext'::regclass, s.oid, rel.oid, 'statistics', ns.name || '.' || quoted(s.stxname), pg_get_statisticsobjdef(s.oid) FROM pg_statistic_ext s JOIN rel ON rel.oid = s.stxrelid JOIN ns ON ns.oid = s.stxnamespace
+  UNION ALL SELECT 'pg_statistic_ext'::regclass, s.oid, rel.oid, 'statistics', ns.name || '.' || quoted(s.stxname), concat_ws(' ', pg_get_statisticsobjdef(s.oid), {stattarget}) FROM pg_statistic_ext s JOIN rel ON rel.oid = s.stxrelid JOIN ns ON ns.oid = s.stxnamespace
   UNION ALL SELECT 'pg_extension'::regclass, oid, 0, 'extension', quoted(extname), extversion FROM pg_extension
   UNION ALL SELECT o.classid, o.oid, 0, 'object', i.type || ' ' || i.identity, ''
     FROM (SELECT 'pg_operator'::regclass::oid AS classid, o.oid FROM pg_operator o JOIN ns ON ns.oid = o.oprnamespace
@@ -89,4 +90,4 @@ WITH ns AS (
     FROM pg_db_role_setting s CROSS JOIN unnest(s.setconfig) c LEFT JOIN pg_roles r ON r.oid = s.setrole
    WHERE s.setdatabase = (SELECT oid FROM pg_database WHERE datname = current_database()) AND split_part(c, '=', 1) <> 'default_transaction_read_only'
 )
-SELECT classid, oid, rel, kind, name, md5(coalesce(def, '')) FROM item`
+SELECT classid, oid, rel, kind, name, md5(coalesce(def, '')), classid = 'pg_constraint'::regclass AND oid IN (SELECT con.oid FROM con WHERE con.own_check AND con.def LIKE '% NOT VALID') FROM item`

@@ -56,6 +56,9 @@ type Object struct {
 	NotCarried string   // set: why it is not made at all
 	owner      string   // on the source, of statistics: other kinds follow their table
 	policy     *policyRoles
+	domain     scope.Name // that a check is on
+	mode       string     // of a trigger or rule on the source, as the catalog has it
+	turn       string     // gives it that mode
 }
 
 // policyRoles are the parts of CREATE POLICY around its roles.

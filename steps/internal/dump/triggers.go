@@ -40,18 +40,21 @@ func (r *reader) rules(ctx context.Context) error {
 	return err
 }
 
+// turning makes a trigger or rule fire as the catalog says.
+var turning = map[string]string{"O": "ENABLE", "D": "DISABLE", "A": "ENABLE ALWAYS", "R": "ENABLE REPLICA"}
+
 // modes gives a trigger or rule the firing mode that it has on the source. What fires under
 // session_replication_role = replica would fire for every row that we carry, so ALWAYS and REPLICA
 // wait, disabled, for the flip.
 func modes(o *Object, mode, what string) {
 	table := "ALTER TABLE " + pg.Name(o.Table.Schema, o.Table.Name)
+	o.mode, o.turn = mode, table+" "+turning[mode]+" "+what
 	switch mode {
 	case "D":
-		o.SQL = append(o.SQL, table+" DISABLE "+what)
+		o.SQL = append(o.SQL, o.turn)
 	case "A", "R":
 		o.SQL = append(o.SQL, table+" DISABLE "+what)
-		word := map[string]string{"A": "ALWAYS", "R": "REPLICA"}[mode]
-		o.AtFlip = append(o.AtFlip, table+" ENABLE "+word+" "+what)
+		o.AtFlip = append(o.AtFlip, o.turn)
 	}
 }
 
@@ -92,7 +95,7 @@ func (r *reader) triggers(ctx context.Context) error {
 		modes(&o, mode, "TRIGGER "+ident(name))
 		if isCopy {
 			if mode == "O" { // its parent may have another mode
-				o.AtFlip = append(o.AtFlip, "ALTER TABLE "+pg.Name(schema, table)+" ENABLE TRIGGER "+ident(name))
+				o.AtFlip = append(o.AtFlip, o.turn)
 			}
 			comment = nil
 		}
@@ -214,8 +217,9 @@ func (r *reader) eventTriggers(ctx context.Context) error {
 		o := Object{Kind: EventTrigger, Name: name, SQL: []string{
 			sql + " EXECUTE PROCEDURE " + pg.Name(schema, function) + "()", "ALTER EVENT TRIGGER " + ident(name) + " DISABLE",
 		}}
-		if word := map[string]string{"O": "ENABLE", "A": "ENABLE ALWAYS", "R": "ENABLE REPLICA"}[mode]; word != "" {
-			o.AtFlip = []string{"ALTER EVENT TRIGGER " + ident(name) + " " + word}
+		o.mode, o.turn = mode, "ALTER EVENT TRIGGER "+ident(name)+" "+turning[mode]
+		if mode != "D" {
+			o.AtFlip = []string{o.turn}
 		}
 		r.add(o, comment, "EVENT TRIGGER "+ident(name))
 		return nil
