@@ -126,6 +126,10 @@ func inventoryOf(major int) string {
 	r := []string{
 		"{generated}", "a.attgenerated::text", "{prokind}", "p.prokind IN ('f', 'p', 'w')", "{aggregate}", "p.prokind = 'a'",
 		"{conparent}", "con.conparentid = 0", "{tgparent}", "t.tgparentid = 0", "{kindcolumn}", "prokind", "{stattarget}", "nullif(s.stxstattarget, -1)", // the default, NULL since 17
+		"{compression}", "a.attcompression::text",
+	}
+	if major < 14 {
+		r[15] = "''"
 	}
 	if major < 13 {
 		r[9], r[13] = "NOT t.tgisinternal", "NULL" // clones were internal

@@ -39,7 +39,15 @@ WITH ns AS (
   UNION ALL SELECT 'pg_class'::regclass, rel.oid, rel.oid, CASE rel.kind WHEN 'v' THEN 'view' ELSE 'materialized view' END, rel.name, pg_get_viewdef(rel.oid) FROM rel WHERE rel.kind IN ('v', 'm')
   UNION ALL SELECT 'pg_class'::regclass, rel.oid, rel.oid, 'sequence', rel.name, concat_ws(' ', s.seqtypid::regtype, s.seqstart, s.seqincrement, s.seqmin, s.seqmax, s.seqcache, s.seqcycle)
     FROM rel JOIN pg_sequence s ON s.seqrelid = rel.oid
-  UNION ALL SELECT 'pg_class'::regclass, rel.oid, rel.oid, 'options', rel.name, rel.options FROM rel WHERE rel.kind IN ('r', 'p', 'v', 'm') AND NOT rel.part
+  UNION ALL SELECT 'pg_class'::regclass, rel.oid, rel.oid, 'options', rel.name, concat_ws(' ', rel.options,
+      (SELECT spcname FROM pg_tablespace s WHERE s.oid = c.reltablespace), (SELECT nullif(amname, 'heap') FROM pg_am m WHERE m.oid = c.relam AND c.relkind <> 'S'),
+      (SELECT string_agg(concat_ws(' ', quoted(x.relname), i.indisclustered, i.indisreplident), ', ' ORDER BY x.relname) FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid WHERE i.indrelid = c.oid AND (i.indisclustered OR i.indisreplident)),
+      (SELECT string_agg(concat_ws(' ', quoted(a.attname), CASE WHEN a.attstorage <> y.typstorage THEN a.attstorage END, {compression}, nullif(a.attstattarget, -1), a.attoptions::text, a.attfdwoptions::text), ', ' ORDER BY a.attname) FROM pg_attribute a JOIN pg_type y ON y.oid = a.atttypid
+        WHERE a.attrelid = c.oid AND a.attnum > 0 AND (a.attstorage <> y.typstorage OR {compression} <> '' OR a.attstattarget <> -1 OR a.attoptions IS NOT NULL OR a.attfdwoptions IS NOT NULL)),
+      (SELECT string_agg(concat_ws(' ', t.name, quoted(a.attname)), ', ') FROM pg_depend d JOIN rel t ON t.oid = d.refobjid JOIN pg_attribute a ON a.attrelid = t.oid AND a.attnum = d.refobjsubid
+        WHERE c.relkind = 'S' AND d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.refclassid = 'pg_class'::regclass AND d.deptype IN ('a', 'i')),
+      (SELECT f.ftoptions::text FROM pg_foreign_table f WHERE f.ftrelid = c.oid))
+    FROM rel JOIN pg_class c ON c.oid = rel.oid WHERE rel.kind <> 'c' AND NOT rel.part
   UNION ALL SELECT 'pg_proc'::regclass, p.oid, 0, 'function', p.name, pg_get_functiondef(p.oid) FROM fn p WHERE {prokind}
   UNION ALL SELECT 'pg_proc'::regclass, p.oid, 0, 'object', 'aggregate ' || p.name, concat_ws(' ', g.aggtransfn, g.aggfinalfn, g.agginitval, format_type(p.prorettype, NULL))
     FROM fn p JOIN pg_aggregate g ON g.aggfnoid = p.oid WHERE {aggregate}
@@ -78,11 +86,14 @@ WITH ns AS (
           UNION ALL SELECT 'pg_event_trigger'::regclass, oid FROM pg_event_trigger) o
     CROSS JOIN LATERAL pg_identify_object(o.classid, o.oid, 0) i WHERE NOT EXISTS (SELECT FROM ext WHERE ext.classid = o.classid AND ext.objid = o.oid)
   UNION ALL SELECT 'pg_class'::regclass, rel.oid, rel.oid, 'owner', rel.name, pg_get_userbyid(rel.relowner)::text FROM rel WHERE NOT rel.part
+  UNION ALL SELECT 'pg_namespace'::regclass, n.oid, 0, 'owner', ns.name, pg_get_userbyid(n.nspowner)::text FROM pg_namespace n JOIN ns ON ns.oid = n.oid
+  UNION ALL SELECT 'pg_type'::regclass, y.oid, 0, 'owner', ty.name, pg_get_userbyid(y.typowner)::text FROM ty JOIN pg_type y ON y.oid = ty.oid
   UNION ALL SELECT 'pg_proc'::regclass, p.oid, 0, 'owner', p.name, pg_get_userbyid(p.proowner)::text FROM fn p
   UNION ALL SELECT 'pg_class'::regclass, rel.oid, rel.oid, 'grant', rel.name, coalesce(rel.relacl::text, '') || coalesce((SELECT string_agg(quoted(a.attname) || a.attacl::text, ' ' ORDER BY a.attname) FROM pg_attribute a WHERE a.attrelid = rel.oid AND a.attacl IS NOT NULL), '')
     FROM rel WHERE NOT rel.part
   UNION ALL SELECT 'pg_proc'::regclass, p.oid, 0, 'grant', p.name, coalesce(p.proacl::text, '') FROM fn p
   UNION ALL SELECT 'pg_namespace'::regclass, n.oid, 0, 'grant', ns.name, coalesce(n.nspacl::text, '') FROM pg_namespace n JOIN ns ON ns.oid = n.oid
+  UNION ALL SELECT 'pg_type'::regclass, y.oid, 0, 'grant', ty.name, coalesce(y.typacl::text, '') FROM ty JOIN pg_type y ON y.oid = ty.oid
   UNION ALL SELECT 'pg_class'::regclass, rel.oid, rel.oid, 'comment', rel.name || coalesce('.' || (SELECT quoted(a.attname) FROM pg_attribute a WHERE a.attrelid = rel.oid AND a.attnum = d.objsubid AND d.objsubid > 0), ''), d.description
     FROM pg_description d JOIN rel ON rel.oid = d.objoid WHERE d.classoid = 'pg_class'::regclass
   UNION ALL SELECT 'pg_proc'::regclass, p.oid, 0, 'comment', p.name, d.description FROM pg_description d JOIN fn p ON p.oid = d.objoid WHERE d.classoid = 'pg_proc'::regclass

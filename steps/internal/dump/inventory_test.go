@@ -69,6 +69,64 @@ COMMENT ON TABLE s.t IS 'rows'; COMMENT ON FUNCTION s.one(int) IS 'one'; GRANT S
 	}
 }
 
+// What ALTER changes of an object is told from what it was, on the oldest and the newest of servers.
+func TestInventorySeesWhatIsAltered(t *testing.T) {
+	for _, major := range []int{10, 15, 18} {
+		t.Run(fmt.Sprint(major), func(t *testing.T) {
+			conn := connect(t, server(t, major, "source"))
+			run(t, conn, `CREATE SCHEMA s; CREATE TYPE s.mood AS ENUM ('sad'); CREATE TABLE s.t (id int PRIMARY KEY, note text); CREATE SEQUENCE s.n;
+				CREATE POLICY mine ON s.t USING (id > 5); CREATE STATISTICS s.both ON id, note FROM s.t; CREATE MATERIALIZED VIEW s.kept AS SELECT note FROM s.t;
+				CREATE FOREIGN DATA WRAPPER w; CREATE SERVER far FOREIGN DATA WRAPPER w; CREATE FOREIGN TABLE s.far (a int) SERVER far`)
+			for _, c := range []struct {
+				since   int
+				sql, id string
+			}{
+				{10, `ALTER TABLE s.t ALTER note SET STORAGE EXTERNAL`, `options "s"."t"`},
+				{10, `ALTER TABLE s.t ALTER note SET STATISTICS 7`, `options "s"."t"`},
+				{10, `ALTER TABLE s.t ALTER note SET (n_distinct = 5)`, `options "s"."t"`},
+				{14, `ALTER TABLE s.t ALTER note SET COMPRESSION pglz`, `options "s"."t"`},
+				{10, `ALTER TABLE s.t SET (fillfactor = 50)`, `options "s"."t"`},
+				{10, `ALTER TABLE s.t ENABLE ROW LEVEL SECURITY`, `options "s"."t"`},
+				{10, `ALTER TABLE s.t CLUSTER ON t_pkey`, `options "s"."t"`},
+				{10, `ALTER TABLE s.t REPLICA IDENTITY USING INDEX t_pkey`, `options "s"."t"`},
+				{10, `ALTER TABLE s.t SET UNLOGGED`, `options "s"."t"`},
+				{10, `ALTER MATERIALIZED VIEW s.kept SET (fillfactor = 50)`, `options "s"."kept"`},
+				{10, `ALTER FOREIGN TABLE s.far OPTIONS (ADD a 'b')`, `options "s"."far"`},
+				{10, `ALTER FOREIGN TABLE s.far ALTER a OPTIONS (ADD c 'd')`, `options "s"."far"`},
+				{10, `ALTER SEQUENCE s.n OWNED BY s.t.id`, `options "s"."n"`},
+				{10, `ALTER SCHEMA s OWNER TO pg_monitor`, `owner "s"`},
+				{10, `ALTER TYPE s.mood OWNER TO pg_monitor`, `owner "s"."mood"`},
+				{10, `ALTER TABLE s.t OWNER TO pg_monitor`, `owner "s"."t"`},
+				{10, `REVOKE USAGE ON TYPE s.mood FROM PUBLIC`, `grant "s"."mood"`},
+				{10, `GRANT SELECT (note) ON s.t TO PUBLIC`, `grant "s"."t"`},
+				{10, `ALTER POLICY mine ON s.t TO pg_monitor`, `policy "mine" on "s"."t"`},
+				{13, `ALTER STATISTICS s.both SET STATISTICS 9`, `statistics "s"."both"`},
+			} {
+				if major < c.since {
+					continue
+				}
+				var defs [2]string
+				for i := range defs {
+					items, err := Inventory(testContext(t), conn, nil)
+					if err != nil {
+						t.Fatal(err)
+					}
+					item, ok := items[c.id]
+					if !ok {
+						t.Fatalf("%s is missing", c.id)
+					}
+					if defs[i] = item.Def; i == 0 {
+						run(t, conn, c.sql)
+					}
+				}
+				if defs[0] == defs[1] {
+					t.Errorf("%s is not seen", c.sql)
+				}
+			}
+		})
+	}
+}
+
 // A table that is locked even against readers keeps its definitions, and those of its views, from being read: it is named,
 // and who locked it, and what to type.
 func TestInventoryNamesWhoLockedATable(t *testing.T) {
