@@ -97,6 +97,9 @@ func (s *catchUpStep) definitions(ctx context.Context, cp engine.Checkpoint) err
 	if err := n.parentsFirst(ctx, s.env, sides.source); err != nil {
 		return err
 	}
+	if err := renameIdentities(ctx, s.env, cp, sides); err != nil {
+		return err
+	}
 	if !n.empty() && s.env.Runbook.Schema.OnDDL != "carry" {
 		return n.stop()
 	}

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/jackc/pgx/v5"
 
@@ -134,6 +135,14 @@ func (s *constraintsStep) build(ctx context.Context, cp engine.Checkpoint) error
 	roles, err := s.roles(ctx, sides)
 	if err != nil {
 		return err
+	}
+	apart, err := dump.KeyApart(ctx, sides.target, s.env.Scope.Tables)
+	if err != nil {
+		return err
+	}
+	for _, t := range apart { // catch_up exchanges it
+		names := dump.Relations(t)
+		objects = slices.DeleteFunc(objects, func(o dump.Object) bool { return o.Key && names[o.Table] })
 	}
 	objects = dump.WithRoles(objects, roles.rename)
 	b := &dump.Builder{Target: s.env.Target, Objects: objects, Parallel: max(1, s.env.Runbook.Copy.Workers), Waiting: waiting(cp, engine.Target, "build on the target"), Hold: s.env.betweenParts(cp.Emit), Done: func(o dump.Object) {

@@ -23,7 +23,7 @@ func ddlRules(carry bool) []engine.Rule {
 		},
 		{
 			Change: "labels of enums, check constraints of tables and domains, functions, views and sequences that changed", Then: carried,
-			How: "ALTER TYPE ... ADD VALUE, RENAME VALUE; ALTER TABLE, ALTER DOMAIN ... ADD, DROP CONSTRAINT; CREATE OR REPLACE FUNCTION, VIEW; ALTER SEQUENCE: before rows fail",
+			How: "ALTER TYPE ... ADD VALUE, RENAME VALUE; ALTER TABLE, ALTER DOMAIN ... ADD, DROP CONSTRAINT; CREATE OR REPLACE FUNCTION, VIEW; ALTER SEQUENCE, RENAME of an identity's: before rows fail",
 		},
 		{
 			Change: "new indexes, keys, foreign keys, triggers, rewrite rules, policies and statistics; new checks that are NOT VALID; which triggers and rules are enabled", Then: "carried, whatever on_ddl says",
@@ -31,14 +31,14 @@ func ddlRules(carry bool) []engine.Rule {
 		},
 		{
 			Change: "indexes, keys, foreign keys, triggers, rewrite rules, policies and statistics that changed or were dropped", Then: carried,
-			How: "DROP, and made anew",
+			How: "DROP, and made anew; what the run finds rows by is renamed, or made anew in one transaction",
 		},
 		{
 			Change: "a table that was rewritten with other rows, whose partitions were detached, dropped or swapped, that has no key and got or lost a column, that came to inherit, or whose triggers of ours were touched", Then: "table loaded again, whatever on_ddl says",
 			How: "a partition that is gone is detached on the target; with on_ddl = \"carry\" one that was dropped is dropped there",
 		},
 		{
-			Change: "a renamed table, partition or column; a key's column or type, or its index; a column that became generated, or is by another expression; a parent outside of the scope; a foreign partition; a change without a statement that makes it, as of a composite type, an aggregate or a view's columns", Then: "stops, named, with what to do",
+			Change: "a renamed table, partition or column; a key's column or type, or that no index is left over its columns; a column that became generated, or is by another expression; a parent outside of the scope; a foreign partition; a change without a statement that makes it, as of a composite type, an aggregate or a view's columns", Then: "stops, named, with what to do",
 		},
 		{Change: "what needs a temporary object", Then: "left out, named", How: "it goes with that when a session ends"},
 		{

@@ -19,7 +19,7 @@ var kindsOfDDL = map[string][]string{
 	},
 	"carried, whatever on_ddl says":            {"new indexes, keys, foreign keys, triggers, rewrite rules, policies and statistics", "new checks that are NOT VALID", "which triggers and rules are enabled"},
 	"table loaded again, whatever on_ddl says": {"rewritten with other rows", "partitions were detached, dropped or swapped", "no key and got or lost a column", "came to inherit", "triggers of ours were touched"},
-	"stops, named, with what to do":            {"a renamed table, partition or column", "a key's column or type, or its index", "became generated", "a parent outside of the scope", "a foreign partition", "a change without a statement that makes it"},
+	"stops, named, with what to do":            {"a renamed table, partition or column", "a key's column or type, or that no index is left over its columns", "became generated", "a parent outside of the scope", "a foreign partition", "a change without a statement that makes it"},
 	"left out, named":                          {"a temporary object"},
 	"named before and after the freeze":        {"owners", "grants", "comments", "options", "extension versions", "materialized views that changed", "dropped schemas, types, functions, views and other objects"},
 }
@@ -69,6 +69,8 @@ func TestF41NewAfterRowsWithoutCarry(t *testing.T) {
 	for _, c := range []struct{ sql, undo, named string }{
 		{"DROP INDEX shop.invoice_total", "CREATE INDEX invoice_total ON shop.invoice (total)", "invoice_total"},
 		{"ALTER TABLE shop.customer DROP CONSTRAINT customer_name", "ALTER TABLE shop.customer ADD CONSTRAINT customer_name UNIQUE (name)", "customer_name"},
+		{"ALTER TABLE shop.customer RENAME CONSTRAINT customer_pkey TO customer_pk", "ALTER TABLE shop.customer RENAME CONSTRAINT customer_pk TO customer_pkey", "customer_pk"},
+		{"ALTER SEQUENCE shop.invoice_id_seq RENAME TO invoice_ids", "ALTER SEQUENCE shop.invoice_ids RENAME TO invoice_id_seq", `this sequence was "shop"."invoice_id_seq"`},
 		{"DROP TRIGGER customer_t ON shop.customer", "CREATE TRIGGER customer_t BEFORE UPDATE ON shop.customer FOR EACH ROW EXECUTE FUNCTION suppress_redundant_updates_trigger()", "customer_t"},
 		{"CREATE OR REPLACE RULE log_r AS ON UPDATE TO shop.lock DO INSTEAD NOTHING", "CREATE OR REPLACE RULE log_r AS ON UPDATE TO shop.lock DO ALSO NOTHING", "log_r"},
 		{"ALTER POLICY p ON shop.invoice USING (total > 1)", "ALTER POLICY p ON shop.invoice USING (total > 0)", `"p"`},

@@ -22,6 +22,8 @@ type comparison struct {
 	source, target map[string]dump.Item
 	differences    []difference
 	empty          bool // nothing is captured or loaded yet
+	keys           *keyPairs
+	was            map[string]string
 }
 
 // difference is one definition that changed on the source since the structure was restored.
@@ -36,6 +38,7 @@ type difference struct {
 	elsewhere bool       // capture.Check tells it
 	mild      bool       // no row and no later statement depends on it: named, not stopped for
 	made      *madeTable // the table, where this run made it and it is not part of it: see dropMade
+	key       *keyPair   // what passes find rows by, and it is exchanged
 	why       string     // why it cannot be carried
 }
 
@@ -73,11 +76,15 @@ func compareDefinitions(ctx context.Context, env *Env, sides *sideConns, carried
 func (c *comparison) read(ctx context.Context, env *Env, sides *sideConns, was map[string]string, carried catchUpCursor) (err error) {
 	handled := carried.Handled
 	maps.Copy(was, handled)
+	c.was = was
 	if c.fresh, c.source, err = readDefinitions(ctx, env, sides.source); err != nil {
 		return err
 	}
 	if c.target, err = dump.Inventory(ctx, sides.target, nil); err != nil {
 		return sided(engine.Target, err)
+	}
+	if c.keys, err = readKeys(ctx, env, sides, was); err != nil {
+		return err
 	}
 	for _, id := range slices.Sorted(maps.Keys(c.source)) {
 		i := c.source[id]
@@ -86,7 +93,8 @@ func (c *comparison) read(ctx context.Context, env *Env, sides *sideConns, was m
 		// One that went under another name, as a partition that had been detached, or with an identity, is still known.
 		lacking := missing && slices.Contains([]dump.ItemKind{dump.ItemTable, dump.ItemPartition, dump.ItemSequence}, i.Kind) && env.Runbook.Schema.Mode != "existing"
 		inTheWay := i.NotValid && !missing // as a first cutover leaves it
-		if !awaited && !lacking && !inTheWay && (dump.Unchanged(was, i) || c.target[id].Def == i.Def && !ownWords(i.Kind)) {
+		key := c.keys.wanted[id]
+		if !awaited && !lacking && !inTheWay && (key == nil || !missing) && (dump.Unchanged(was, i) || c.target[id].Def == i.Def && !ownWords(i.Kind)) {
 			continue
 		}
 		if !known && ownWords(i.Kind) {
@@ -96,7 +104,12 @@ func (c *comparison) read(ctx context.Context, env *Env, sides *sideConns, was m
 		if !known || missing {
 			d.verb = "is new"
 		}
-		if err := c.remedy(ctx, env, sides, &d, c.target[id]); err != nil {
+		if d.key = key; key != nil {
+			err = key.remedy(ctx, env, sides, c, &d)
+		} else {
+			err = c.remedy(ctx, env, sides, &d, c.target[id])
+		}
+		if err != nil {
 			return err
 		}
 		if !d.elsewhere {
@@ -106,7 +119,7 @@ func (c *comparison) read(ctx context.Context, env *Env, sides *sideConns, was m
 	for _, id := range slices.Sorted(maps.Keys(was)) {
 		_, there := c.source[id]
 		i, left := c.target[id]
-		if !left || there || was[id] == gone || ownWords(i.Kind) || i.Kind == dump.ItemComment {
+		if !left || there || was[id] == gone || ownWords(i.Kind) || i.Kind == dump.ItemComment || c.keys.goes[id] {
 			continue
 		}
 		t := owningTable(env, c.fresh, i.Name)
@@ -114,6 +127,9 @@ func (c *comparison) read(ctx context.Context, env *Env, sides *sideConns, was m
 			continue
 		}
 		d := dropped(env, i)
+		if c.keys.stand[id] {
+			d.sql, d.mild = nil, true // passes find rows by it; whether the source may lose it, capture says
+		}
 		if i.Kind == dump.ItemSequence {
 			if err := sides.target.QueryRow(ctx, inUseSQL, i.OID).Scan(&d.mild); err != nil {
 				return fmt.Errorf("looking for what uses %s on the target: %w", i.ID(), err)
@@ -371,12 +387,6 @@ func (c *comparison) astray(ctx context.Context, sides *sideConns, i dump.Item) 
 // dropped decides what is done about a definition that only the target still has.
 func dropped(env *Env, i dump.Item) difference {
 	d := difference{item: i, verb: "was dropped"}
-	for _, t := range env.Scope.Tables {
-		if t.Key != nil && (i.Kind == dump.ItemConstraint && i.On == pg.Name(t.Schema, t.Name.Name) && i.Name == pgx.Identifier{t.Key.Constraint}.Sanitize() || i.Kind == dump.ItemIndex && i.Name == pg.Name(t.Key.Index.Schema, t.Key.Index.Name)) {
-			d.mild = true // passes find rows by it; whether the source may lose it, capture says
-			return d
-		}
-	}
 	if sql := dump.Drop(i); sql != "" {
 		d.sql = []string{sql}
 		return d

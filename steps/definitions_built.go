@@ -21,6 +21,9 @@ func toBuild(ctx context.Context, env *Env, cp engine.Checkpoint, source *pgx.Co
 	if err := cameSince(ctx, env, cp, source, dump.ItemKind.AfterRows); err != nil {
 		return nil, err
 	}
+	if err := noteKeys(ctx, env, source); err != nil {
+		return nil, err
+	}
 	objects, err := dump.PostData(ctx, source, env.Scope)
 	if err != nil {
 		return nil, err

@@ -143,6 +143,9 @@ func (d difference) politely(ctx context.Context, cp engine.Checkpoint, sides *s
 	if rel == "" {
 		rel = d.item.Name
 	}
+	if d.key != nil {
+		rel = d.key.want.Table
+	}
 	// By comparison: to_regclass refuses what is no relation's name, as a function's.
 	rows, err := sides.target.Query(ctx, "SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE quote_ident(n.nspname) || '.' || quote_ident(c.relname) = $1", rel)
 	if err != nil {
@@ -217,6 +220,16 @@ func (c *comparison) settle(ctx context.Context, env *Env, cp engine.Checkpoint,
 		if d.later || !d.mild || d.restore {
 			cursor.Handled[d.item.ID()] = def
 		}
+		if d.key != nil {
+			for _, k := range d.key.gone() {
+				if id := k.Item().ID(); id != d.item.ID() {
+					cursor.Handled[id] = gone
+				}
+			}
+		}
+	}
+	if err := c.rekey(ctx, env); err != nil {
+		return err
 	}
 	return cp.Save(ctx, nil, cursor)
 }

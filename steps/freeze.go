@@ -257,6 +257,9 @@ func (f *flipper) attempt(ctx context.Context, n int) (err error) {
 	if err := f.readyTo(ctx); err != nil {
 		return err
 	}
+	if err := f.sequencesThere(ctx); err != nil {
+		return err
+	}
 	f.guard.prepare(n)
 	if err := f.stage(ctx); err != nil { // few: the drain began with it, and its passes drop some of very many
 		return fmt.Errorf("%w: %w", freeze.ErrNotNow, err)

@@ -61,8 +61,12 @@ func (b *Builder) Raise(ctx context.Context, conn *pgx.Conn) error {
 }
 
 // BuildKey makes the index behind t's key, with its constraint, on every member of a partition
-// tree, over a session of the caller's. A table without a key has nothing to build.
+// tree, over a session of the caller's. A table without a key has nothing to build, nor one whose primary key
+// stands under another name, which the source gave up since: passes find rows by that as well.
 func (b *Builder) BuildKey(ctx context.Context, conn *pgx.Conn, t scope.Table) error {
+	if apart, err := KeyApart(ctx, conn, []scope.Table{t}); err != nil || len(apart) > 0 {
+		return err
+	}
 	for _, o := range b.of(t, func(o Object) bool { return o.Key }) {
 		if err := b.hold(ctx); err != nil {
 			return err
