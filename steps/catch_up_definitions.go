@@ -84,7 +84,10 @@ func (s *catchUpStep) definitions(ctx context.Context, cp engine.Checkpoint) err
 	if err := leave(ctx, s.env, cp, sides); err != nil {
 		return err
 	}
-	if err := armJoined(ctx, s.env, cp, sides); err != nil { // of a process that died
+	if err := joinAgain(ctx, s.env, cp, sides); err != nil { // of a process that died, and before a key that is none any more is captured
+		return err
+	}
+	if err := armJoined(ctx, s.env, cp, sides); err != nil {
 		return err
 	}
 	n, err := readNews(ctx, s.env, sides.source)
@@ -142,6 +145,9 @@ func (s *catchUpStep) definitions(ctx context.Context, cp engine.Checkpoint) err
 		return err
 	}
 	if err := armJoined(ctx, s.env, cp, sides); err != nil {
+		return err
+	}
+	if err := joinAgain(ctx, s.env, cp, sides); err != nil { // from here on capture shows it
 		return err
 	}
 	if c == nil {
