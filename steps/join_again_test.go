@@ -59,6 +59,7 @@ func TestF41ChangedBeforeItsCapture(t *testing.T) {
 				t.Error(d)
 			}
 			r.sameDefaults(t)
+			r.samePlaces(t)
 		})
 	}
 	conn, err := testpg.Connect(t.Context(), r.source)
