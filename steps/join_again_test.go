@@ -15,12 +15,18 @@ var changesBeforeCapture = []struct{ name, made, meanwhile string }{
 	{"a column dropped", `CREATE TABLE shop.? (id int PRIMARY KEY, v text NOT NULL DEFAULT 'v')`, `ALTER TABLE shop.? DROP COLUMN v`},
 	{"a type", `CREATE TABLE shop.? (id int PRIMARY KEY, v varchar(3) DEFAULT 'v')`, `ALTER TABLE shop.? ALTER v TYPE text; UPDATE shop.? SET v = 'longer than three'`},
 	{"a default", `CREATE TABLE shop.? (id serial PRIMARY KEY, v int)`, `ALTER TABLE shop.? ALTER v SET DEFAULT 5`},
-	{"a partition", `CREATE TABLE shop.? (id int PRIMARY KEY, v text) PARTITION BY RANGE (id); CREATE TABLE shop.?_low PARTITION OF shop.? FOR VALUES FROM (0) TO (100)`,
-		`CREATE TABLE shop.?_high PARTITION OF shop.? FOR VALUES FROM (100) TO (200); INSERT INTO shop.? (id) VALUES (150)`},
-	{"another one in its place", `CREATE TABLE shop.? (id int PRIMARY KEY, v text) PARTITION BY RANGE (id); CREATE TABLE shop.?_low PARTITION OF shop.? FOR VALUES FROM (0) TO (100)`,
-		`DROP TABLE shop.?_low; CREATE TABLE shop.?_low PARTITION OF shop.? FOR VALUES FROM (0) TO (50); INSERT INTO shop.? (id) VALUES (1), (2)`},
-	{"another key", `CREATE TABLE shop.? (id int PRIMARY KEY, k int NOT NULL DEFAULT 0); CREATE VIEW shop.?_seen AS SELECT id FROM shop.?`,
-		`UPDATE shop.? SET k = id; ALTER TABLE shop.? DROP CONSTRAINT ?_pkey; ALTER TABLE shop.? ADD PRIMARY KEY (k)`},
+	{
+		"a partition", `CREATE TABLE shop.? (id int PRIMARY KEY, v text) PARTITION BY RANGE (id); CREATE TABLE shop.?_low PARTITION OF shop.? FOR VALUES FROM (0) TO (100)`,
+		`CREATE TABLE shop.?_high PARTITION OF shop.? FOR VALUES FROM (100) TO (200); INSERT INTO shop.? (id) VALUES (150)`,
+	},
+	{
+		"another one in its place", `CREATE TABLE shop.? (id int PRIMARY KEY, v text) PARTITION BY RANGE (id); CREATE TABLE shop.?_low PARTITION OF shop.? FOR VALUES FROM (0) TO (100)`,
+		`DROP TABLE shop.?_low; CREATE TABLE shop.?_low PARTITION OF shop.? FOR VALUES FROM (0) TO (50); INSERT INTO shop.? (id) VALUES (1), (2)`,
+	},
+	{
+		"another key", `CREATE TABLE shop.? (id int PRIMARY KEY, k int NOT NULL DEFAULT 0); CREATE VIEW shop.?_seen AS SELECT id FROM shop.?`,
+		`UPDATE shop.? SET k = id; ALTER TABLE shop.? DROP CONSTRAINT ?_pkey; ALTER TABLE shop.? ADD PRIMARY KEY (k)`,
+	},
 	{"the key's name", `CREATE TABLE shop.? (id int PRIMARY KEY)`, `ALTER TABLE shop.? RENAME id TO number`},
 	{"its own name", `CREATE TABLE shop.? (id int PRIMARY KEY)`, `ALTER TABLE shop.? RENAME TO ?_now`},
 	{"with a parent", `CREATE TABLE shop.?_up (id int PRIMARY KEY, v int); CREATE TABLE shop.? (PRIMARY KEY (id)) INHERITS (shop.?_up)`, `ALTER TABLE shop.?_up ADD COLUMN w int DEFAULT 4`},
@@ -93,4 +99,40 @@ func TestF41ChangedBeforeItsCapture(t *testing.T) {
 	r.sameTables(t)
 	r.sameDefaults(t)
 	r.sameDefinitions(t)
+}
+
+// What a person made on the target is not made anew, and nothing is where DDL is not to be carried: both are said.
+func TestF41ChangedBeforeItsCaptureStops(t *testing.T) {
+	source, target := testpg.Pair(t)
+	r := newRigOn(t, source, target, shopSetup, `schema {
+  mode = "existing"
+  on_ddl = "carry"
+}`)
+	r.exec(target, strings.Split(shopSetup, "INSERT INTO")[0])
+	r.must(r.walk(t.Context(), newSchema(r.env), newCapture(r.env), newCopy(r.env), newCatchUp(r.env)))
+	r.exec(source, "CREATE TABLE shop.late (id int PRIMARY KEY); INSERT INTO shop.late VALUES (1), (2)")
+	r.exec(target, "CREATE TABLE shop.late (id int PRIMARY KEY)")
+	came := false
+	r.onEvent = func(e engine.Event) {
+		if !came && strings.Contains(e.Message, `"late" is new and in scope`) {
+			came = true
+			r.exec(source, "ALTER TABLE shop.late ADD COLUMN b text DEFAULT 'b'")
+			r.env.Runbook.Schema.OnDDL = "stop"
+		}
+	}
+	oid := func() string { return query(t, target, "SELECT 'shop.late'::regclass::oid") }
+	was := oid()
+	for _, want := range []struct{ text, hint string }{{"changed on the source before it was captured", "on_ddl"}, {`table "shop"."late" is new`, "on the target"}} {
+		err := r.catchUp()
+		if err == nil || !came || !strings.Contains(err.Error(), want.text) || !strings.Contains(engine.HintOf(err), want.hint) {
+			t.Fatalf("%v, hint %q; changed in between: %t", err, engine.HintOf(err), came)
+		}
+		r.env.Runbook.Schema.OnDDL = "carry"
+	}
+	r.exec(target, "ALTER TABLE shop.late ADD COLUMN b text DEFAULT 'b'")
+	r.must(r.catchUp())
+	r.same("shop.late")
+	if is := oid(); is != was {
+		t.Errorf("the table that a person made was %s and is %s", was, is)
+	}
 }
