@@ -49,6 +49,33 @@ func (c *catchUpCursor) restored(ctx context.Context, cp engine.Checkpoint, targ
 	return cp.Save(ctx, nil, c)
 }
 
+// begin records what is about to be carried: the source may take it back before the end of that is recorded, or before what
+// failed of it is tried again, and the target may have it by then.
+func (c *catchUpCursor) begin(ctx context.Context, cp engine.Checkpoint, list []difference) error {
+	for _, d := range list {
+		c.Handled[d.item.ID()] = begun
+	}
+	if len(list) == 0 {
+		return nil
+	}
+	if err := cp.Save(ctx, nil, c); err != nil {
+		return err
+	}
+	failpoint.Hit("definitions.begun")
+	return nil
+}
+
+// end records what was carried.
+func (c *catchUpCursor) end(ctx context.Context, cp engine.Checkpoint, list []difference) error {
+	for _, d := range list {
+		c.Handled[d.item.ID()] = d.item.Def[:min(12, len(d.item.Def))]
+		if d.verb == "was dropped" {
+			c.Handled[d.item.ID()] = gone
+		}
+	}
+	return cp.Save(ctx, nil, c)
+}
+
 // carriedSoFar gives what cp's step keeps of that, with what the copy step carried before there was a catch_up.
 func carriedSoFar(ctx context.Context, env *Env, cp engine.Checkpoint) (cursor catchUpCursor, err error) {
 	if _, err := cp.Load(ctx, &cursor); err != nil {
@@ -84,7 +111,10 @@ func (s *catchUpStep) definitions(ctx context.Context, cp engine.Checkpoint) err
 	if err := leave(ctx, s.env, cp, sides); err != nil {
 		return err
 	}
-	if err := armJoined(ctx, s.env, cp, sides); err != nil { // of a process that died
+	if err := joinAgain(ctx, s.env, cp, sides); err != nil { // of a process that died, and before a key that is none any more is captured
+		return err
+	}
+	if err := armJoined(ctx, s.env, cp, sides); err != nil {
 		return err
 	}
 	n, err := readNews(ctx, s.env, sides.source)
@@ -145,6 +175,9 @@ func (s *catchUpStep) definitions(ctx context.Context, cp engine.Checkpoint) err
 		return err
 	}
 	if err := armJoined(ctx, s.env, cp, sides); err != nil {
+		return err
+	}
+	if err := joinAgain(ctx, s.env, cp, sides); err != nil { // from here on capture shows it
 		return err
 	}
 	if c == nil {

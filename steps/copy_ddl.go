@@ -123,6 +123,9 @@ func (s *copyStep) widenTarget(ctx context.Context, cp engine.Checkpoint, change
 		return err
 	}
 	defer sides.close(context.WithoutCancel(ctx))
+	if err := capture.Begin(ctx, sides.source, changes); err != nil {
+		return err
+	}
 	line, err := lineage(ctx, sides.target)
 	if err != nil {
 		return err

@@ -37,6 +37,10 @@ func carryDDL(ctx context.Context, env *Env, cp engine.Checkpoint, c *carry) (ag
 	if err != nil {
 		return nil, err
 	}
+	if err := capture.Begin(ctx, sides.source, c.changes); err != nil {
+		return nil, err
+	}
+	failpoint.Hit("ddl.begun")
 	emptied, err := makeAlike(ctx, env, cp, sides, c.changes)
 	if err != nil {
 		return nil, err

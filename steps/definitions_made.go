@@ -14,8 +14,8 @@ import (
 	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
 )
 
-// begun is what handled has of a definition whose restore was begun: no definition is like it, so it is made again
-// where the target lacks it, and is known where the source has it no more.
+// begun is what handled has of a definition that was about to be carried: no definition is like it, so that both sides
+// are compared, it is made again where the target lacks it, and is known where the source has it no more.
 const begun = "begun"
 
 const madeSQL = `

@@ -81,27 +81,39 @@ func mendRefused(ctx context.Context, env *Env, cp engine.Checkpoint) (bool, err
 	if err != nil {
 		return false, err
 	}
-	c, err := compareDefinitions(ctx, env, sides, catchUpCursor{})
+	cursor, err := carriedSoFar(ctx, env, cp)
+	if err != nil {
+		return false, err
+	}
+	c, err := compareDefinitions(ctx, env, sides, cursor)
 	if err != nil || c == nil {
 		return false, err
 	}
 	if err := sides.durable(ctx); err != nil { // what was compared
 		return false, err
 	}
-	mended := false
+	var carried []difference
 	for _, d := range c.differences {
-		if len(d.sql) == 0 || d.restore || d.later || d.mild {
+		if len(d.sql) == 0 || d.restore || d.later || d.mild || d.made != nil {
 			continue
 		}
 		if env.Runbook.Schema.OnDDL != "carry" && !c.atFlip(d) {
 			return false, d.stop(true)
 		}
+		carried = append(carried, d)
+	}
+	if err := cursor.begin(ctx, cp, carried); err != nil {
+		return false, err
+	}
+	for _, d := range carried {
 		if err := d.carry(ctx, cp, sides); err != nil {
 			return false, err
 		}
-		mended = true
 	}
-	return mended, c.alignDefaults(ctx, env, cp, sides)
+	if err := c.alignDefaults(ctx, env, cp, sides); err != nil || len(carried) == 0 {
+		return false, err
+	}
+	return true, cursor.end(ctx, cp, carried)
 }
 
 // carry tells of a difference and runs its statements on the target.
@@ -171,20 +183,26 @@ func (c *comparison) settle(ctx context.Context, env *Env, cp engine.Checkpoint,
 	}
 	var restore []dump.Item
 	var later []difference // they name what is new itself
-	var unused []difference
+	var carried, unused []difference
+	var without error // a rule
 	for _, d := range c.differences {
 		switch {
 		case d.item.Kind == dump.ItemSequence && d.verb == "was dropped" && !stop:
 			unused = append(unused, d)
-			continue
-		case d.mild && !d.restore:
-			continue
-		case (d.later || d.atFlip) && len(d.sql) == 0:
-			continue // in either mode: it is made from the source as it is then
+		case d.mild && !d.restore, (d.later || d.atFlip) && len(d.sql) == 0: // the latter in either mode: it is made from the source as it is then
+		case without != nil:
 		case c.atFlip(d): // likewise
+			carried = append(carried, d)
 		case stop || !d.carried():
-			return d.stop(stop)
+			without = d.stop(stop)
+		default:
+			carried = append(carried, d)
 		}
+	}
+	if err := cursor.begin(ctx, cp, carried); err != nil {
+		return err
+	}
+	for _, d := range carried {
 		if err := d.carry(ctx, cp, sides); undefined(err) {
 			later = append(later, d)
 		} else if err != nil {
@@ -193,6 +211,9 @@ func (c *comparison) settle(ctx context.Context, env *Env, cp engine.Checkpoint,
 		if d.restore {
 			restore = append(restore, d.item)
 		}
+	}
+	if without != nil {
+		return without
 	}
 	if len(restore) > 0 {
 		if err := restoreNew(ctx, env, cp, sides, restore, cursor); err != nil {
@@ -213,13 +234,6 @@ func (c *comparison) settle(ctx context.Context, env *Env, cp engine.Checkpoint,
 		return err
 	}
 	for _, d := range c.differences {
-		def := gone
-		if d.verb != "was dropped" {
-			def = d.item.Def[:min(12, len(d.item.Def))]
-		}
-		if d.later || !d.mild || d.restore {
-			cursor.Handled[d.item.ID()] = def
-		}
 		if d.key != nil {
 			for _, k := range d.key.gone() {
 				if id := k.Item().ID(); id != d.item.ID() {
@@ -231,7 +245,7 @@ func (c *comparison) settle(ctx context.Context, env *Env, cp engine.Checkpoint,
 	if err := c.rekey(ctx, env); err != nil {
 		return err
 	}
-	return cp.Save(ctx, nil, cursor)
+	return cursor.end(ctx, cp, slices.DeleteFunc(slices.Clone(c.differences), func(d difference) bool { return d.mild && !d.later && !d.restore }))
 }
 
 // runLater runs what named what was not there; one may need another, so as long as one of them gets on all are tried.
@@ -286,9 +300,6 @@ func restoreNew(ctx context.Context, env *Env, cp engine.Checkpoint, sides *side
 		return err
 	}
 	cursor.Before = before
-	for _, i := range items {
-		cursor.Handled[i.ID()] = begun
-	}
 	if err := cp.Save(ctx, nil, cursor); err != nil {
 		return err
 	}

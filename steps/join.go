@@ -95,7 +95,7 @@ func (n news) changed(ctx context.Context, env *Env, source *pgx.Conn) error {
 	}
 	for _, t := range n.tables {
 		if !slices.ContainsFunc(now.tables, func(is scope.Table) bool {
-			return is.Name == t.Name && slices.Equal(columnTypes(is), columnTypes(t)) && sameNames(memberNames(is), memberNames(t))
+			return is.Name == t.Name && sameTable(is, t)
 		}) {
 			return &errRedefined{pg.Name(t.Schema, t.Name.Name) + " changed"}
 		}
@@ -194,14 +194,7 @@ func prepareNew(ctx context.Context, env *Env, cp engine.Checkpoint, sides *side
 	if _, err := detach(ctx, cp, sides, t.Name); err != nil {
 		return err
 	}
-	one := *env.Scope
-	one.Tables = []scope.Table{t}
-	differences, err := dump.Differences(ctx, sides.target, &one, false)
-	if err == nil && env.Runbook.Schema.Mode == "existing" { // somebody else may have made it
-		var trees []string
-		trees, err = dump.TreeDifferences(ctx, sides.source, sides.target, &one)
-		differences = append(differences, trees...)
-	}
+	differences, err := unlikeTarget(ctx, env, sides, t)
 	if err != nil || len(differences) == 0 {
 		return err
 	}
@@ -209,6 +202,18 @@ func prepareNew(ctx context.Context, env *Env, cp engine.Checkpoint, sides *side
 		Op: "following the new table", Object: name, Err: errors.New(joinSome(differences)),
 		Hint: "Make it on the target as it is on the source, without rows, then run the same command again.",
 	}
+}
+
+// unlikeTarget says how a new table differs from the one that the target has.
+func unlikeTarget(ctx context.Context, env *Env, sides *sideConns, t scope.Table) ([]string, error) {
+	one := *env.Scope
+	one.Tables = []scope.Table{t}
+	differences, err := dump.Differences(ctx, sides.target, &one, false)
+	if err != nil || env.Runbook.Schema.Mode != "existing" {
+		return differences, err
+	}
+	trees, err := dump.TreeDifferences(ctx, sides.source, sides.target, &one) // somebody else may have made it
+	return append(differences, trees...), err
 }
 
 // detach takes a table off its tree on the target, without rows. It is false where it is in none.

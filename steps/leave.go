@@ -74,10 +74,6 @@ func leave(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sideConns
 	if err != nil || len(tables) == 0 {
 		return err
 	}
-	back, err := wayBack(ctx, env, sides.target)
-	if err != nil {
-		return err
-	}
 	var names []scope.Name
 	for _, t := range tables {
 		names = append(names, t.Name)
@@ -86,13 +82,24 @@ func leave(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sideConns
 	if err := looseChildren(ctx, env, cp, sides, names); err != nil {
 		return err
 	}
-	if err := dropCarried(ctx, env, cp, sides, "DROP TABLE IF EXISTS "+quotedNames(names)+" CASCADE", names); err != nil {
+	return letGo(ctx, env, cp, sides, tables, names)
+}
+
+// letGo takes tables out of the run, and some of them off the target.
+func letGo(ctx context.Context, env *Env, cp engine.Checkpoint, sides *sideConns, tables []scope.Table, drop []scope.Name) error {
+	back, err := wayBack(ctx, env, sides.target)
+	if err != nil {
 		return err
+	}
+	if len(drop) > 0 {
+		if err := dropCarried(ctx, env, cp, sides, "DROP TABLE IF EXISTS "+quotedNames(drop)+" CASCADE", drop); err != nil {
+			return err
+		}
 	}
 	failpoint.Hit("leave.dropped")
 	var ids []int32
 	for _, t := range tables {
-		if err := forget(ctx, env, cp, sides, t, back, "remove capture of a dropped table"); err != nil {
+		if err := forget(ctx, env, cp, sides, t, back, "remove capture of a table that leaves the run"); err != nil {
 			return err
 		}
 		ids = append(ids, t.ID)

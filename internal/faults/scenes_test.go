@@ -203,13 +203,13 @@ var changes = []walk{
 		also: []string{"load.claimed", "load.marked", "load.scrubbing", "load.keyed"},
 	},
 	{
-		what: "columns and partitions", args: untilCatchUp, after: changed, names: []string{"ddl.cleared", "ddl.changed", "ddl.rearmed", "ddl.accepted"},
+		what: "columns and partitions", args: untilCatchUp, after: changed, names: []string{"ddl.begun", "ddl.cleared", "ddl.changed", "ddl.rearmed", "ddl.accepted"},
 		before: following(`ALTER TABLE app.slot ADD COLUMN extra int DEFAULT 7; UPDATE app.slot SET extra = id WHERE id % 3 = 0;
 			CREATE TABLE app.event_4 PARTITION OF app.event FOR VALUES FROM ('2030-01-01') TO ('2031-01-01'); INSERT INTO app.event VALUES ('2030-05-05', 1, 'new');
 			ALTER TABLE app.event DETACH PARTITION app.event_1; ALTER TABLE app.event ATTACH PARTITION app.event_1 FOR VALUES FROM ('2025-12-01') TO ('2026-04-01'); INSERT INTO app.event VALUES ('2025-12-24', 1, 'early')`),
 	},
 	{
-		what: "definitions", args: untilCatchUp, after: changed, names: []string{"definitions.carried", "definitions.restored"},
+		what: "definitions", args: untilCatchUp, after: changed, names: []string{"definitions.begun", "definitions.carried", "definitions.restored"},
 		before: following(`ALTER TABLE app.part ADD CONSTRAINT part_no CHECK (no > 0); CREATE VIEW app.names AS SELECT name FROM app.item`),
 	},
 	{

@@ -174,7 +174,7 @@ func checkDetails(ctx context.Context, conn *pgx.Conn, ids []int32, byID map[int
 	}
 	var changes []Change
 	for _, t := range tables {
-		found := compare(t, recs[t.ID].print, now[t.ID])
+		found := takenBack(t, recs[t.ID].print, now[t.ID])
 		for i := range found {
 			found[i].seen = now[t.ID]
 		}

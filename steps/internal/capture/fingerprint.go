@@ -24,6 +24,8 @@ type fingerprint struct {
 	Written   int64      `json:"written"`   // oid and xmin of the function, added: one with another body for a while is seen. 0 in records of older builds
 	Records   int64      `json:"records"`   // oid of the delta or image table, 0 where it is gone
 	Parents   []link     `json:"parents"`   // of the root: legacy parents, or a tree that it was attached to
+	// Begun are what the table was when its changes were about to be carried, since it was recorded: see Begin.
+	Begun []fingerprint `json:"begun,omitempty"`
 }
 
 type link struct {
