@@ -92,7 +92,7 @@ func (c *comparison) read(ctx context.Context, env *Env, sides *sideConns, was m
 		awaited := missing && i.Kind.AfterRows() && handled[id] != "" // nothing has made it so far
 		// One that went under another name, as a partition that had been detached, or with an identity, is still known.
 		lacking := missing && slices.Contains([]dump.ItemKind{dump.ItemTable, dump.ItemPartition, dump.ItemSequence}, i.Kind) && env.Runbook.Schema.Mode != "existing"
-		inTheWay := i.NotValid && !missing // as a first cutover leaves it
+		inTheWay := i.NotValid && !missing && env.Runbook.Schema.Mode != "existing" // as a first cutover leaves it
 		key := c.keys.wanted[id]
 		if !awaited && !lacking && !inTheWay && (key == nil || !missing) && (dump.Unchanged(was, i) || c.target[id].Def == i.Def && !ownWords(i.Kind)) {
 			continue
@@ -129,6 +129,8 @@ func (c *comparison) read(ctx context.Context, env *Env, sides *sideConns, was m
 		d := dropped(env, i)
 		if c.keys.stand[id] {
 			d.sql, d.mild = nil, true // passes find rows by it; whether the source may lose it, capture says
+		} else if err := c.unreferenced(ctx, env, sides.target, &d); err != nil {
+			return err
 		}
 		if i.Kind == dump.ItemSequence {
 			if err := sides.target.QueryRow(ctx, inUseSQL, i.OID).Scan(&d.mild); err != nil {
@@ -147,12 +149,6 @@ func (c *comparison) read(ctx context.Context, env *Env, sides *sideConns, was m
 	}
 	return nil
 }
-
-// inUseSQL reports whether something keeps a sequence ($1) from being dropped: a default or a view that takes numbers from
-// it, or what it is a part of.
-const inUseSQL = `
-SELECT EXISTS (SELECT FROM pg_depend WHERE refclassid = 'pg_class'::regclass AND refobjid = $1 AND deptype = 'n')
-    OR EXISTS (SELECT FROM pg_depend WHERE classid = 'pg_class'::regclass AND objid = $1 AND deptype IN ('i', 'e'))`
 
 // gone is what handled has of a definition that was dropped on both sides, or may stay.
 const gone = "gone"

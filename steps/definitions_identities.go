@@ -147,3 +147,9 @@ func (f *flipper) sequencesThere(ctx context.Context) error {
 	}
 	return nil
 }
+
+// inUseSQL reports whether something keeps a sequence ($1) from being dropped: a default or a view that takes numbers from
+// it, or what it is a part of.
+const inUseSQL = `
+SELECT EXISTS (SELECT FROM pg_depend WHERE refclassid = 'pg_class'::regclass AND refobjid = $1 AND deptype = 'n')
+    OR EXISTS (SELECT FROM pg_depend WHERE classid = 'pg_class'::regclass AND objid = $1 AND deptype IN ('i', 'e'))`

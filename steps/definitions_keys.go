@@ -26,6 +26,7 @@ type keyPairs struct {
 	byTable map[scope.Name]*keyPair
 	wanted  map[string]*keyPair // by the names of the source's
 	stand   map[string]bool     // the names of the target's
+	beside  map[string]uint32   // what has the same columns there, by name
 	goes    map[string]bool     // what goes from the target for another one
 }
 
@@ -39,7 +40,7 @@ func readKeys(ctx context.Context, env *Env, sides *sideConns, was map[string]st
 	if err != nil {
 		return nil, err
 	}
-	all := &keyPairs{byTable: map[scope.Name]*keyPair{}, wanted: map[string]*keyPair{}, stand: map[string]bool{}, goes: map[string]bool{}}
+	all := &keyPairs{byTable: map[scope.Name]*keyPair{}, wanted: map[string]*keyPair{}, stand: map[string]bool{}, beside: map[string]uint32{}, goes: map[string]bool{}}
 	for _, t := range env.Scope.Tables {
 		name := pg.Name(t.Schema, t.Name.Name)
 		if t.Key == nil {
@@ -50,6 +51,9 @@ func readKeys(ctx context.Context, env *Env, sides *sideConns, was map[string]st
 				all.stand[k.Item().ID()] = true
 			}
 			continue
+		}
+		for _, k := range target[name] {
+			all.beside[k.Item().ID()] = k.OID
 		}
 		p := &keyPair{table: t, want: wantedKey(t, source[name], target[name]), stand: target[name]}
 		all.byTable[t.Name] = p
@@ -82,7 +86,7 @@ func (p *keyPair) among(source []dump.KeyIndex, was map[string]string) *dump.Key
 	at := sameItem(p.stand, p.want)
 	if at < 0 {
 		at = slices.IndexFunc(p.stand, func(k dump.KeyIndex) bool {
-			return sameItem(source, k) < 0 && (was[k.Item().ID()] != "" || k.Primary && p.want.Primary)
+			return sameItem(source, k) < 0 && (isOurs(was, k.Item()) || k.Primary && p.want.Primary)
 		})
 	}
 	if at < 0 {
@@ -119,7 +123,11 @@ func (p *keyPair) remedy(ctx context.Context, env *Env, sides *sideConns, c *com
 		if err != nil {
 			return err
 		}
-		if d.sql, err = c.references(ctx, sides.target, drops); err != nil {
+		var oids []uint32
+		for _, k := range drops {
+			oids = append(oids, k.OID)
+		}
+		if d.sql, err = c.references(ctx, env, sides.target, oids); err != nil {
 			return err
 		}
 		d.sql = slices.Concat(d.sql, dropAll(drops), made)
@@ -164,11 +172,28 @@ SELECT DISTINCT '"' || replace(k.conname, '"', '""') || '"', '"' || replace(n.ns
   FROM pg_constraint k JOIN pg_class r ON r.oid = k.conrelid JOIN pg_namespace n ON n.oid = r.relnamespace
  WHERE k.contype = 'f' AND k.conindid = ANY ($1::oid[])`
 
-// references drops the foreign keys that need what goes. One that the source does not have is a person's, and in the way.
-func (c *comparison) references(ctx context.Context, target *pgx.Conn, keys []dump.KeyIndex) ([]string, error) {
-	oids := []uint32{}
-	for _, k := range keys {
-		oids = append(oids, k.OID)
+// isOurs reports whether this run had made a definition on the target, and it was not dropped on both sides since.
+func isOurs(was map[string]string, i dump.Item) bool { return was[i.ID()] != "" && was[i.ID()] != gone }
+
+// unreferenced lets an index go that has a key's columns and that the source has not any more: foreign keys may need it on
+// the target that need another one on the source.
+func (c *comparison) unreferenced(ctx context.Context, env *Env, target *pgx.Conn, d *difference) error {
+	oid, beside := c.keys.beside[d.item.ID()]
+	if !beside || len(d.sql) == 0 {
+		return nil
+	}
+	drops, err := c.references(ctx, env, target, []uint32{oid})
+	if err == nil && len(drops) > 0 {
+		d.sql, d.later = []string{strings.Join(append(drops, d.sql...), "; ")}, true
+	}
+	return err
+}
+
+// references drops the foreign keys that need what goes. One that the source does not have is a person's, and in the way;
+// so is any on a target that a person made, for which nothing makes them again.
+func (c *comparison) references(ctx context.Context, env *Env, target *pgx.Conn, oids []uint32) ([]string, error) {
+	if env.Runbook.Schema.Mode == "existing" {
+		return nil, nil
 	}
 	rows, err := target.Query(ctx, referencesSQL, oids)
 	if err != nil {
@@ -177,7 +202,7 @@ func (c *comparison) references(ctx context.Context, target *pgx.Conn, keys []du
 	var out []string
 	i := dump.Item{Kind: dump.ItemForeignKey}
 	_, err = pgx.ForEachRow(rows, []any{&i.Name, &i.On}, func() error {
-		if _, there := c.source[i.ID()]; there || c.was[i.ID()] != "" {
+		if _, there := c.source[i.ID()]; there || isOurs(c.was, i) {
 			out = append(out, dump.Drop(i))
 		}
 		return nil

@@ -11,6 +11,10 @@ const keysSetup = shopSetup + `
 CREATE TABLE shop.item (id int NOT NULL, name text);
 CREATE UNIQUE INDEX item_id ON shop.item (id);
 INSERT INTO shop.item SELECT g, 'i' || g FROM generate_series(1, 20) g;
+CREATE TABLE shop.word (w text NOT NULL CONSTRAINT word_u UNIQUE, n int);
+CREATE TABLE shop.says (id int PRIMARY KEY, w text REFERENCES shop.word (w));
+INSERT INTO shop.word SELECT 'w' || g, g FROM generate_series(1, 20) g;
+INSERT INTO shop.says SELECT g, 'w' || g FROM generate_series(1, 10) g;
 ALTER TABLE shop.event ADD note text;
 CREATE TABLE shop.event_2025 PARTITION OF shop.event FOR VALUES FROM ('2025-01-01') TO ('2026-01-01');
 INSERT INTO shop.event SELECT '2025-05-01'::timestamptz + g * interval '1 day', g FROM generate_series(1, 20) g;`
@@ -19,7 +23,8 @@ func (r *rig) writeKeys() {
 	r.t.Helper()
 	r.exec(r.source, `UPDATE shop.item SET name = name || '.' WHERE id < 8; INSERT INTO shop.item SELECT max(id) + 1, 'new' FROM shop.item; DELETE FROM shop.item WHERE id = (SELECT min(id) FROM shop.item);
 		UPDATE shop.customer SET name = name || '.' WHERE id < 5; INSERT INTO shop.customer SELECT max(id) + 1, 'new' FROM shop.customer;
-		UPDATE shop.event SET id = id + 100 WHERE id < 5; INSERT INTO shop.event SELECT max(at) + interval '1 hour', max(id) + 1 FROM shop.event; INSERT INTO shop.lock SELECT count(*) FROM shop.lock`)
+		UPDATE shop.event SET id = id + 100 WHERE id < 5; INSERT INTO shop.event SELECT max(at) + interval '1 hour', max(id) + 1 FROM shop.event; INSERT INTO shop.lock SELECT count(*) FROM shop.lock;
+		UPDATE shop.word SET n = n + 1 WHERE n < 8; INSERT INTO shop.word SELECT 'x' || count(*), 50 FROM shop.word`)
 }
 
 // TestF45KeyExchanged: the index behind the key that passes find rows by is altered, renamed or exchanged for another one over
@@ -34,17 +39,20 @@ func TestF45KeyExchanged(t *testing.T) {
 		"ALTER INDEX shop.item_id RENAME TO item_no",
 		"ALTER TABLE shop.customer RENAME CONSTRAINT customer_pkey TO customer_pk; ALTER TABLE shop.lock RENAME CONSTRAINT lock_pkey TO lock_pk",
 		"ALTER TABLE shop.event RENAME CONSTRAINT event_pkey TO event_pk",
+		"ALTER TABLE shop.word RENAME CONSTRAINT word_u TO word_uk",
 	}
 	swapped := []string{
 		"CREATE UNIQUE INDEX item_no ON shop.item (id) WITH (fillfactor = 80); DROP INDEX shop.item_id; COMMENT ON INDEX shop.item_no IS 'by number'",
 		"CREATE UNIQUE INDEX customer_pk ON shop.customer (id) WITH (fillfactor = 80); ALTER TABLE shop.customer DROP CONSTRAINT customer_pkey CASCADE, ADD CONSTRAINT customer_pk PRIMARY KEY USING INDEX customer_pk",
 		"ALTER TABLE shop.event DROP CONSTRAINT event_pkey, ADD CONSTRAINT event_pk PRIMARY KEY (at, id)",
+		"BEGIN; ALTER TABLE shop.word ADD CONSTRAINT word_uk UNIQUE (w), DROP CONSTRAINT word_u CASCADE; ALTER TABLE shop.says ADD FOREIGN KEY (w) REFERENCES shop.word (w); COMMIT",
 	}
 	torn := append([]string{"ALTER TABLE shop.event DETACH PARTITION shop.event_2025; CREATE TABLE shop.event_2027 PARTITION OF shop.event FOR VALUES FROM ('2027-01-01') TO ('2028-01-01')"}, altered...)
 	back := []string{
 		"ALTER INDEX shop.item_no RENAME TO item_id",
 		"ALTER TABLE shop.customer RENAME CONSTRAINT customer_pk TO customer_pkey",
 		"ALTER TABLE shop.event RENAME CONSTRAINT event_pk TO event_pkey",
+		"ALTER TABLE shop.word RENAME CONSTRAINT word_uk TO word_u",
 	}
 	for name, moments := range map[string][4][]string{ // while it loads, before catch_up, when all is built, when the gate stands
 		"altered": {nil, altered, nil, nil},
@@ -52,6 +60,7 @@ func TestF45KeyExchanged(t *testing.T) {
 		"swapped": {nil, swapped, back, altered},
 		"early":   {renamed, back, nil, nil},
 		"late":    {nil, nil, swapped, back},
+		"lately":  {nil, nil, renamed, back},
 		"torn":    {nil, torn, nil, nil},    // its tree has other partitions at the same time
 		"died":    {renamed, nil, nil, nil}, // when it had built keys that are under other names by the time that another process goes on
 	} {

@@ -37,7 +37,7 @@ func (c *comparison) named(cp interface{ Emit(engine.Event) }, once func(text st
 // left tells what differs once the target takes writes: no step carries it any more.
 func (c *comparison) left(cp interface{ Emit(engine.Event) }) {
 	for _, d := range c.differences {
-		if c.made(d) {
+		if c.made(d) || c.atFlip(d) {
 			continue
 		}
 		f := d.finding()
@@ -53,7 +53,7 @@ func (c *comparison) left(cp interface{ Emit(engine.Event) }) {
 
 // atFlip reports whether the statements at the opening make a definition, or leave it as it is.
 func (c *comparison) atFlip(d difference) bool {
-	return d.atFlip && (len(d.sql) == 0 || c.target[d.item.ID()].Def == d.item.Def)
+	return d.atFlip && (len(d.sql) == 0 || c.target[d.item.ID()].Def == d.item.Def || dump.Unchanged(c.was, d.item))
 }
 
 // made reports whether what comes after the rows has made a definition.

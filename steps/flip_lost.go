@@ -53,9 +53,10 @@ func flipLost(ctx context.Context, env *Env) error {
 	if err != nil || owner.Side != engine.Source {
 		return err
 	}
-	at, err := gateNow(ctx, env, engine.Source)
-	if err != nil || at != gate.Closed {
-		return err
+	for _, side := range []engine.Side{engine.Source, engine.Target} { // else one was opened by hand: status says what that means
+		if at, err := gateNow(ctx, env, side); err != nil || at != gate.Closed {
+			return err
+		}
 	}
 	return closedByLostFlip(ctx, env, owner)
 }

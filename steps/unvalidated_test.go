@@ -37,6 +37,9 @@ func TestUnvalidatedChecksWaitForTheFlip(t *testing.T) {
 	r.want(r.target, checks, "few true, fewer true")
 	r.must(r.walk(t.Context(), newConstraints(r.env), newVerify(r.env), newReverse(r.env), newArm(r.env), newFreeze(r.env, nil)))
 	r.want(r.target, checks, "few false, few true, fewer true, low false, short false")
+	if r.heard("definitions differ between both sides") {
+		t.Error("a check that the flip made is told to differ")
+	}
 	r.sameTables(t)
 	r.sameDefinitions(t)
 }
