@@ -245,19 +245,19 @@ func (c *comparison) remedy(ctx context.Context, env *Env, sides *sideConns, d *
 				return err
 			}
 		}
-		return plainRemedy(ctx, sides, d, missing)
+		return plainRemedy(ctx, env, sides, d, missing)
 	default:
-		return plainRemedy(ctx, sides, d, missing)
+		return plainRemedy(ctx, env, sides, d, missing)
 	}
 }
 
 // plainRemedy is for kinds that are made whole: by pg_restore, with what comes after the rows, or by a
 // statement that replaces.
-func plainRemedy(ctx context.Context, sides *sideConns, d *difference, missing bool) error {
+func plainRemedy(ctx context.Context, env *Env, sides *sideConns, d *difference, missing bool) error {
 	switch {
 	case d.item.Kind.AfterRows():
 		d.later = true
-		if !missing && d.verb == "changed" {
+		if !missing && d.verb == "changed" && env.Runbook.Schema.Mode != "existing" { // there nothing makes it again
 			d.sql = []string{dump.Drop(d.item)}
 		}
 	case missing:

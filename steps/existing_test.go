@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"github.com/pgrunbook/pgrunbook/engine"
+	"github.com/pgrunbook/pgrunbook/internal/pg"
 	"github.com/pgrunbook/pgrunbook/internal/testpg"
 )
 
@@ -90,4 +91,41 @@ func TestF43PartitionComesWhileItsTreeJoins(t *testing.T) {
 	r.must(<-came)
 	r.must(err)
 	r.same("shop.late", "shop.late_2")
+}
+
+// What a person made on the target is theirs: nothing of ours would make it again. Indexes stay as they are, a check that was
+// validated there stays so, and a foreign key is not given up for a key that changed on the source.
+func TestF45ExistingTargetKeepsItsOwn(t *testing.T) {
+	source, target := testpg.Pair(t)
+	const own = `; CREATE INDEX by_total ON shop.invoice (total)`
+	r := newRigOn(t, source, target, shopSetup+own+`; ALTER TABLE shop.invoice ADD CONSTRAINT low CHECK (total < 1000000) NOT VALID`, `schema {
+  mode = "existing"
+  on_ddl = "carry"
+}`)
+	r.exec(target, strings.Split(shopSetup, "INSERT INTO")[0]+own+`; ALTER TABLE shop.invoice ADD CONSTRAINT low CHECK (total < 1000000)`)
+	const theirs = `SELECT concat_ws(' ', to_regclass('shop.by_total'), (SELECT convalidated FROM pg_constraint WHERE conname = 'low'), (SELECT count(*) FROM pg_constraint WHERE contype = 'f' AND conrelid = 'shop.invoice'::regclass))`
+	stays := func() {
+		t.Helper()
+		r.want(target, theirs, "shop.by_total t 1")
+	}
+	stays()
+	r.must(r.walk(t.Context(), newSchema(r.env), newCapture(r.env), newCopy(r.env), newCatchUp(r.env)))
+	stays()
+	r.exec(source, "ALTER INDEX shop.by_total SET (fillfactor = 70)")
+	for _, mode := range []string{"stop", "carry"} {
+		r.env.Runbook.Schema.OnDDL = mode
+		r.must(r.catchUp())
+		stays()
+	}
+	const exchange = `BEGIN; ALTER TABLE shop.customer DROP CONSTRAINT customer_pkey CASCADE, ADD CONSTRAINT customer_pkey PRIMARY KEY (id) INCLUDE (name);
+		ALTER TABLE shop.invoice ADD FOREIGN KEY (customer) REFERENCES shop.customer ON DELETE CASCADE; COMMIT`
+	r.exec(source, exchange)
+	if err := r.catchUp(); pg.SQLState(err) != "2BP01" || !strings.Contains(engine.HintOf(err), "by hand") {
+		t.Fatalf("a key that a foreign key needs: %v, hint %q", err, engine.HintOf(err))
+	}
+	stays()
+	r.exec(target, exchange)
+	r.must(r.catchUp())
+	stays()
+	r.sameTables(t)
 }
