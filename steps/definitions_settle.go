@@ -148,6 +148,11 @@ func (d *difference) run(ctx context.Context, cp engine.Checkpoint, sides *sideC
 	return nil
 }
 
+// relationSQL compares a name as pgx.Identifier writes it.
+const relationSQL = `
+SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+ WHERE '"' || replace(n.nspname::text, '"', '""') || '"."' || replace(c.relname::text, '"', '""') || '"' = $1`
+
 // politely runs a statement on the target under the lock etiquette of internal/pg.
 func (d difference) politely(ctx context.Context, cp engine.Checkpoint, sides *sideConns, sql string) error {
 	e := pg.Etiquette{Object: d.item.ID(), Mode: pg.AccessExclusive, Report: waiting(cp, engine.Target, "carry a change to the target")}
@@ -159,7 +164,7 @@ func (d difference) politely(ctx context.Context, cp engine.Checkpoint, sides *s
 		rel = d.key.want.Table
 	}
 	// By comparison: to_regclass refuses what is no relation's name, as a function's.
-	rows, err := sides.target.Query(ctx, "SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE quote_ident(n.nspname) || '.' || quote_ident(c.relname) = $1", rel)
+	rows, err := sides.target.Query(ctx, relationSQL, rel)
 	if err != nil {
 		return err
 	}

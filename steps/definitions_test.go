@@ -7,6 +7,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/pgrunbook/pgrunbook/engine"
 	"github.com/pgrunbook/pgrunbook/steps/internal/dump"
 )
 
@@ -76,4 +77,25 @@ func TestLabelsOfEnums(t *testing.T) {
 			t.Errorf("from %q to %q: %s (%v), want %s", c.have, c.want, got, err, c.sql)
 		}
 	}
+}
+
+// A statement that is carried waits in short tries, and says who is in the way.
+func TestCarriedChangeNamesWhoIsInTheWay(t *testing.T) {
+	r := newRig(t, `schema { on_ddl = "carry" }`)
+	r.must(r.walk(t.Context(), newSchema(r.env), newCapture(r.env), newCopy(r.env), newCatchUp(r.env)))
+	reader := r.app(r.target)
+	reader.run("SET application_name = 'a report'; BEGIN; SELECT FROM shop.invoice")
+	r.exec(r.source, "ALTER TABLE shop.invoice ADD CONSTRAINT low CHECK (total < 1000000)")
+	named := false
+	r.onEvent = func(e engine.Event) {
+		if !named && e.Kind == engine.EventWaiting && strings.Contains(e.Message, "a report") {
+			named = true
+			reader.run("COMMIT")
+		}
+	}
+	r.must(r.catchUp())
+	if !named {
+		t.Error("nobody was told who is in the way")
+	}
+	r.want(r.target, "SELECT count(*)::text FROM pg_constraint WHERE conname = 'low' AND convalidated", "1")
 }
