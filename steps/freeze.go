@@ -313,7 +313,7 @@ func forGood(err error) bool {
 	if class := engine.ClassOf(err); class == engine.ClassDifferences || class == engine.ClassAmbiguous && !errors.As(err, &moved) {
 		return true
 	}
-	return strings.HasPrefix(pg.SQLState(err), "42") || errors.Is(err, errMended) || errors.Is(err, errOneWay) || errors.Is(err, errEmptied) || errors.Is(err, errLargeObjects)
+	return strings.HasPrefix(pg.SQLState(err), "42") || errors.Is(err, errMended) || errors.Is(err, errOneWay) || errors.Is(err, errEmptied) || errors.Is(err, errLargeObjects) || errors.Is(err, errRefusedReload)
 }
 
 func blockerNames(err error) []string {

@@ -2,12 +2,14 @@ package steps
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/pgrunbook/pgrunbook/engine"
 	"github.com/pgrunbook/pgrunbook/internal/failpoint"
 	"github.com/pgrunbook/pgrunbook/internal/pg"
 	"github.com/pgrunbook/pgrunbook/steps/internal/scope"
@@ -16,6 +18,7 @@ import (
 // reloader carries the tables that are reloaded whole inside the freeze. Its source transaction
 // locks them before the hold and takes its snapshot after it, like the final pass.
 type reloader struct {
+	side     string // that is written
 	fence    func(ctx context.Context, tx pgx.Tx) error
 	tables   []scope.Table
 	from, to *pgx.Conn
@@ -29,8 +32,12 @@ const assumedRate = 20 << 20
 // bytesForRate is the least that tells how many bytes a second a reload carries.
 const bytesForRate = 1 << 20
 
+// errRefusedReload is the end of a reload that meets the same constraint again: on the way back, a check of the source that
+// is NOT VALID there, since rows of its own break it.
+var errRefusedReload = errors.New("a constraint refuses rows that the other side has")
+
 func newReloader(ctx context.Context, env *Env, from, to *pg.Server) (*reloader, error) {
-	r := &reloader{fence: env.fence(to)}
+	r := &reloader{side: to.Side(), fence: env.fence(to)}
 	for _, t := range env.Scope.Tables {
 		if t.Data == scope.AtFreeze {
 			r.tables = append(r.tables, t)
@@ -115,6 +122,12 @@ func (r *reloader) run(ctx context.Context) (rows int64, err error) {
 			write = fmt.Sprintf("COPY %s FROM STDIN", name)
 		}
 		piped, err := pg.Pipe(ctx, r.from, r.to, read, write, nil)
+		if strings.HasPrefix(pg.SQLState(err), "23") {
+			return 0, &engine.Error{
+				Op: "reloading", Object: name, Err: fmt.Errorf("%w: %w", errRefusedReload, err),
+				Hint: fmt.Sprintf("Drop on the %s what the message names, and run the same command again. Afterwards add it there again: a check as NOT VALID, as no row is looked at then.", r.side),
+			}
+		}
 		if err != nil {
 			return 0, fmt.Errorf("reloading %s: %w", name, err)
 		}

@@ -1,6 +1,12 @@
 package steps
 
-import "testing"
+import (
+	"strings"
+	"testing"
+
+	"github.com/pgrunbook/pgrunbook/engine"
+	"github.com/pgrunbook/pgrunbook/internal/pg"
+)
 
 const unvalidatedSetup = `
 CREATE DOMAIN shop.small AS int;
@@ -40,6 +46,17 @@ func TestUnvalidatedChecksWaitForTheFlip(t *testing.T) {
 	if r.heard("definitions differ between both sides") {
 		t.Error("a check that the flip made is told to differ")
 	}
+	r.sameTables(t)
+	r.sameDefinitions(t)
+
+	// On the way back a reload meets such a check of the source itself: once, and what to do is said.
+	err := r.walk(t.Context(), newRollback(r.env, nil))
+	if pg.SQLState(err) != "23514" || !strings.Contains(engine.HintOf(err), "Drop on the source") {
+		t.Fatalf("a reload against a check: %v, hint %q", err, engine.HintOf(err))
+	}
+	r.exec(r.source, "BEGIN READ WRITE; ALTER TABLE shop.log DROP CONSTRAINT short; COMMIT")
+	r.must(r.walk(t.Context(), newRollback(r.env, nil)))
+	r.exec(r.source, "BEGIN READ WRITE; ALTER TABLE shop.log ADD CONSTRAINT short CHECK (line = '') NOT VALID; COMMIT")
 	r.sameTables(t)
 	r.sameDefinitions(t)
 }
