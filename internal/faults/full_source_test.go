@@ -80,7 +80,7 @@ func (r *rig) overfull() {
 	r.must(err)
 	defer func() { _ = conn.Close(ctx) }()
 	for range 100000 {
-		if _, err = conn.Exec(ctx, "UPDATE app.label SET n = n + 1 WHERE tag = 'Label-7'"); err != nil {
+		if _, err = conn.Exec(ctx, "UPDATE app.label SET n = n + 1 WHERE tag = 'ours'"); err != nil {
 			break
 		}
 	}
@@ -116,7 +116,7 @@ func TestF16DeltasFillTheSource(t *testing.T) {
 			r.apart(source, "pg_wal", wal) // without room for it the server ends, and whose the room is does not matter
 			before := r.dump(r.source)
 			r.finally("apply", "--auto-approve", "--until", "catch_up")
-			r.sql(r.source, "DELETE FROM app.label WHERE n % 4 = 0")
+			r.sql(r.source, "DELETE FROM app.label WHERE n % 4 = 0; INSERT INTO app.label VALUES ('ours', 0)")
 			r.sql(r.source, "VACUUM app.label")
 			r.sql(r.source, "UPDATE app.item SET name = name || '.'; UPDATE app.item SET name = name || '.'; UPDATE app.item SET name = name || '.'")
 
@@ -124,8 +124,8 @@ func TestF16DeltasFillTheSource(t *testing.T) {
 			r.overfull()
 			r.finally(way...)
 			if name == "passes" {
-				const sum = "SELECT (SELECT sum(n) FROM app.label) + (SELECT sum(length(name)) FROM app.item)"
-				if source, target := r.number(r.source, sum), r.number(r.target, sum); source != target {
+				const ours = "SELECT n FROM app.label WHERE tag = 'ours'" // the clients write what else they find room for
+				if source, target := r.number(r.source, ours), r.number(r.target, ours); source == 0 || source != target {
 					t.Errorf("passes left behind what waited in the deltas: %d on the source, %d on the target", source, target)
 				}
 			} else {
